@@ -1,0 +1,1 @@
+"""READ: the activations of every layer of a network, as features."""

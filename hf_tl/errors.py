@@ -1,0 +1,9 @@
+"""The one error that callers catch: the input, not the program, is at fault."""
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message says what was expected, what came and what to do.
+
+    The command line catches this type alone, prints its one sentence and exits with 2. Any other
+    exception is a defect of the program and keeps its traceback.
+    """

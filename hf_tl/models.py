@@ -1,0 +1,199 @@
+"""A name -> a pre-trained network and what turns raw inputs into its batches, for transformers and timm alike."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hf_tl.errors import InputError
+from hf_tl.trace import Batch
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network with its preparation of inputs.
+
+    Attributes:
+        model: the network; called with what `prepare` returns.
+        prepare: a list of raw inputs (PIL images, strings, arrays) -> a batch: one tensor, or a mapping of
+            tensors passed by keyword; the rows come first in every tensor.
+        modality: what a raw input is: "image", "text" or "array".
+        name: how the user called it.
+        untrained: names of modules whose weights are not in the checkpoint and are therefore random.
+    """
+
+    model: nn.Module
+    prepare: Callable[[list], Batch]
+    modality: str = "array"
+    name: str = "network"
+    untrained: frozenset[str] = frozenset()
+
+
+def load_network(name: str, *, image_size: int | None = None, revision: str | None = None) -> Network:
+    """Loads a pre-trained network and its preparation of inputs, in float32 and eval mode.
+
+    Args:
+        name: a Hub id ("timm/resnet50.a1_in1k", "google/vit-base-patch16-224"), a timm model name
+            ("resnet50.a1_in1k"), a folder with a config.json and weights, or "local-dir:FOLDER".
+        image_size: side of the square images in pixels; None for the size of pre-training.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        InputError: no such model, or one that this version cannot feed.
+    """
+    from timm import is_model
+
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size must be at least 1 pixel, got {image_size}")
+    source, _, rest = name.partition(":")
+    place = rest if source in ("local-dir", "hf-hub") and rest else name
+    if os.path.isdir(place):
+        config, timm_name = _read_config(Path(place) / "config.json", place), f"local-dir:{place}"
+    elif source == "local-dir" or place.startswith((".", "~", os.sep)):
+        raise InputError(f"model folder {place!r} does not exist; give a folder with a config.json, or a Hub id")
+    elif "/" not in place and is_model(place):
+        config, timm_name = {"architecture": place}, place
+    else:
+        config = _hub_config(place, revision)
+        timm_name = f"hf-hub:{place}" if revision is None else f"hf-hub:{place}@{revision}"
+    if "model_type" in config:
+        return _from_transformers(name, place, image_size=image_size, revision=revision)
+    if "architecture" in config:
+        return _from_timm(name, timm_name, config, image_size=image_size)
+    raise InputError(
+        f"config.json of {name!r} has neither 'model_type' (transformers) nor 'architecture' (timm), but "
+        f"{sorted(config)[:5]}; save the model with save_pretrained or timm.models.save_for_hf"
+    )
+
+
+def example_batch(network: Network, *, n: int = 2) -> Batch:
+    """A batch of `n` made-up inputs that the network accepts, for looking at its layers without a dataset."""
+    if network.modality == "image":
+        from PIL import Image
+
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (n, 256, 256, 3), generator=generator, dtype=torch.uint8)
+        return network.prepare([Image.fromarray(image.numpy()) for image in pixels])
+    if network.modality == "text":
+        return network.prepare(["Knowledge of one task serves another."] * n)
+    raise InputError(f"{network.name} takes arrays of a shape only you know; give an example batch")
+
+
+def _from_timm(name: str, timm_name: str, config: Mapping, *, image_size: int | None) -> Network:
+    import timm
+    from timm.data import create_transform, resolve_model_data_config
+
+    fixed = dict(config.get("pretrained_cfg") or {}).get("fixed_input_size", False)
+    resized = {"img_size": image_size} if image_size is not None and fixed else {}
+    try:
+        model = timm.create_model(timm_name, pretrained=True, **resized).eval()
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"timm could not load {name!r}: {_first_line(error)}") from error
+    data = resolve_model_data_config(model)
+    if image_size is not None:
+        data["input_size"] = (data["input_size"][0], image_size, image_size)
+    transform = create_transform(**data, is_training=False)
+    mode = "RGB" if data["input_size"][0] == 3 else "L"
+
+    def prepare(images: list) -> Tensor:
+        return torch.stack([transform(image.convert(mode)) for image in images])
+
+    return Network(model, prepare, modality="image", name=name)
+
+
+def _from_transformers(name: str, place: str, *, image_size: int | None, revision: str | None) -> Network:
+    from transformers import AutoModel
+
+    try:
+        model, loading = AutoModel.from_pretrained(
+            place, revision=revision or "main", dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"transformers could not load {name!r}: {_first_line(error)}") from error
+    untrained = frozenset(key.rpartition(".")[0] for key in loading["missing_keys"])
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    prepares = {"pixel_values": (_image_prepare, "image"), "input_ids": (_text_prepare, "text")}
+    if model.main_input_name not in prepares:
+        raise InputError(
+            f"{name!r} reads {model.main_input_name!r}; this version feeds images (pixel_values) and text (input_ids)"
+        )
+    make, modality = prepares[model.main_input_name]
+    try:
+        prepare = make(model, place, image_size=image_size, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no processor for {name!r}: {_first_line(error)}") from error
+    return Network(model.eval(), prepare, modality=modality, name=name, untrained=untrained)
+
+
+def _image_prepare(model: nn.Module, place: str, *, image_size: int | None, revision: str | None) -> Callable:
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(place, revision=revision or "main")
+    resized = {}
+    if image_size is not None:
+        square = {"height": image_size, "width": image_size}
+        resized = {"size": square, "crop_size": square}
+
+    def prepare(images: list) -> Batch:
+        return dict(processor([image.convert("RGB") for image in images], return_tensors="pt", **resized))
+
+    return prepare
+
+
+def _text_prepare(model: nn.Module, place: str, *, image_size: int | None, revision: str | None) -> Callable:
+    from transformers import AutoTokenizer
+
+    if image_size is not None:
+        raise InputError(f"image_size={image_size} was given, but {place!r} reads text")
+    tokenizer = AutoTokenizer.from_pretrained(place, revision=revision or "main")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    positions = model.config.to_dict().get("max_position_embeddings") or 512
+    length = min(tokenizer.model_max_length, positions, 512)
+    accepted = set(tokenizer.model_input_names)
+
+    def prepare(texts: list) -> Batch:
+        batch = tokenizer([str(text) for text in texts], padding=True, truncation=True, max_length=length)
+        batch = batch.convert_to_tensors("pt")
+        return {key: value for key, value in batch.items() if key in accepted}
+
+    return prepare
+
+
+def _hub_config(name: str, revision: str | None) -> dict:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    try:
+        return _read_config(Path(hf_hub_download(name, "config.json", revision=revision)), name)
+    except (OSError, ValueError) as error:  # every error of the Hub is an OSError, of a malformed id a ValueError
+        if isinstance(error, InputError):
+            raise
+        state = "the Hub is switched off by HF_HUB_OFFLINE=1" if HF_HUB_OFFLINE else "the Hub did not give it"
+        raise InputError(
+            f"model {name!r} is not a folder, not a timm model name and not in the local Hub cache, and {state}; "
+            f"check the spelling, or download it first with: hf download {name}"
+        ) from error
+
+
+def _read_config(path: Path, name: str) -> dict:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"folder {name!r} has no config.json; expected a saved transformers or timm model") from error
+    except ValueError as error:
+        raise InputError(f"config.json of {name!r} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"config.json of {name!r} should hold an object, got {type(config).__name__}")
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

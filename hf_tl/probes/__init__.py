@@ -1,0 +1,1 @@
+"""JUDGE: classifiers on top of embeddings."""

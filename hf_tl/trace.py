@@ -1,0 +1,265 @@
+"""One traced forward pass: which layers ran, in which order, and what became of their outputs.
+
+A layer here is a convolution or a fully connected module. Its output is followed by tensor identity and
+version through at most one normalisation and one activation, whether those are modules or functions:
+
+    conv -> batch_norm -> relu        the value after the activation is read at the relu
+    conv -> batch_norm -> x += skip   no activation of its own: the value is read at the norm
+
+An in-place activation writes into the tensor it reads, so identity alone is not enough: a tensor whose
+version moved is no longer the value that was recorded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+Batch = Mapping[str, Tensor] | Tensor
+
+NORMS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm"})
+ACTIVATIONS = frozenset(  # noqa: SIM905 - a list of words reads better as one
+    "relu relu6 hardtanh gelu silu mish hardswish hardsigmoid elu selu celu leaky_relu prelu rrelu softplus softsign "
+    "logsigmoid tanh sigmoid tanhshrink hardshrink softshrink threshold".split()
+)
+NOT_ACTIVATIONS = (nn.MultiheadAttention, nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.Softmax2d, nn.GLU)
+
+_LINEAR, _NORM, _ACTIVATION = 0, 1, 2  # how far along its chain a value is
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where a value can be read: the output (or first input) of one call of a module, and what is still to be applied."""
+
+    module: str
+    call: int
+    side: Literal["output", "input"] = "output"
+    function: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass
+class LayerCall:
+    """One call of one convolution or fully connected layer during a forward pass.
+
+    Attributes:
+        name: the layer's name in the network.
+        call: 0 for the layer's first call of the pass, 1 for the second (shared weights), ...
+        module: the layer.
+        before: where its own output is read.
+        after: where the value is read after the layer's norm and activation; `before` if it has neither.
+        chain: the names of that norm and activation, in order.
+        shape: the shape of its own output.
+    """
+
+    name: str
+    call: int
+    module: nn.Module
+    before: Reading
+    after: Reading
+    chain: tuple[str, ...] = ()
+    shape: tuple[int, ...] = ()
+    stage: int = _LINEAR
+
+
+@dataclass
+class Trace:
+    """What one forward pass did.
+
+    Attributes:
+        modules: names of the modules that ran, in the order in which they started.
+        calls: how often each module ran.
+        given: the shape of the first floating point tensor that each module was first called with.
+        layers: every call of a convolution or fully connected layer, in execution order.
+        output: the first floating point tensor that the network returned, None if it returned none.
+        last: the layer call whose own output the network returned untouched (a classifier), or None.
+    """
+
+    modules: list[str] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)
+    given: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    layers: list[LayerCall] = field(default_factory=list)
+    output: Tensor | None = None
+    last: LayerCall | None = None
+
+
+def trace(model: nn.Module, example: Batch) -> Trace:
+    """Runs the network once on `example` and returns what its layers did.
+
+    The network runs in eval mode without gradients; its training flags come back and no hook stays.
+    """
+    recorder = _Recorder(model)
+    with evaluating(model), torch.no_grad(), recorder.hooks(), recorder:
+        returned = forward(model, example)
+    record = recorder.trace
+    record.output = first_float(returned)
+    if record.output is not None:
+        followed = recorder.find(record.output)
+        if followed is not None and followed.stage == _LINEAR:
+            record.last = followed.layer
+    return record
+
+
+def forward(model: nn.Module, batch: Batch) -> object:
+    """Calls the network: a mapping by keyword, a tensor by position."""
+    return model(**batch) if isinstance(batch, Mapping) else model(batch)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; on the way out every module gets its own training flag back."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def first_float(value: object) -> Tensor | None:
+    """The first floating point tensor in a tensor, list, tuple or mapping (such as a ModelOutput), depth first."""
+    if isinstance(value, Tensor):
+        return value if value.is_floating_point() else None
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return next((found for item in items if (found := first_float(item)) is not None), None)
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """True for convolutions over 1, 2 or 3 axes, transposed or not: channels are axis 1 of their output."""
+    return isinstance(
+        module,
+        (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    )
+
+
+def is_fully_connected(module: nn.Module) -> bool:
+    """True for linear layers, GPT-2's `Conv1D` among them: channels are the last axis of their output."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (nn.Linear, nn.Bilinear, Conv1D))
+
+
+@dataclass
+class _Followed:
+    """A tensor that still is the output of `layer`, `stage` steps along its chain."""
+
+    tensor: Tensor  # kept alive, so that no other tensor gets its identity
+    version: int
+    layer: LayerCall
+    stage: int
+
+
+class _Recorder(TorchFunctionMode):
+    """Sees every torch function (as a mode) and every module call (by hooks) of one forward pass."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.trace = Trace()
+        self.model = model
+        self.names = {module: name for name, module in model.named_modules()}
+        self.followed: dict[int, _Followed] = {}
+        self.inputs: list[_Followed | None] = []  # a stack: what each running module was given
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for module in self.names:
+                for handle in (
+                    module.register_forward_pre_hook(self._enter, with_kwargs=True),
+                    module.register_forward_hook(self._leave),
+                ):
+                    stack.callback(handle.remove)
+            yield
+
+    def find(self, tensor: Tensor) -> _Followed | None:
+        found = self.followed.get(id(tensor))
+        return found if found is not None and found.version == tensor._version else None
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        source = args[0] if args else kwargs.get("input")
+        found = self.find(source) if isinstance(source, Tensor) else None
+        result = func(*args, **kwargs)
+        stage = _stage_of_function(getattr(func, "__name__", ""))
+        if found is not None and stage > found.stage and isinstance(result, Tensor):
+            step = _Step(func, args[1:], {key: value for key, value in kwargs.items() if key != "input"})
+            read = found.layer.after
+            before = () if read.function is None else read.function.steps
+            self._advance(found.layer, result, stage, replace(read, function=_Steps((*before, step))), func.__name__)
+        return result
+
+    def _advance(self, layer: LayerCall, tensor: Tensor, stage: int, reading: Reading, what: str) -> None:
+        if stage > layer.stage:  # the first path that gets this far counts
+            layer.stage, layer.after, layer.chain = stage, reading, (*layer.chain, what.rstrip("_"))
+            self.followed[id(tensor)] = _Followed(tensor, tensor._version, layer, stage)
+
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        name = self.names[module]
+        self.trace.modules.append(name)
+        given = first_float([args, kwargs])
+        if given is not None:
+            self.trace.given.setdefault(name, tuple(given.shape))
+        self.inputs.append(None if given is None else self.find(given))
+
+    def _leave(self, module: nn.Module, args: tuple, output: object) -> None:
+        name, given = self.names[module], self.inputs.pop()
+        call = self.trace.calls[name]
+        self.trace.calls[name] += 1
+        if not isinstance(output, Tensor):
+            return
+        here = Reading(name, call)
+        if is_convolution(module) or is_fully_connected(module):
+            layer = LayerCall(name, call, module, before=here, after=here, shape=tuple(output.shape))
+            self.trace.layers.append(layer)
+            self.followed[id(output)] = _Followed(output, output._version, layer, _LINEAR)
+            return
+        found = self.find(output)
+        if found is not None:  # a value followed by function comes out of a module: read it there
+            if found.stage == found.layer.stage and found.layer.after.function is not None:
+                found.layer.after = here
+        elif given is not None and (stage := _stage_of_module(module)) > given.stage:
+            self._advance(given.layer, output, stage, here, type(module).__name__)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A torch function as the network called it, but for its input."""
+
+    function: Callable
+    args: tuple
+    kwargs: dict
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The functions that the network applied after the place where the value is read, to be applied again."""
+
+    steps: tuple[_Step, ...]
+
+    def __call__(self, value: Tensor) -> Tensor:
+        value = value.clone()  # some of the functions work in place
+        for step in self.steps:
+            value = step.function(value, *step.args, **step.kwargs)
+        return value
+
+
+def _stage_of_function(name: str) -> int:
+    name = name.rstrip("_")
+    return _ACTIVATION if name in ACTIVATIONS else _NORM if name in NORMS else _LINEAR
+
+
+def _stage_of_module(module: nn.Module) -> int:
+    """What a module is that was not seen to call a known function (transformers' NewGELU, a hand-written RMSNorm)."""
+    kind = type(module)
+    home = kind.__module__.rpartition(".")[2]
+    if home.startswith("activation") and not isinstance(module, NOT_ACTIVATIONS):
+        return _ACTIVATION
+    return _NORM if "norm" in kind.__name__.lower() else _LINEAR
