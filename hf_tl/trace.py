@@ -12,6 +12,7 @@ version moved is no longer the value that was recorded.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -26,9 +27,12 @@ from torch.overrides import TorchFunctionMode
 Batch = Mapping[str, Tensor] | Tensor
 
 NORMS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm"})
-ACTIVATIONS = frozenset(  # noqa: SIM905 - a list of words reads better as one
-    "relu relu6 hardtanh gelu silu mish hardswish hardsigmoid elu selu celu leaky_relu prelu rrelu softplus softsign "
-    "logsigmoid tanh sigmoid tanhshrink hardshrink softshrink threshold".split()
+ACTIVATIONS = frozenset(
+    {
+        *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus"),
+        *("hardtanh", "hardswish", "hardsigmoid", "hardshrink", "softshrink", "tanhshrink", "threshold"),
+        *("tanh", "sigmoid", "logsigmoid", "softsign"),
+    }
 )
 NOT_ACTIVATIONS = (nn.MultiheadAttention, nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.Softmax2d, nn.GLU)
 
@@ -37,7 +41,7 @@ _LINEAR, _NORM, _ACTIVATION = 0, 1, 2  # how far along its chain a value is
 
 @dataclass(frozen=True)
 class Reading:
-    """Where a value can be read: the output (or first input) of one call of a module, and what is still to be applied."""
+    """Where a value is read: the output (or first input) of one call of a module, and what is still to be applied."""
 
     module: str
     call: int
@@ -142,9 +146,10 @@ def is_convolution(module: nn.Module) -> bool:
 
 def is_fully_connected(module: nn.Module) -> bool:
     """True for linear layers, GPT-2's `Conv1D` among them: channels are the last axis of their output."""
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, (nn.Linear, nn.Bilinear, Conv1D))
+    if isinstance(module, (nn.Linear, nn.Bilinear)):
+        return True
+    home = sys.modules.get("transformers.pytorch_utils")  # imported by any network that holds a Conv1D
+    return home is not None and isinstance(module, home.Conv1D)
 
 
 @dataclass

@@ -129,13 +129,17 @@ class Embedding:
             about = json.loads((folder / "embedding.json").read_text(encoding="utf-8"))
             tensors = load_file(folder / "embedding.safetensors")
         except FileNotFoundError as error:
-            raise InputError(f"{str(folder)!r} holds no embedding: {error.filename} is missing; make it with hf-tl embed") from error
+            raise InputError(
+                f"{str(folder)!r} holds no embedding: {error.filename} is missing; make it with hf-tl embed"
+            ) from error
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"the embedding in {str(folder)!r} cannot be read: {error}") from error
         try:
             return cls._checked(about, tensors)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise InputError(f"the embedding in {str(folder)!r} is damaged: {error!r}; make it again with hf-tl embed") from error
+            raise InputError(
+                f"the embedding in {str(folder)!r} is damaged: {error!r}; make it again with hf-tl embed"
+            ) from error
 
     @classmethod
     def _checked(cls, about: dict, tensors: dict[str, np.ndarray]) -> Embedding:
@@ -147,8 +151,10 @@ class Embedding:
             for item in about["layers"]
         )
         stops = [0, *(layer.stop for layer in layers)]
-        if values.ndim != 2 or stops[-1] != values.shape[1] or any(
-            layer.start != start or layer.stop <= start for layer, start in zip(layers, stops, strict=False)
+        if (
+            values.ndim != 2
+            or stops[-1] != values.shape[1]
+            or any(layer.start != start or layer.stop <= start for layer, start in zip(layers, stops, strict=False))
         ):
             raise ValueError(f"the layers' columns do not tile values of shape {values.shape}")
         labels = tensors.get("labels")

@@ -109,7 +109,11 @@ def load_batch(
         if all(good):
             raise
     kept = [index for index, fine in zip(kept, good, strict=True) if fine]
-    return (kept, network.prepare([value for value, fine in zip(inputs, good, strict=True) if fine])) if kept else ([], None)
+    return (
+        (kept, network.prepare([value for value, fine in zip(inputs, good, strict=True) if fine]))
+        if kept
+        else ([], None)
+    )
 
 
 def to_device(batch: Batch, device: str) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -16,6 +17,7 @@ from hf_tl.embedding.statistics import Statistics
 from hf_tl.embedding.taps import Selection, Tap, find_taps, select_names
 from hf_tl.errors import InputError
 from hf_tl.models import Network, load_network
+from hf_tl.trace import Batch
 
 
 class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
@@ -29,7 +31,8 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
     `Embedding` that `activations` returned, so that one pass serves many recipes and layer subsets.
 
     Args:
-        network: from `hf_tl.load_network`, or `Network(model, prepare)` around any module of yours.
+        network: from `hf_tl.load_network`, or `Network(model, prepare)` around any module of yours; None where
+            all rows are given as raw embeddings.
         recipe: a name in `hf_tl.embedding.recipe.RECIPES`, or a `Recipe`.
         taps: "auto" for every layer, "last" for what the classifier reads, or glob patterns over layer names.
         top: the share of the chosen layers to keep, counted from the task side.
@@ -46,7 +49,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
 
     def __init__(
         self,
-        network: Network,
+        network: Network | None = None,
         *,
         recipe: Recipe | str = "paper",
         taps: Selection = "auto",
@@ -196,23 +199,23 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
                 f"it; read them again with this recipe"
             )
         if raw.values.dtype.kind != "f":
-            raise InputError(f"expected raw activations, got {raw.values.dtype} features; use what activations() returns")
+            raise InputError(f"expected raw activations, got {raw.values.dtype}; use what activations() returns")
         return raw.select(self.taps, top=self.top)
 
     def _scaled(self, raw: Embedding) -> Embedding:
-        from dataclasses import replace
-
         self._check_layers([layer.name for layer in raw.layers])
         return replace(raw, values=find_recipe(self.recipe).apply(raw.values, self.statistics_, raw.widths))
 
     def _check_layers(self, names: Sequence[str]) -> None:
         if list(names) != self.layer_names_:
             raise InputError(
-                f"fitted on {len(self.layer_names_)} layers ({self.layer_names_[0]!r} to {self.layer_names_[-1]!r}), got "
-                f"{len(names)} ({names[0]!r} to {names[-1]!r}); use the same network and layers for both"
+                f"expected the {len(self.layer_names_)} layers of training, {_span(self.layer_names_)}, got "
+                f"{len(names)}, {_span(names)}; use the same network and layers for both"
             )
 
     def _as_rows(self, rows: Rows | Sequence) -> Rows:
+        if self.network is None:
+            raise InputError(f"without a network only raw embeddings can be used, got {type(rows).__name__}")
         if isinstance(rows, Rows):
             return rows
         from datasets import Dataset
@@ -222,6 +225,10 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
         return Rows([{"input": value} for value in rows], "input")
 
 
+def _span(names: Sequence[str]) -> str:
+    return f"{names[0]!r} to {names[-1]!r}"
+
+
 def _columns(taps: Sequence[Tap]) -> tuple[LayerColumns, ...]:
     stops = np.cumsum([tap.n_features for tap in taps]).tolist()
     return tuple(
@@ -229,11 +236,11 @@ def _columns(taps: Sequence[Tap]) -> tuple[LayerColumns, ...]:
     )
 
 
-def _example(network: Network, rows: Rows, *, on_bad_rows: OnBadRows):
+def _example(network: Network, rows: Rows, *, on_bad_rows: OnBadRows) -> Batch:
     """A batch of the first two usable rows; of the same row twice where there is only one."""
     found: list[int] = []
     for index in range(len(rows)):
-        kept, batch = load_batch(network, rows, [index], on_bad_rows=on_bad_rows)
+        kept, _ = load_batch(network, rows, [index], on_bad_rows=on_bad_rows)
         found += kept
         if len(found) == 2:
             break

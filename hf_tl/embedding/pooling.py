@@ -30,7 +30,9 @@ def pool(value: Tensor, *, rows: int, channels_last: bool, mask: Tensor | None =
             weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1)
             return torch.einsum("rtc,rt->rc", value.to(dtype), weights)
         if not bool(mask.all()):
-            raise ValueError(f"positions of shape {tuple(value.shape)} cannot be matched with tokens {tuple(mask.shape)}")
+            raise ValueError(
+                f"positions of shape {tuple(value.shape)} cannot be matched with tokens {tuple(mask.shape)}"
+            )
     if not channels_last:
         value = value.mean(dim=tuple(range(2, value.ndim)), dtype=dtype) if value.ndim > 2 else value.to(dtype)
         return value if len(value) == rows else value.unflatten(0, (rows, -1)).mean(dim=1)

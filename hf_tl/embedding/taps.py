@@ -56,7 +56,9 @@ class Tap:
     chain: tuple[str, ...] = ()
 
 
-def find_taps(network: Network, example: Batch, *, activation: Literal["after", "before"]) -> tuple[list[Tap], dict[str, str]]:
+def find_taps(
+    network: Network, example: Batch, *, activation: Literal["after", "before"]
+) -> tuple[list[Tap], dict[str, str]]:
     """Every convolution and fully connected layer outside the classifier, in execution order, and the tap "last".
 
     Args:
@@ -173,7 +175,9 @@ class TapReader:
         values, self._values = self._values, None
         return values
 
-    def _hook(self, module: nn.Module, key: tuple[str, str], calls: Mapping[int, list[tuple[Tap, int]]]) -> RemovableHandle:
+    def _hook(
+        self, module: nn.Module, key: tuple[str, str], calls: Mapping[int, list[tuple[Tap, int]]]
+    ) -> RemovableHandle:
         def read(value: Tensor | None) -> None:
             call = self._calls[key]
             self._calls[key] += 1
@@ -193,7 +197,8 @@ class TapReader:
             pooled = pool(value, rows=self._rows, channels_last=tap.channels_last, mask=self._mask)
         except (ValueError, RuntimeError) as error:
             raise InputError(
-                f"layer {tap.name!r} cannot be averaged per row: {error}; leave it out with taps=[...], or use batch_size=1"
+                f"layer {tap.name!r} cannot be averaged per row: {error}; "
+                f"leave it out with taps=[...], or use batch_size=1"
             ) from error
         if self._values is None:
             self._values = pooled.new_empty(self._rows, self.n_features)
