@@ -6,7 +6,9 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +17,8 @@ from hf_tl.table import format_table
 
 
 if TYPE_CHECKING:
-    from hf_tl.data import Task
     from hf_tl.embedding.embedding import Embedding
-    from hf_tl.models import Network
+    from hf_tl.embedding.recipe import Recipe
 
 QUIET = {  # standard error is for this program's progress bars and sentences
     "TRANSFORMERS_VERBOSITY": "error",
@@ -25,6 +26,9 @@ QUIET = {  # standard error is for this program's progress bars and sentences
     "HF_HUB_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
+MODEL = "Hub id, timm model name, folder, or local-dir:FOLDER"
+DATA = "Hub id, .csv/.json/.parquet file, or folder"
+RECIPE = "paper, fne-package, standardize, l2 or raw (default %(default)s)"
 EXAMPLES = {
     "quickstart": """\
   hf-tl quickstart
@@ -49,13 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+        return 0
     except InputError as error:
         print(f"hf-tl {options.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"hf-tl {options.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def quickstart(options: argparse.Namespace) -> None:
@@ -89,37 +93,35 @@ def layers(options: argparse.Namespace) -> None:
     network = load_network(options.model, image_size=options.image_size)
     example = example_batch(network)
     taps, left_out = find_taps(network, example, activation=_recipe(options).activation)
-    first = {}  # a layer that runs several times has a tap a call
-    for tap in taps:
-        first.setdefault(tap.name.partition("#")[0], []).append(tap)
+    features: Counter[str] = Counter()
+    remarks = {name.partition("#")[0]: f"left out: {why}" for name, why in left_out.items()}
+    for tap in taps:  # one a call of the layer
+        name = tap.name.partition("#")[0]
+        features[name] += tap.n_features
+        remarks[name] = f"after {' and '.join(tap.chain)}" if tap.chain else "its own output"
+    listed = list_layers(network.model, example)
     rows = []
-    for i, layer in enumerate(list_layers(network.model, example)):
-        here = first.get(layer.name, [])
-        read = " + ".join(here[0].chain) if here and here[0].chain else "as it is" if here else ""
-        note = next((why for name, why in left_out.items() if name.partition("#")[0] == layer.name), "")
-        rows.append(
-            [i, layer.name, type(layer.module).__name__, layer.depth, layer.calls, layer.n_parameters,
-             sum(tap.n_features for tap in here), read or (f"not read: {note}" if note else "")]
-        )  # fmt: skip
-    print(format_table(["#", "layer", "type", "depth", "calls", "parameters", "features", "read after"], rows))
-    features = sum(tap.n_features for tap in taps if tap.name != LAST)
-    print(f"\n{len(rows)} layers, {sum(row[5] for row in rows):,} parameters; {features:,} features are read", end="")
-    print("".join(f"; last layer: {tap.n_features:,} features" for tap in taps if tap.name == LAST))
+    for i, layer in enumerate(listed):
+        kind, remark = type(layer.module).__name__, remarks.get(layer.name, "")
+        rows.append([i, layer.name, kind, layer.depth, layer.calls, layer.n_parameters, features[layer.name], remark])
+    print(format_table(["#", "layer", "type", "depth", "calls", "parameters", "features", "read"], rows))
+    last = features.pop(LAST, 0)
+    print(f"\n{len(rows)} layers, {sum(layer.n_parameters for layer in listed):,} parameters")
+    print(f"{sum(features.values()):,} features are read; the last layer alone has {last:,}")
 
 
 def embed(options: argparse.Namespace) -> None:
     """Reads every layer of a network for every row of a dataset, once, into a folder."""
     _make_folder(options.out)
     start = time.perf_counter()
-    train, test, notes = _embed(options)
+    train, test, notes = _embed(options, taps=["auto", "last"])
     for split, embedding in (("train", train), ("test", test)):
         embedding.save(options.out / split)
-    rows = [
-        [split, len(embedding), len(embedding.layers), embedding.shape[1], f"{embedding.values.nbytes / 2**20:.1f} MiB",
-         str(options.out / split)]
-        for split, embedding in (("train", train), ("test", test))
-    ]  # fmt: skip
-    print(format_table(["split", "rows", "layers", "features", "size", "folder"], rows))
+    rows = []
+    for split, embedding in (("train", train), ("test", test)):
+        size = f"{embedding.values.nbytes / 2**20:.1f} MiB"
+        rows.append([split, *embedding.shape, len(embedding.layers), size, str(options.out / split)])
+    print(format_table(["split", "rows", "features", "layers", "size", "folder"], rows))
     _print_notes(notes)
     print(f"\n{time.perf_counter() - start:.0f} s; next: hf-tl probe {options.out}")
 
@@ -129,25 +131,34 @@ def probe(options: argparse.Namespace) -> None:
     from hf_tl.embedding.embedding import Embedding
 
     start = time.perf_counter()
-    if options.data is None:
+    if not options.C > 0:
+        raise InputError(f"--C must be above 0, got {options.C}")
+    if not 0 < options.top <= 1:
+        raise InputError(f"--top must be above 0 and at most 1, got {options.top}")
+    if options.data is not None:
+        train, test, notes = _embed(options, taps=[*options.taps, "last"])
+    elif (Path(options.model) / "train" / "embedding.json").is_file():
         train, test = (Embedding.load(Path(options.model) / split) for split in ("train", "test"))
-        notes: list[str] = []
+        notes = []
     else:
-        train, test, notes = _embed(options)
+        raise InputError(
+            f"{options.model!r} holds no embedding; give a folder that `hf-tl embed` wrote, "
+            f"or a model and a dataset: hf-tl probe MODEL DATA"
+        )
     print(_probe_table(train, test, options))
     _print_notes(notes)
     print(f"\n{time.perf_counter() - start:.0f} s")
 
 
-def _embed(options: argparse.Namespace) -> tuple[Embedding, Embedding, list[str]]:
+def _embed(options: argparse.Namespace, *, taps: Sequence[str]) -> tuple[Embedding, Embedding, list[str]]:
     from hf_tl.data import load_task
     from hf_tl.embedding.full_network import FullNetworkEmbedding
-    from hf_tl.embedding.recipe import Recipe
+    from hf_tl.embedding.recipe import RECIPES
     from hf_tl.models import load_network
 
-    recipe = _recipe(options)
-    network: Network = load_network(options.model, image_size=options.image_size)
-    task: Task = load_task(
+    raw = replace(RECIPES["raw"], activation=_recipe(options).activation)
+    network = load_network(options.model, image_size=options.image_size)
+    task = load_task(
         options.data,
         modality=network.modality,
         label=options.label,
@@ -156,8 +167,8 @@ def _embed(options: argparse.Namespace) -> tuple[Embedding, Embedding, list[str]
     )
     reader = FullNetworkEmbedding(
         network,
-        recipe=Recipe(activation=recipe.activation, scale="none", thresholds=None),
-        taps=["auto", "last"],
+        recipe=raw,
+        taps=taps,
         batch_size=options.batch_size,
         device=options.device,
         on_bad_rows=options.on_bad_rows,
@@ -173,8 +184,6 @@ def _embed(options: argparse.Namespace) -> tuple[Embedding, Embedding, list[str]
 
 
 def _probe_table(train: Embedding, test: Embedding, options: argparse.Namespace) -> str:
-    from dataclasses import replace
-
     from hf_tl.embedding.full_network import FullNetworkEmbedding
     from hf_tl.embedding.recipe import RECIPES
     from hf_tl.probes.svm import LinearSVM
@@ -192,16 +201,14 @@ def _probe_table(train: Embedding, test: Embedding, options: argparse.Namespace)
         features, judged = fne.fit_transform(train), fne.transform(test)
         svm = LinearSVM(C=options.C).fit(features, train.labels)
         accuracy = float(svm.score(judged, test.labels))
-        label = options.recipe if part is recipe else "l2"
-        rows.append(
-            [name, label, len(features.layers), features.shape[1], len(features), len(judged), accuracy,
-             f"{time.perf_counter() - start:.1f} s"]
-        )  # fmt: skip
+        used = options.recipe if part is recipe else "l2"
+        seconds = f"{time.perf_counter() - start:.1f} s"
+        rows.append([name, used, len(features.layers), features.shape[1], len(train), len(test), accuracy, seconds])
     header = ["features of", "recipe", "layers", "features", "train rows", "test rows", "test accuracy", "fit"]
     return format_table(header, rows)
 
 
-def _recipe(options: argparse.Namespace):
+def _recipe(options: argparse.Namespace) -> Recipe:
     from hf_tl.embedding.recipe import find_recipe
 
     return find_recipe(options.recipe)
@@ -225,60 +232,54 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(run) -> argparse.ArgumentParser:
-        name = run.__name__
-        made = commands.add_parser(
-            name,
+    def command(run: Callable[[argparse.Namespace], None]) -> Callable:
+        added = commands.add_parser(
+            run.__name__,
             help=run.__doc__,
             description=run.__doc__,
-            epilog=f"examples:\n{EXAMPLES[name]}",
+            epilog=f"examples:\n{EXAMPLES[run.__name__]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        made.set_defaults(run=run)
-        return made
+        added.set_defaults(run=run)
+        return added.add_argument
 
-    made = command(quickstart)
-    made.add_argument("--seed", type=int, default=0, help="of canvases, weights and draws (default 0)")
-    made.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder (default %(default)s)")
+    add = command(quickstart)
+    add("--seed", type=int, default=0, help="of canvases, weights and draws (default 0)")
+    add("--out", type=Path, default=Path("runs/quickstart"), help="folder for results (default %(default)s)")
 
-    made = command(layers)
-    made.add_argument("model", help="Hub id, timm model name, folder, or local-dir:FOLDER")
-    made.add_argument("--image-size", type=int, help="side of the square images in pixels")
-    _add_recipe(made)
+    add = command(layers)
+    add("model", help=MODEL)
+    add("--image-size", type=int, help="side of the square images in pixels")
+    add("--recipe", default="paper", help=RECIPE)
 
-    made = command(embed)
-    made.add_argument("model", help="Hub id, timm model name, folder, or local-dir:FOLDER")
-    made.add_argument("data", help="Hub id, .csv/.json/.parquet file, or folder")
-    made.add_argument("--out", type=Path, required=True, help="folder for the embedding")
-    _add_reading(made)
-    _add_recipe(made)
+    add = command(embed)
+    add("model", help=MODEL)
+    add("data", help=DATA)
+    add("--out", type=Path, required=True, help="folder for the embedding")
+    _add_reading(add)
 
-    made = command(probe)
-    made.add_argument("model", help="a folder that `hf-tl embed` wrote, or, with DATA, a model")
-    made.add_argument("data", nargs="?", help="Hub id, .csv/.json/.parquet file, or folder")
-    made.add_argument("--taps", nargs="+", default=["auto"], metavar="PATTERN",
-                      help='layers to use: "auto", "last" or glob patterns over layer names (default auto)')  # fmt: skip
-    made.add_argument("--top", type=float, default=1.0, help="share of those layers to keep, from the task side")
-    made.add_argument("--C", type=float, default=1.0, help="the SVM's weight of the loss (default 1)")
-    _add_reading(made)
-    _add_recipe(made)
+    add = command(probe)
+    add("model", help=f"{MODEL}; or, without DATA, a folder that `hf-tl embed` wrote")
+    add("data", nargs="?", help=DATA)
+    taps_help = '"auto" for all layers, "last" for the last, or glob patterns over layer names (default auto)'
+    add("--taps", nargs="+", default=["auto"], metavar="PATTERN", help=taps_help)
+    add("--top", type=float, default=1.0, help="share of those layers to keep, from the task side (default 1)")
+    add("--C", type=float, default=1.0, help="the SVM's weight of the loss (default 1)")
+    _add_reading(add)
     return parser
 
 
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default="paper",
-                        help="paper, fne-package, standardize, l2 or raw (default %(default)s)")  # fmt: skip
-
-
-def _add_reading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image-size", type=int, help="side of the square images in pixels")
-    parser.add_argument("--label", help="label column, where it is not found by itself")
-    parser.add_argument("--input", help="image or text column, where it is not found by itself")
-    parser.add_argument("--config", help="configuration of the dataset, where it has several")
-    parser.add_argument("--batch-size", type=int, default=32, help="rows a forward pass (default %(default)s)")
-    parser.add_argument("--device", default="cpu", help="where the network runs (default cpu)")
-    parser.add_argument("--on-bad-rows", choices=("raise", "skip"), default="raise",
-                        help="end at a row that cannot be read, or leave it out (default raise)")  # fmt: skip
+def _add_reading(add: Callable) -> None:
+    """The options of commands that read a network on a dataset."""
+    add("--recipe", default="paper", help=RECIPE)
+    add("--image-size", type=int, help="side of the square images in pixels")
+    add("--label", help="label column, where it is not found by itself")
+    add("--input", help="image or text column, where it is not found by itself")
+    add("--config", help="configuration of the dataset, where it has several")
+    add("--batch-size", type=int, default=32, help="rows a forward pass (default %(default)s)")
+    add("--device", default="cpu", help="where the network runs (default %(default)s)")
+    bad_help = "end at a row that cannot be read, or leave it out (default %(default)s)"
+    add("--on-bad-rows", choices=("raise", "skip"), default="raise", help=bad_help)
 
 
 if __name__ == "__main__":

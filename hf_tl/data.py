@@ -21,6 +21,7 @@ TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "validation", "valid", "val", "dev", "eval")
 LABEL_NAMES = ("label", "labels", "target", "class", "category")
 TEXT_NAMES = ("text", "sentence", "content", "review", "document", "question")
+EMPTY = ("corresponds to no data", "BatchSize must be greater than 0")  # how datasets says that a file has no rows
 HELD_OUT = 0.2  # share of the training rows that becomes the test set where a dataset has none
 
 
@@ -160,6 +161,10 @@ def _load(name: str, config: str | None) -> DatasetDict:
     except Exception as error:  # whatever a foreign file does to its reader, the file is at fault
         cause = error.__cause__ or error
         line = (str(cause).strip().splitlines() or [""])[0]
+        if any(words in line for words in EMPTY):
+            raise InputError(
+                f"a split of {name!r} is empty (0 rows); nothing can be learnt or judged from it"
+            ) from error
         raise InputError(f"datasets could not load {name!r}: {type(cause).__name__}: {line}") from error
 
 

@@ -161,7 +161,11 @@ class Embedding:
         if rows.shape != values.shape[:1] or (labels is not None and labels.shape != rows.shape):
             raise ValueError("values, rows and labels differ in length")
         if labels is not None and about["label_values"] is not None:
-            labels = np.asarray(about["label_values"])[labels]
+            if labels.min(initial=0) < 0:
+                raise ValueError("a label code is negative")
+            labels = np.asarray([str(value) for value in about["label_values"]])[labels]
+        if about["activation"] not in ("after", "before"):
+            raise ValueError(f"activation should be 'after' or 'before', got {about['activation']!r}")
         names = about["class_names"]
         return cls(
             values=values,

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from hf_tl.data import Rows
@@ -64,7 +65,7 @@ def extract(
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     if len(rows) == 0:
         raise InputError(f"{rows.name} has no rows; there is nothing to embed")
-    network.model.to(device)
+    move(network.model, device)
     skipped = 0
     with (
         TapReader(network.model, taps) as read,
@@ -114,6 +115,21 @@ def load_batch(
         if kept
         else ([], None)
     )
+
+
+def move(model: nn.Module, device: str) -> None:
+    """Moves a network to a device.
+
+    Raises:
+        InputError: a device that does not exist here.
+    """
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        line = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"device {device!r} cannot be used here: {line}; use 'cpu', or 'cuda' where there is one"
+        ) from error
 
 
 def to_device(batch: Batch, device: str) -> Batch:

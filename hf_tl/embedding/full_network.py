@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 
 from hf_tl.data import Rows, as_rows
 from hf_tl.embedding.embedding import Embedding, LayerColumns
-from hf_tl.embedding.extraction import Block, OnBadRows, extract, load_batch, to_device
+from hf_tl.embedding.extraction import Block, OnBadRows, extract, load_batch, move, to_device
 from hf_tl.embedding.recipe import Recipe, find_recipe
 from hf_tl.embedding.statistics import Statistics
 from hf_tl.embedding.taps import Selection, Tap, find_taps, select_names
@@ -143,7 +143,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
 
     def _pass(self, rows: Rows) -> tuple[list[Tap], Iterator[Block]]:
         example = _example(self.network, rows, on_bad_rows=self.on_bad_rows)
-        self.network.model.to(self.device)
+        move(self.network.model, self.device)
         taps, _ = find_taps(
             self.network, to_device(example, self.device), activation=find_recipe(self.recipe).activation
         )

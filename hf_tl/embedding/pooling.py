@@ -26,9 +26,8 @@ def pool(value: Tensor, *, rows: int, channels_last: bool, mask: Tensor | None =
     dtype = torch.promote_types(value.dtype, torch.float32)
     if mask is not None and value.ndim > 2:
         if channels_last and value.shape[:-1] == mask.shape:
-            weights = mask.to(dtype)
-            weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1)
-            return torch.einsum("rtc,rt->rc", value.to(dtype), weights)
+            counts = mask.sum(dim=1, keepdim=True, dtype=dtype).clamp_min(1)
+            return torch.einsum("rtc,rt->rc", value.to(dtype), mask.to(dtype)) / counts
         if not bool(mask.all()):
             raise ValueError(
                 f"positions of shape {tuple(value.shape)} cannot be matched with tokens {tuple(mask.shape)}"

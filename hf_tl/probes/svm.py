@@ -113,7 +113,9 @@ def gram_factor(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         block = X[:, part].astype(np.float64)
         gram += block @ block.T
     eigenvalues, vectors = np.linalg.eigh(gram)
-    kept = eigenvalues > NEGLIGIBLE * max(eigenvalues[-1], 0.0)
+    if eigenvalues[-1] <= 0:  # every feature of every row is 0
+        return np.zeros((len(X), 1)), vectors[:, -1:], np.ones(1)
+    kept = eigenvalues > NEGLIGIBLE * eigenvalues[-1]
     scale, vectors = np.sqrt(eigenvalues[kept]), vectors[:, kept]
     return vectors * scale, vectors, scale
 

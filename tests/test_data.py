@@ -1,0 +1,186 @@
+"""A name -> a task: formats, columns, splits, and what is wrong with them."""
+
+import json
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_images
+
+from hf_tl import InputError, load_task
+
+
+def text_task(path, **options):
+    return load_task(str(path), modality="text", **options)
+
+
+def frame(n=10, classes=("bad", "good")):
+    return pd.DataFrame(
+        {"text": [f"film {i}" for i in range(n)], "label": [classes[i % len(classes)] for i in range(n)]}
+    )
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+def test_files_of_every_format(tmp_path, suffix):
+    path = tmp_path / f"data{suffix}"
+    writers = {
+        ".csv": lambda: frame().to_csv(path, index=False),
+        ".tsv": lambda: frame().to_csv(path, index=False, sep="\t"),
+        ".json": lambda: path.write_text(json.dumps(frame().to_dict("records"))),
+        ".jsonl": lambda: frame().to_json(path, orient="records", lines=True),
+        ".parquet": lambda: frame().to_parquet(path),
+    }
+    writers[suffix]()
+    task = text_task(path)
+    assert (len(task.train), len(task.test)) == (8, 2)
+    assert sorted(set(task.train.labels)) == ["bad", "good"]
+    assert task.notes == ("no labelled test split: 2 of 10 training rows are held out",)
+    assert task.train[0].startswith("film ")
+
+
+def test_held_out_rows_are_a_fifth_of_each_class_the_same_each_time(tmp_path):
+    frame(50, classes=("a", "b", "b", "b", "b")).to_csv(tmp_path / "data.csv", index=False)
+    first, second = text_task(tmp_path / "data.csv"), text_task(tmp_path / "data.csv")
+    assert np.unique(first.test.labels, return_counts=True)[1].tolist() == [2, 8]
+    assert [first.test[i] for i in range(10)] == [second.test[i] for i in range(10)]
+    assert not {first.test[i] for i in range(10)} & {first.train[i] for i in range(40)}
+    for rows in (first.train, first.test):  # labels stay with their rows
+        assert all(label == "abbbb"[int(rows[i].split()[1]) % 5] for i, label in enumerate(rows.labels))
+
+
+def test_imagefolder(image_folder):
+    task = load_task(str(image_folder), modality="image")
+    assert (len(task.train), len(task.test), task.notes) == (12, 6, ())
+    assert task.train.class_names == ("cat", "dog")
+    assert task.train[0].size == (40, 40)
+
+
+def test_validation_stands_in_for_a_test_split_without_labels(tmp_path):
+    features = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["n", "y"])}
+    )
+    for split, labels in (("train", [0, 1, 0, 1]), ("validation", [1, 0]), ("test", [-1, -1])):
+        rows = {"sentence": [f"{split} {i}" for i in range(len(labels))], "label": labels}
+        (tmp_path / "data").mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / f"{split}-0.parquet")
+    task = text_task(tmp_path)
+    assert [task.test[i] for i in range(2)] == ["validation 0", "validation 1"]
+    assert task.notes == ("split 'test' has no labels and is not used", "judged on split 'validation'")
+
+
+def test_columns_can_be_named(tmp_path):
+    data = frame().rename(columns={"text": "title", "label": "stars"})
+    data["body"] = "text"
+    data.to_csv(tmp_path / "data.csv", index=False)
+    task = text_task(tmp_path / "data.csv", label="stars", input_column="title")
+    assert task.train[0].startswith("film")
+
+
+def test_integer_and_boolean_labels(tmp_path):
+    data = frame()
+    data["label"] = [i % 2 == 0 for i in range(10)]
+    data.to_parquet(tmp_path / "data.parquet")
+    assert set(text_task(tmp_path / "data.parquet").train.labels.tolist()) == {False, True}
+
+
+def without_label(tmp_path):
+    frame().drop(columns="label").to_csv(tmp_path / "data.csv", index=False)
+
+
+def misnamed(tmp_path):
+    frame().rename(columns={"label": "lable"}).to_csv(tmp_path / "data.csv", index=False)
+
+
+def two_candidates(tmp_path):
+    data = frame().rename(columns={"text": "first"})
+    data["second"] = "more"
+    data.to_csv(tmp_path / "data.csv", index=False)
+
+
+def no_rows(tmp_path):
+    (tmp_path / "data.csv").write_text("text,label\n")
+
+
+def one_class(tmp_path):
+    frame(classes=("good",)).to_csv(tmp_path / "data.csv", index=False)
+
+
+def regression(tmp_path):
+    data = frame()
+    data["label"] = np.arange(10) / 3
+    data.to_csv(tmp_path / "data.csv", index=False)
+
+
+def gaps(tmp_path):
+    data = frame()
+    data.loc[3, "label"] = None
+    data.to_csv(tmp_path / "data.csv", index=False)
+
+
+def one_row_a_class(tmp_path):
+    frame(2).to_csv(tmp_path / "data.csv", index=False)
+
+
+def broken_file(tmp_path):
+    (tmp_path / "data.csv").write_bytes(b"text,label\n\xff\xfe\x00,1\n")
+
+
+def nothing(tmp_path):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("write", "options", "message"),
+    [
+        (without_label, {}, r"no column that is recognised as the label among \['text'\]; name it with label="),
+        (misnamed, {"label": "label"}, r"no column 'label' among \['text', 'lable'\]; the closest are 'lable'"),
+        (two_candidates, {}, r"several columns hold texts: \['first', 'second'\]; name one with input_column="),
+        (two_candidates, {"input_column": "frist"}, "no column 'frist' .* closest are 'first'"),
+        (no_rows, {}, r"is empty \(0 rows\)"),
+        (one_class, {}, "rows of .* have one class only, 'good'; expected two or more"),
+        (regression, {}, r"should hold one class a row \(integers or strings\), got float"),
+        (gaps, {}, "1 of 10 rows have no value in label column 'label', first row 3"),
+        (one_row_a_class, {}, "none can be held out: 2 rows, one a class"),
+        (broken_file, {}, "datasets could not load .*data.csv': "),
+        (nothing, {}, "data file .* does not exist"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(tmp_path, write, options, message):
+    write(tmp_path)
+    with pytest.raises(InputError, match=message) as caught:
+        text_task(tmp_path / "data.csv", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_split_is_named(tmp_path):
+    frame().to_parquet(tmp_path / "train.parquet")
+    frame().iloc[:0].to_parquet(tmp_path / "test.parquet")
+    with pytest.raises(InputError, match=r"split .*of .* is empty \(0 rows\)"):
+        text_task(tmp_path)
+
+
+def test_a_network_of_another_modality_is_told_what_the_columns_are(image_folder):
+    with pytest.raises(InputError, match=r"the network reads texts, but no column .*'image': 'Image'"):
+        load_task(str(image_folder), modality="text")
+
+
+def test_a_dataset_that_is_nowhere(tmp_path):
+    with pytest.raises(InputError, match=r"data folder .* does not exist"):
+        load_task(str(tmp_path / "nowhere"), modality="image")
+    with pytest.raises(InputError, match=r"datasets could not load 'nobody/nothing': .*Hub"):
+        load_task("nobody/nothing", modality="image")
+
+
+def test_a_corrupt_image_raises_only_when_it_is_read(tmp_path):
+    write_images(tmp_path)
+    (tmp_path / "train" / "cat" / "2.png").write_bytes(b"not a picture")
+    task = load_task(str(tmp_path), modality="image")
+    bad = 0
+    for rows in (task.train, task.test):
+        for i in range(len(rows)):
+            try:
+                rows[i]
+            except Exception:
+                bad += 1
+    assert bad == 1

@@ -1,0 +1,127 @@
+"""A name -> a network with its preparation of inputs."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from hf_tl import InputError, load_network
+from hf_tl.embedding.taps import find_taps
+from hf_tl.models import example_batch
+
+
+@pytest.mark.parametrize("prefix", ["", "local-dir:"])
+def test_a_timm_folder(timm_folder, prefix):
+    network = load_network(f"{prefix}{timm_folder}", image_size=48)
+    assert network.modality == "image"
+    assert not network.model.training
+    batch = network.prepare([Image.new("L", (80, 60)), Image.new("RGBA", (50, 90))])
+    assert batch.shape == (2, 3, 48, 48)
+    assert example_batch(network).shape == (2, 3, 48, 48)
+
+
+def test_weights_are_those_of_the_folder(timm_folder):
+    first, second = (load_network(str(timm_folder)).model.state_dict() for _ in range(2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_transformers_text_folder_leaves_out_what_is_not_in_its_checkpoint(text_folder):
+    network = load_network(str(text_folder))
+    assert network.modality == "text"
+    assert "pooler.dense" in network.untrained
+    batch = network.prepare(["the film was very very good", "dull"])
+    assert batch["input_ids"].shape == (2, 8)
+    assert batch["attention_mask"].sum(dim=1).tolist() == [8, 3]
+    _, left_out = find_taps(network, batch, activation="after")
+    assert left_out == {"pooler.dense": "its weights are not in the checkpoint"}
+
+
+def test_text_longer_than_the_network_is_cut(text_folder):
+    assert load_network(str(text_folder)).prepare(["film " * 100])["input_ids"].shape == (1, 32)
+
+
+def test_a_transformers_image_folder(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    network = load_network(str(tmp_path))
+    assert network.prepare([Image.new("L", (50, 40))])["pixel_values"].shape == (1, 3, 32, 32)
+    taps, left_out = find_taps(network, example_batch(network), activation="after")
+    assert taps[0].name == "embeddings.patch_embeddings.projection"
+    assert "pooler.dense" in left_out
+
+
+def test_an_encoder_decoder_is_read_as_its_encoder(tmp_path, text_folder):
+    from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+    T5ForConditionalGeneration(
+        T5Config(vocab_size=14, d_model=16, d_ff=32, d_kv=8, num_layers=2, num_heads=2)
+    ).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(text_folder).save_pretrained(tmp_path)
+    network = load_network(str(tmp_path))
+    taps, _ = find_taps(network, network.prepare(["good film", "bad"]), activation="after")
+    assert not any("decoder" in tap.name for tap in taps)
+    assert len(taps) == 2 * 6 + 1
+
+
+def config_only(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "nobody/nothing",
+            "model 'nobody/nothing' is not a folder.* switched off by HF_HUB_OFFLINE=1; check the spelling",
+        ),
+        ("no_such_network", "model 'no_such_network' is not a folder"),
+        ("a/b/c/d", "model 'a/b/c/d' is not a folder"),
+        ("./nowhere", "model folder './nowhere' does not exist"),
+        ("local-dir:nowhere", "model folder 'nowhere' does not exist"),
+        ("resnet18.a1_in1k", "timm could not load 'resnet18.a1_in1k'"),
+    ],
+)
+def test_a_model_that_is_nowhere(name, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_network(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_holds_no_model(tmp_path):
+    with pytest.raises(InputError, match=r"has no config.json; expected a saved transformers or timm model"):
+        load_network(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{not json", "is not JSON"),
+        ("[1, 2]", "should hold an object, got list"),
+        ('{"hidden": 3}', r"neither 'model_type' \(transformers\) nor 'architecture' \(timm\), but \['hidden'\]"),
+        ('{"architecture": "no_such_network"}', "timm could not load"),
+        ('{"architecture": "resnet18", "pretrained_cfg": {}}', "timm could not load"),
+        ('{"model_type": "no_such_type"}', "transformers could not load"),
+        (
+            json.dumps({"model_type": "bert", "hidden_size": 8, "num_attention_heads": 2}),
+            "transformers could not load",
+        ),
+    ],
+)
+def test_a_folder_with_a_wrong_config_or_no_weights(tmp_path, content, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_network(config_only(tmp_path, content))
+    assert "\n" not in str(caught.value)
+
+
+def test_image_size_must_make_sense(timm_folder, text_folder):
+    with pytest.raises(InputError, match="image_size must be at least 1 pixel, got 0"):
+        load_network(str(timm_folder), image_size=0)
+    with pytest.raises(InputError, match=r"image_size=64 was given, but .* reads text"):
+        load_network(str(text_folder), image_size=64)
