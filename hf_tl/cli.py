@@ -41,7 +41,7 @@ EXAMPLES = {
   hf-tl embed path/to/model path/to/images --out runs/images""",
     "probe": """\
   hf-tl probe timm/mobilenetv2_100.ra_in1k beans --image-size 160
-  hf-tl probe path/to/model path/to/texts.csv --label label
+  hf-tl probe path/to/text-model path/to/texts.csv --label stars
   hf-tl probe runs/beans --recipe standardize --top 0.25""",
 }
 

@@ -101,7 +101,7 @@ def load_task(
     if train.labels is None:
         raise InputError(
             f"{name!r} has no column that is recognised as the label among {splits[train_name].column_names}; "
-            f"name it with label=... (--label on the command line)"
+            f"name it with label=... (--label), or put each class of images in a sub-folder of its own, two or more"
         )
     test, notes = None, []
     for split in TEST_NAMES:

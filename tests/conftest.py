@@ -40,7 +40,7 @@ def timm_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("timm-model")
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=4)
-    timm.models.save_for_hf(model, folder, model_config={"input_size": (3, 32, 32)})
+    timm.models.save_for_hf(model, folder, model_config={"input_size": (3, 32, 32)}, safe_serialization=True)
     return folder
 
 
