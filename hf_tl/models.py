@@ -47,7 +47,7 @@ def load_network(name: str, *, image_size: int | None = None, revision: str | No
     Raises:
         InputError: no such model, or one that this version cannot feed.
     """
-    from timm import is_model
+    from timm import get_pretrained_cfg, is_model
 
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size must be at least 1 pixel, got {image_size}")
@@ -58,7 +58,8 @@ def load_network(name: str, *, image_size: int | None = None, revision: str | No
     elif source == "local-dir" or place.startswith((".", "~", os.sep)):
         raise InputError(f"model folder {place!r} does not exist; give a folder with a config.json, or a Hub id")
     elif "/" not in place and is_model(place):
-        config, timm_name = {"architecture": place}, place
+        known = get_pretrained_cfg(place)
+        config, timm_name = {"architecture": place, "pretrained_cfg": known.to_dict() if known else {}}, place
     else:
         config = _hub_config(place, revision)
         timm_name = f"hf-hub:{place}" if revision is None else f"hf-hub:{place}@{revision}"
@@ -89,16 +90,16 @@ def _from_timm(name: str, timm_name: str, config: Mapping, *, image_size: int | 
     import timm
     from timm.data import create_transform, resolve_model_data_config
 
-    fixed = dict(config.get("pretrained_cfg") or {}).get("fixed_input_size", False)
-    resized = {"img_size": image_size} if image_size is not None and fixed else {}
     try:
+        fixed = config.get("pretrained_cfg", {}).get("fixed_input_size", False)
+        resized = {"img_size": image_size} if image_size is not None and fixed else {}
         model = timm.create_model(timm_name, pretrained=True, **resized).eval()
-    except (OSError, RuntimeError) as error:
+        data = resolve_model_data_config(model)
+        if image_size is not None:
+            data["input_size"] = (data["input_size"][0], image_size, image_size)
+        transform = create_transform(**data, is_training=False)
+    except Exception as error:  # a foreign config can fail timm in any way
         raise InputError(f"timm could not load {name!r}: {_first_line(error)}") from error
-    data = resolve_model_data_config(model)
-    if image_size is not None:
-        data["input_size"] = (data["input_size"][0], image_size, image_size)
-    transform = create_transform(**data, is_training=False)
     mode = "RGB" if data["input_size"][0] == 3 else "L"
 
     def prepare(images: list) -> Tensor:
@@ -114,7 +115,7 @@ def _from_transformers(name: str, place: str, *, image_size: int | None, revisio
         model, loading = AutoModel.from_pretrained(
             place, revision=revision or "main", dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a foreign config can fail transformers in any way
         raise InputError(f"transformers could not load {name!r}: {_first_line(error)}") from error
     untrained = frozenset(key.rpartition(".")[0] for key in loading["missing_keys"])
     if model.config.is_encoder_decoder:
@@ -127,7 +128,9 @@ def _from_transformers(name: str, place: str, *, image_size: int | None, revisio
     make, modality = prepares[model.main_input_name]
     try:
         prepare = make(model, place, image_size=image_size, revision=revision)
-    except (OSError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:
         raise InputError(f"no processor for {name!r}: {_first_line(error)}") from error
     return Network(model.eval(), prepare, modality=modality, name=name, untrained=untrained)
 

@@ -40,13 +40,36 @@ _LINEAR, _NORM, _ACTIVATION = 0, 1, 2  # how far along its chain a value is
 
 
 @dataclass(frozen=True)
+class Step:
+    """A torch function as the network called it, but for its input."""
+
+    function: Callable
+    args: tuple
+    kwargs: dict
+
+
+@dataclass(frozen=True)
 class Reading:
-    """Where a value is read: the output (or first input) of one call of a module, and what is still to be applied."""
+    """Where a value is read.
+
+    Attributes:
+        module: name of the module that is watched; "" for the whole network.
+        call: which of its calls in one forward pass, from 0.
+        side: whether its output is read, or its first input.
+        steps: functions that the network itself applies later, outside any module, and that the reader must repeat.
+    """
 
     module: str
     call: int
     side: Literal["output", "input"] = "output"
-    function: Callable[[Tensor], Tensor] | None = None
+    steps: tuple[Step, ...] = ()
+
+    def finish(self, value: Tensor) -> Tensor:
+        """The watched value after the steps, on a copy, because some of them work in place."""
+        value = value.clone() if self.steps else value
+        for step in self.steps:
+            value = step.function(value, *step.args, **step.kwargs)
+        return value
 
 
 @dataclass
@@ -195,10 +218,9 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         stage = _stage_of_function(getattr(func, "__name__", ""))
         if found is not None and stage > found.stage and isinstance(result, Tensor):
-            step = _Step(func, args[1:], {key: value for key, value in kwargs.items() if key != "input"})
-            read = found.layer.after
-            before = () if read.function is None else read.function.steps
-            self._advance(found.layer, result, stage, replace(read, function=_Steps((*before, step))), func.__name__)
+            step = Step(func, args[1:], {key: value for key, value in kwargs.items() if key != "input"})
+            reading = found.layer.after
+            self._advance(found.layer, result, stage, replace(reading, steps=(*reading.steps, step)), func.__name__)
         return result
 
     def _advance(self, layer: LayerCall, tensor: Tensor, stage: int, reading: Reading, what: str) -> None:
@@ -228,32 +250,10 @@ class _Recorder(TorchFunctionMode):
             return
         found = self.find(output)
         if found is not None:  # a value followed by function comes out of a module: read it there
-            if found.stage == found.layer.stage and found.layer.after.function is not None:
+            if found.stage == found.layer.stage and found.layer.after.steps:
                 found.layer.after = here
         elif given is not None and (stage := _stage_of_module(module)) > given.stage:
             self._advance(given.layer, output, stage, here, type(module).__name__)
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A torch function as the network called it, but for its input."""
-
-    function: Callable
-    args: tuple
-    kwargs: dict
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """The functions that the network applied after the place where the value is read, to be applied again."""
-
-    steps: tuple[_Step, ...]
-
-    def __call__(self, value: Tensor) -> Tensor:
-        value = value.clone()  # some of the functions work in place
-        for step in self.steps:
-            value = step.function(value, *step.args, **step.kwargs)
-        return value
 
 
 def _stage_of_function(name: str) -> int:

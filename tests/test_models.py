@@ -56,6 +56,15 @@ def test_a_transformers_image_folder(tmp_path):
     assert "pooler.dense" in left_out
 
 
+def test_a_size_that_the_network_cannot_take_is_said_before_any_work(timm_folder, tmp_path):
+    import timm
+
+    timm.models.save_for_hf(timm.create_model("test_vit"), tmp_path, safe_serialization=True)
+    network = load_network(str(tmp_path), image_size=64)  # timm resamples the positions of a ViT
+    assert network.prepare([Image.new("RGB", (50, 50))]).shape == (1, 3, 64, 64)
+    find_taps(network, example_batch(network), activation="after")
+
+
 def test_an_encoder_decoder_is_read_as_its_encoder(tmp_path, text_folder):
     from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 

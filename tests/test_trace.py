@@ -18,7 +18,7 @@ def only(model, shape=(2, 3, 8, 8)):
 def test_norm_and_activation_modules_are_followed():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
     layer = only(model)
-    assert (layer.before.module, layer.after.module, layer.after.function) == ("0", "2", None)
+    assert (layer.before.module, layer.after.module, layer.after.steps) == ("0", "2", ())
     assert layer.chain == ("batch_norm", "relu")
     assert layer.shape == (2, 4, 6, 6)
 
@@ -41,7 +41,7 @@ class Functional(nn.Module):
 def test_functional_activation_that_a_module_returns_is_read_there(function):
     model = nn.Sequential(Functional(function))
     layer = only(model)
-    assert (layer.after.module, layer.after.function) == ("0", None)
+    assert (layer.after.module, layer.after.steps) == ("0", ())
     assert layer.chain == (function.__name__.rstrip("_"),)
 
 
@@ -50,7 +50,7 @@ def test_functional_activation_that_no_module_returns_is_applied_again():
     layer = only(model)
     assert layer.after.module == "conv"
     value = torch.tensor([-1.0, 2.0])
-    assert torch.allclose(layer.after.function(value), torch.tensor([-0.3, 2.0]))
+    assert torch.allclose(layer.after.finish(value), torch.tensor([-0.3, 2.0]))
     assert torch.equal(value, torch.tensor([-1.0, 2.0]))  # although the network's function works in place
 
 
@@ -58,7 +58,7 @@ def test_functional_norm_and_activation_are_applied_in_order():
     model = Functional(lambda x: F.relu(F.layer_norm(x, x.shape[1:])).sum(dim=1))
     layer = only(model)
     value = torch.randn(2, 4, 6, 6)
-    assert torch.allclose(layer.after.function(value), F.relu(F.layer_norm(value, value.shape[1:])))
+    assert torch.allclose(layer.after.finish(value), F.relu(F.layer_norm(value, value.shape[1:])))
 
 
 class Residual(nn.Module):

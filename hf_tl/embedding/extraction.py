@@ -105,10 +105,13 @@ def load_batch(
         return [], None
     try:
         return kept, network.prepare(inputs)
-    except Exception:  # one of the rows; which one shows when each is prepared alone
+    except Exception as error:  # which row it is shows when each is prepared alone
         good = [_is_preparable(network, rows, i, value, on_bad_rows) for i, value in zip(kept, inputs, strict=True)]
         if all(good):
-            raise
+            raise InputError(
+                f"rows {kept[0]} to {kept[-1]} of {rows.name} cannot be put into one batch: {_line(error)}; "
+                f"let prepare bring them to one shape, or use batch_size=1"
+            ) from error
     kept = [index for index, fine in zip(kept, good, strict=True) if fine]
     return (
         (kept, network.prepare([value for value, fine in zip(inputs, good, strict=True) if fine]))
@@ -150,11 +153,14 @@ def _is_preparable(network: Network, rows: Rows, index: int, value: object, on_b
 
 def _refuse(rows: Rows, index: int, error: Exception, on_bad_rows: OnBadRows) -> None:
     if on_bad_rows == "raise":
-        line = (str(error).strip().splitlines() or [""])[0]
         raise InputError(
-            f"row {index} of {rows.name} cannot be read: {type(error).__name__}: {line}; "
+            f"row {index} of {rows.name} cannot be read: {_line(error)}; "
             f"mend it, or leave such rows out with on_bad_rows='skip' (--on-bad-rows skip)"
         ) from error
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _finite_rows(

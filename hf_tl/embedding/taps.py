@@ -68,9 +68,19 @@ def find_taps(
 
     Returns:
         The taps, and the layers that are left out: name -> reason.
+
+    Raises:
+        InputError: the network cannot run on the example.
     """
-    record = trace(network.model, example)
     rows = n_rows(example)
+    try:
+        record = trace(network.model, example)
+    except Exception as error:  # the network is the user's, and so are its errors
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise InputError(
+            f"{network.name} cannot run on its prepared inputs, {_shapes(example)}: {type(error).__name__}: {line}; "
+            f"check the image size and what prepares the inputs"
+        ) from error
     heads = head_names(network.model, record)
     taps, left_out = [], {}
     repeated = Counter(layer.name for layer in record.layers)
@@ -191,10 +201,8 @@ class TapReader:
         return module.register_forward_hook(lambda module, args, output: read(first_float(output)))
 
     def _read(self, tap: Tap, column: int, value: Tensor) -> None:
-        if tap.reading.function is not None:
-            value = tap.reading.function(value)
         try:
-            pooled = pool(value, rows=self._rows, channels_last=tap.channels_last, mask=self._mask)
+            pooled = pool(tap.reading.finish(value), rows=self._rows, channels_last=tap.channels_last, mask=self._mask)
         except (ValueError, RuntimeError) as error:
             raise InputError(
                 f"layer {tap.name!r} cannot be averaged per row: {error}; "
@@ -209,6 +217,11 @@ class TapReader:
 def n_rows(batch: Batch) -> int:
     """Number of rows of a batch: the length of its first tensor."""
     return len(batch) if isinstance(batch, Tensor) else len(next(iter(batch.values())))
+
+
+def _shapes(batch: Batch) -> str:
+    parts = {"input": batch} if isinstance(batch, Tensor) else batch
+    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in parts.items())
 
 
 def _last_tap(record: Trace, heads: Sequence[str], rows: int) -> Tap | None:

@@ -151,6 +151,22 @@ def test_a_row_that_the_processor_refuses_is_named_or_skipped():
     assert embedding(network, on_bad_rows="skip").fit_transform(rows).rows.tolist() == [0, 1, 2, 3, 4, 6, 7]
 
 
+def test_rows_that_fit_no_common_batch_are_told_apart_from_bad_rows():
+    rows = [torch.randn(3, 32, 32), torch.randn(3, 32, 32), torch.randn(3, 40, 40), torch.randn(3, 32, 32)]
+    with pytest.raises(
+        InputError, match=r"rows 0 to 3 of rows cannot be put into one batch: RuntimeError: .*one shape"
+    ):
+        embedding().fit(rows)
+    assert len(embedding().set_params(batch_size=1).fit_transform(rows)) == 4
+
+
+def test_a_network_that_cannot_run_says_on_what():
+    with pytest.raises(
+        InputError, match=r"test_resnet cannot run on its prepared inputs, input \(2, 7\): RuntimeError: "
+    ):
+        embedding().fit(list(torch.randn(4, 7)))
+
+
 def test_nan_activations_are_named_before_statistics_are_touched():
     rows = images(10)
     rows[6] = rows[6] * float("nan")
