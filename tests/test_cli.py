@@ -220,6 +220,7 @@ def test_bad_input_ends_in_one_sentence(case, sentence, tmp_path, image_folder, 
     assert not printed.out
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own_nothing_else_is_printed(timm_folder, image_folder):
     corrupt(image_folder)
     done = run(["probe", str(timm_folder), str(image_folder), "--taps", "stage4.*"])

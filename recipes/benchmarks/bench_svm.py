@@ -42,7 +42,7 @@ def main() -> None:
                     estimator.fit(train.values, train.labels)
                     seconds[method].append(time.perf_counter() - start)
         torch.set_num_threads(cores)
-        score = {method: round(float(made.score(test.values, test.labels)), 4) for method, made in estimators.items()}
+        score = {method: round(float(e.score(test.values, test.labels)), 4) for method, e in estimators.items()}
         ratios = [slow / fast for fast, slow in zip(seconds["LinearSVM"], seconds["LinearSVC"], strict=True)]
         results[name] = {
             "train": list(train.shape),
