@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_tl.errors import InputError
+from hf_tl.errors import InputError, in_one_line
 from hf_tl.layers import closest
 
 
@@ -159,13 +159,12 @@ def _load(name: str, config: str | None) -> DatasetDict:
     except InputError:
         raise
     except Exception as error:  # whatever a foreign file does to its reader, the file is at fault
-        cause = error.__cause__ or error
-        line = (str(cause).strip().splitlines() or [""])[0]
-        if any(words in line for words in EMPTY):
+        said = in_one_line(error.__cause__ or error)
+        if any(words in said for words in EMPTY):
             raise InputError(
                 f"a split of {name!r} is empty (0 rows); nothing can be learnt or judged from it"
             ) from error
-        raise InputError(f"datasets could not load {name!r}: {type(cause).__name__}: {line}") from error
+        raise InputError(f"datasets could not load {name!r}: {said}") from error
 
 
 def _find_label(dataset: Dataset) -> str | None:

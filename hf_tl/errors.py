@@ -7,3 +7,9 @@ class InputError(ValueError):
     The command line catches this type alone, prints its one sentence and exits with 2. Any other
     exception is a defect of the program and keeps its traceback.
     """
+
+
+def in_one_line(error: BaseException) -> str:
+    """The type of an error and the first line of what it says, to be quoted in a sentence."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

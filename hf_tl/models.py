@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hf_tl.errors import InputError
+from hf_tl.errors import InputError, in_one_line
 from hf_tl.trace import Batch
 
 
@@ -99,7 +99,7 @@ def _from_timm(name: str, timm_name: str, config: Mapping, *, image_size: int | 
             data["input_size"] = (data["input_size"][0], image_size, image_size)
         transform = create_transform(**data, is_training=False)
     except Exception as error:  # a foreign config can fail timm in any way
-        raise InputError(f"timm could not load {name!r}: {_first_line(error)}") from error
+        raise InputError(f"timm could not load {name!r}: {in_one_line(error)}") from error
     mode = "RGB" if data["input_size"][0] == 3 else "L"
 
     def prepare(images: list) -> Tensor:
@@ -116,7 +116,7 @@ def _from_transformers(name: str, place: str, *, image_size: int | None, revisio
             place, revision=revision or "main", dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:  # a foreign config can fail transformers in any way
-        raise InputError(f"transformers could not load {name!r}: {_first_line(error)}") from error
+        raise InputError(f"transformers could not load {name!r}: {in_one_line(error)}") from error
     untrained = frozenset(key.rpartition(".")[0] for key in loading["missing_keys"])
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
@@ -131,7 +131,7 @@ def _from_transformers(name: str, place: str, *, image_size: int | None, revisio
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"no processor for {name!r}: {_first_line(error)}") from error
+        raise InputError(f"no processor for {name!r}: {in_one_line(error)}") from error
     return Network(model.eval(), prepare, modality=modality, name=name, untrained=untrained)
 
 
@@ -196,7 +196,3 @@ def _read_config(path: Path, name: str) -> dict:
     if not isinstance(config, dict):
         raise InputError(f"config.json of {name!r} should hold an object, got {type(config).__name__}")
     return config
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from hf_tl.data import Rows
 from hf_tl.embedding.taps import Tap, TapReader
-from hf_tl.errors import InputError
+from hf_tl.errors import InputError, in_one_line
 from hf_tl.models import Network
 from hf_tl.trace import Batch
 
@@ -106,18 +106,14 @@ def load_batch(
     try:
         return kept, network.prepare(inputs)
     except Exception as error:  # which row it is shows when each is prepared alone
-        good = [_is_preparable(network, rows, i, value, on_bad_rows) for i, value in zip(kept, inputs, strict=True)]
-        if all(good):
+        pairs = zip(kept, inputs, strict=True)
+        fine = [(i, value) for i, value in pairs if _is_preparable(network, rows, i, value, on_bad_rows)]
+        if len(fine) == len(kept):
             raise InputError(
-                f"rows {kept[0]} to {kept[-1]} of {rows.name} cannot be put into one batch: {_line(error)}; "
+                f"rows {kept[0]} to {kept[-1]} of {rows.name} cannot be put into one batch: {in_one_line(error)}; "
                 f"let prepare bring them to one shape, or use batch_size=1"
             ) from error
-    kept = [index for index, fine in zip(kept, good, strict=True) if fine]
-    return (
-        (kept, network.prepare([value for value, fine in zip(inputs, good, strict=True) if fine]))
-        if kept
-        else ([], None)
-    )
+    return ([index for index, _ in fine], network.prepare([value for _, value in fine])) if fine else ([], None)
 
 
 def move(model: nn.Module, device: str) -> None:
@@ -129,9 +125,8 @@ def move(model: nn.Module, device: str) -> None:
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        line = (str(error).splitlines() or [""])[0]
         raise InputError(
-            f"device {device!r} cannot be used here: {line}; use 'cpu', or 'cuda' where there is one"
+            f"device {device!r} cannot be used here: {in_one_line(error)}; use 'cpu', or 'cuda' where there is one"
         ) from error
 
 
@@ -154,13 +149,9 @@ def _is_preparable(network: Network, rows: Rows, index: int, value: object, on_b
 def _refuse(rows: Rows, index: int, error: Exception, on_bad_rows: OnBadRows) -> None:
     if on_bad_rows == "raise":
         raise InputError(
-            f"row {index} of {rows.name} cannot be read: {_line(error)}; "
+            f"row {index} of {rows.name} cannot be read: {in_one_line(error)}; "
             f"mend it, or leave such rows out with on_bad_rows='skip' (--on-bad-rows skip)"
         ) from error
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _finite_rows(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 
+ROWS_AT_ONCE = 256  # the float64 working copy stays this small
+
+
 class Statistics:
     """Count, mean and sum of squared deviations of each column, from blocks of rows seen once.
 
@@ -28,16 +31,15 @@ class Statistics:
         Raises:
             ValueError: another number of features.
         """
-        values = np.asarray(values, dtype=np.float64)
+        values = np.asarray(values)
         if values.ndim != 2 or values.shape[1] != len(self._shift):
             raise ValueError(f"expected rows of {len(self._shift)} features, got shape {values.shape}")
-        if len(values) == 0:
-            return self
-        if self.n == 0:
-            self._shift = values[0].copy()
-        values = values - self._shift
-        self._sum += values.sum(axis=0)
-        self._square += np.einsum("nd,nd->d", values, values)
+        if self.n == 0 and len(values):
+            self._shift = values[0].astype(np.float64)
+        for start in range(0, len(values), ROWS_AT_ONCE):
+            shifted = values[start : start + ROWS_AT_ONCE] - self._shift
+            self._sum += shifted.sum(axis=0)
+            self._square += np.einsum("nd,nd->d", shifted, shifted)
         self.n += len(values)
         return self
 

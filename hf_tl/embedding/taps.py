@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hf_tl.embedding.pooling import pool
-from hf_tl.errors import InputError
+from hf_tl.errors import InputError, in_one_line
 from hf_tl.layers import head_names, is_inside, match_names
 from hf_tl.models import Network
 from hf_tl.trace import (
@@ -76,9 +76,8 @@ def find_taps(
     try:
         record = trace(network.model, example)
     except Exception as error:  # the network is the user's, and so are its errors
-        line = (str(error).strip().splitlines() or [""])[0]
         raise InputError(
-            f"{network.name} cannot run on its prepared inputs, {_shapes(example)}: {type(error).__name__}: {line}; "
+            f"{network.name} cannot run on its prepared inputs, {_shapes(example)}: {in_one_line(error)}; "
             f"check the image size and what prepares the inputs"
         ) from error
     heads = head_names(network.model, record)

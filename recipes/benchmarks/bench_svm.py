@@ -42,7 +42,7 @@ def main() -> None:
                     estimator.fit(train.values, train.labels)
                     seconds[method].append(time.perf_counter() - start)
         torch.set_num_threads(cores)
-        score = {method: round(float(e.score(test.values, test.labels)), 4) for method, e in estimators.items()}
+        score = {method: float(e.score(test.values, test.labels)) for method, e in estimators.items()}
         ratios = [slow / fast for fast, slow in zip(seconds["LinearSVM"], seconds["LinearSVC"], strict=True)]
         results[name] = {
             "train": list(train.shape),
@@ -51,8 +51,8 @@ def main() -> None:
             "test_accuracy": score,
             "warnings": sorted({str(warning.message) for warning in caught}),
         }
-        lines.append([name, *train.shape, *(spread(seconds[m])["median"] for m in estimators), spread(ratios)["median"],
-                      *score.values()])  # fmt: skip
+        medians = [results[name]["seconds"][method]["median"] for method in estimators]
+        lines.append([name, *train.shape, *medians, spread(ratios)["median"], *score.values()])
     header = ["dataset", "rows", "features", "LinearSVM s", "LinearSVC s", "ratio", "LinearSVM acc.", "LinearSVC acc."]
     print(format_table(header, lines))
     keep("svm", {"C": 1.0, "threads": options.threads, "results": results})
