@@ -68,17 +68,16 @@ def head_names(model: nn.Module, record: Trace) -> tuple[str, ...]:
     timm models name theirs; in transformers it is what stands outside the base model; where neither tells, it
     is the layer whose output the network returns untouched.
     """
-    names = {module: name for name, module in model.named_modules()}
-    if isinstance(model, _TimmModel):
-        classifier = model.get_classifier()
+    base = model.base_model if isinstance(model, _TransformersModel) else model
+    found = [name for name, part in model.named_children() if part is not base] if base is not model else []
+    if not found and isinstance(base, _TimmModel):  # transformers' wrapper of timm keeps the classifier inside
+        classifier = base.get_classifier()
         parts = (
             classifier if isinstance(classifier, Sequence) and not isinstance(classifier, nn.Module) else [classifier]
         )
-        found = [names[part] for part in parts if isinstance(part, nn.Module) and part in names]
-    elif isinstance(model, _TransformersModel) and model.base_model is not model:
-        found = [name for name, part in model.named_children() if part is not model.base_model]
-    else:
-        found = [] if record.last is None else [record.last.name]
+        found = [name for name, module in model.named_modules() if any(module is part for part in parts)]
+    if not found and record.last is not None:
+        found = [record.last.name]
     return tuple(name for name in dict.fromkeys(record.modules) if name in found)
 
 

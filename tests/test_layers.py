@@ -54,6 +54,13 @@ def test_in_transformers_the_head_is_what_stands_outside_the_base_model():
     assert heads(BertModel(config), batch) == ()
 
 
+def test_the_wrapper_of_transformers_keeps_timms_classifier():
+    from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+    model = TimmWrapperForImageClassification(TimmWrapperConfig(architecture="test_resnet", num_labels=3))
+    assert heads(model, {"pixel_values": torch.randn(2, 3, 32, 32)}) == ("timm_model.fc",)
+
+
 def test_elsewhere_the_head_is_the_layer_whose_output_is_returned():
     from torchvision.models import resnet18, vgg11
 
