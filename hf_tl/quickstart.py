@@ -54,33 +54,18 @@ def run(*, seed: int = 0, shots: Sequence[int] = SHOTS, draws: int = DRAWS, prog
     """
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    generator = np.random.default_rng(seed)
-    source, target = np.flatnonzero(digits.target < 5), np.flatnonzero(digits.target >= 5)
-    copies = np.tile(source, SOURCE_COPIES)
-    model = new_network(seed)
-    train(
-        model,
-        draw_canvases(digits.images[copies], generator),
-        torch.from_numpy(digits.target[copies]),
-        epochs=SOURCE_EPOCHS,
-        batch_size=64,
-        learning_rate=2e-3,
-        seed=seed,
-        progress="source task, digits 0-4" if progress else None,
+    digits, generator = load_digits(), np.random.default_rng(seed)
+    source, target = digits.target < 5, digits.target >= 5
+    network, source_accuracy = _learn_source(
+        digits.images[source], digits.target[source], generator, seed=seed, progress=progress
     )
-    fresh = draw_canvases(digits.images[source], generator)
-    source_accuracy = float((predict(model, fresh) == digits.target[source]).mean())
-
     canvases, labels = draw_canvases(digits.images[target], generator), digits.target[target] - 5
-    network = Network(model, torch.stack, name="test_resnet, digits 0-4")
-    raw = FullNetworkEmbedding(network, taps=["auto", "last"], recipe="raw", progress=False).activations(
-        list(canvases)
-    )
+    reader = FullNetworkEmbedding(network, taps=["auto", "last"], recipe="raw", progress=False)
+    raw = reader.activations(list(canvases))  # one pass serves both kinds of features, all sizes and draws
     features = {
-        "raw pixels": (FullNetworkEmbedding(network, recipe="raw"), _pixels(canvases)),
-        "last layer": (FullNetworkEmbedding(network, recipe="l2", taps="last"), raw),
-        "full network": (FullNetworkEmbedding(network, recipe="paper"), raw),
+        "raw pixels": (FullNetworkEmbedding(recipe="raw"), _pixels(canvases)),
+        "last layer": (FullNetworkEmbedding(recipe="l2", taps="last"), raw),
+        "full network": (FullNetworkEmbedding(recipe="paper"), raw),
     }
     accuracy = {method: np.zeros((len(shots), draws)) for method in METHODS}
     with tqdm(total=len(shots) * draws, desc="target task, digits 5-9", unit="draw", disable=not progress) as bar:
@@ -90,29 +75,14 @@ def run(*, seed: int = 0, shots: Sequence[int] = SHOTS, draws: int = DRAWS, prog
             for i, n_samples in enumerate(shots):
                 rows = np.concatenate([pool[labels[pool] == digit][:n_samples] for digit in range(5)])
                 for method, (embedding, values) in features.items():
-                    learnt = embedding.fit_transform(_rows(values, rows))
-                    probe = LinearSVM().fit(np.asarray(learnt), labels[rows])
-                    judged = embedding.transform(_rows(values, test))
-                    accuracy[method][i, j] = probe.score(np.asarray(judged), labels[test])
-                scratch = new_network(seed + 1 + j)
-                train(
-                    scratch,
-                    canvases[rows],
-                    torch.from_numpy(labels[rows]),
-                    epochs=SCRATCH_EPOCHS,
-                    batch_size=25,
-                    learning_rate=2e-2,
-                    seed=seed + j,
-                    at_least=SCRATCH_STEPS,
-                )
-                accuracy["from scratch"][i, j] = (predict(scratch, canvases[test]) == labels[test]).mean()
+                    accuracy[method][i, j] = _judge_features(embedding, values, labels, rows, test)
+                accuracy["from scratch"][i, j] = _judge_scratch(canvases, labels, rows, test, seed=seed + 1 + j)
                 bar.update()
-    widths = {
-        "raw pixels": CANVAS**2,
-        "last layer": raw.select("last").shape[1],
-        "full network": raw.select("auto").shape[1],
-    }
-    return Results(LearningCurve(tuple(shots), accuracy, chance=1 / 5), source_accuracy, widths)
+    return Results(
+        curve=LearningCurve(tuple(shots), accuracy, chance=1 / 5),
+        source_accuracy=source_accuracy,
+        n_features={method: embedding.n_features_ for method, (embedding, _) in features.items()},
+    )
 
 
 def draw_canvases(images: np.ndarray, generator: np.random.Generator) -> Tensor:
@@ -206,10 +176,52 @@ def save(results: Results, folder: Path) -> list[Path]:
     return [folder / "results.json", folder / "learning_curve.png"]
 
 
+def _learn_source(
+    images: np.ndarray, labels: np.ndarray, generator: np.random.Generator, *, seed: int, progress: bool
+) -> tuple[Network, float]:
+    """A network trained on canvases of some digits, and its accuracy on fresh canvases of the same."""
+    model = new_network(seed)
+    train(
+        model,
+        draw_canvases(np.tile(images, (SOURCE_COPIES, 1, 1)), generator),
+        torch.from_numpy(np.tile(labels, SOURCE_COPIES)),
+        epochs=SOURCE_EPOCHS,
+        batch_size=64,
+        learning_rate=2e-3,
+        seed=seed,
+        progress="source task, digits 0-4" if progress else None,
+    )
+    accuracy = float((predict(model, draw_canvases(images, generator)) == labels).mean())
+    return Network(model, torch.stack, name="test_resnet, digits 0-4"), accuracy
+
+
+def _judge_features(
+    embedding: FullNetworkEmbedding, values: Embedding, labels: np.ndarray, rows: np.ndarray, test: np.ndarray
+) -> float:
+    learnt = embedding.fit_transform(_part(values, rows))  # statistics of the few training rows alone
+    probe = LinearSVM().fit(learnt, labels[rows])
+    return float(probe.score(embedding.transform(_part(values, test)), labels[test]))
+
+
+def _judge_scratch(canvases: Tensor, labels: np.ndarray, rows: np.ndarray, test: np.ndarray, *, seed: int) -> float:
+    model = new_network(seed)
+    train(
+        model,
+        canvases[rows],
+        torch.from_numpy(labels[rows]),
+        epochs=SCRATCH_EPOCHS,
+        batch_size=25,
+        learning_rate=2e-2,
+        seed=seed,
+        at_least=SCRATCH_STEPS,
+    )
+    return float((predict(model, canvases[test]) == labels[test]).mean())
+
+
 def _pixels(canvases: Tensor) -> Embedding:
     values = canvases.flatten(1).numpy()
     return Embedding(values, (LayerColumns("pixels", 0, values.shape[1], 0.0),), np.arange(len(values)))
 
 
-def _rows(embedding: Embedding, rows: np.ndarray) -> Embedding:
+def _part(embedding: Embedding, rows: np.ndarray) -> Embedding:
     return replace(embedding, values=embedding.values[rows], rows=embedding.rows[rows])
