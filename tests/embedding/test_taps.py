@@ -65,6 +65,16 @@ def test_each_call_of_a_shared_layer_is_a_tap_of_its_own():
         assert torch.allclose(read(x), torch.cat([first, second, second], dim=1))
 
 
+def test_calls_of_one_module_are_never_mixed():
+    shared = nn.Linear(3, 3)
+    model = nn.Sequential(shared, shared, shared, nn.Softmax(dim=1))
+    x = torch.randn(2, 3)
+    taps, _ = find_taps(network(model), x, activation="after")
+    assert {tap.reading.module for tap in taps[:3]} == {"0"}
+    with TapReader(model, taps[:3]) as read:
+        assert torch.allclose(read(x), torch.cat([shared(x), shared(shared(x)), shared(shared(shared(x)))], dim=1))
+
+
 def test_random_layers_and_layers_without_the_batch_are_left_out_with_a_reason():
     class Model(nn.Module):
         def __init__(self):
