@@ -7,7 +7,9 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")
+home = tempfile.TemporaryDirectory(prefix="hf-home-")  # goes at the end of the run
+os.environ["HF_HOME"] = home.name
+os.environ["DATASETS_VERBOSITY"] = "critical"  # as hf-tl sets it, too late where a test has imported datasets
 os.environ.pop("HF_DATASETS_CACHE", None)
 
 import numpy as np

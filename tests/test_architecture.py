@@ -113,7 +113,7 @@ HEAVY = {"torch", "transformers", "timm", "sklearn", "datasets", "peft", "accele
 
 def test_importing_costs_nothing():
     assert not modules_after("import hf_tl") & HEAVY
-    assert not modules_after("import hf_tl.cli; hf_tl.cli._parser()") & HEAVY
+    assert not modules_after("from hf_tl.cli.main import build_parser; build_parser()") & HEAVY
     assert "sklearn" in modules_after("from hf_tl import LinearSVM")
 
 

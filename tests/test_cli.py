@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import write_images
 
-from hf_tl.cli import EXAMPLES, main
+from hf_tl.cli.main import COMMANDS, main
 
 
 def table_rows(output):
@@ -24,14 +24,14 @@ def table_rows(output):
     return rows
 
 
-@pytest.mark.parametrize("command", ["", *EXAMPLES])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_is_printed(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command.split(), "--help"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     if command:
-        assert EXAMPLES[command] in printed
+        assert COMMANDS[command].EXAMPLES in printed
 
 
 def test_the_examples_of_help_run_as_printed(tmp_path, timm_folder, text_folder, monkeypatch, capsys):
@@ -47,7 +47,7 @@ def test_the_examples_of_help_run_as_printed(tmp_path, timm_folder, text_folder,
     monkeypatch.chdir(tmp_path)
     ran = 0
     for command in ("layers", "embed", "probe"):
-        for line in EXAMPLES[command].splitlines():
+        for line in COMMANDS[command].EXAMPLES.splitlines():
             assert main(line.split()[1:]) == 0, line
             assert table_rows(capsys.readouterr().out)
             ran += 1
@@ -221,7 +221,7 @@ def test_bad_input_ends_in_one_sentence(case, sentence, tmp_path, image_folder, 
 
 
 @pytest.mark.slow
-def test_in_a_process_of_its_own_nothing_else_is_printed(timm_folder, image_folder):
+def test_in_a_process_of_its_own_nothing_else_is_printed(timm_folder, text_folder, image_folder, tmp_path):
     corrupt(image_folder)
     done = run(["probe", str(timm_folder), str(image_folder), "--taps", "stage4.*"])
     assert done.returncode == 2
@@ -231,6 +231,10 @@ def test_in_a_process_of_its_own_nothing_else_is_printed(timm_folder, image_fold
     done = run(["probe", str(timm_folder), str(image_folder)])
     assert done.returncode == 2
     assert "row 7 of train cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = run(empty_split(tmp_path, lambda kind: str(text_folder), None))
+    assert done.returncode == 2
+    assert "is empty (0 rows)" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import write_images
 
-from hf_tl.cli import main
+from hf_tl.cli.main import main
 
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

@@ -3,7 +3,7 @@
 import pytest
 from test_cli import table_rows
 
-from hf_tl.cli import main
+from hf_tl.cli.main import main
 
 
 EXPECTED = {"flowers12": 0.979, "dtd10": 0.860, "fashion900": 0.877}

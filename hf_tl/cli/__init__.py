@@ -1,0 +1,1 @@
+"""COMMAND LINE: hf-tl, a command a file."""

@@ -1,0 +1,35 @@
+"""The arguments that several commands share, and their checks."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hf_tl.errors import InputError
+
+
+MODEL = "Hub id, timm model name, folder, or local-dir:FOLDER"
+DATA = "Hub id, .csv/.json/.parquet file, or folder"
+RECIPE = "paper, fne-package, standardize, l2 or raw (default %(default)s)"
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that read a network on a dataset."""
+    add = parser.add_argument
+    add("--recipe", default="paper", help=RECIPE)
+    add("--image-size", type=int, help="side of the square images in pixels")
+    add("--label", help="label column, where it is not found by itself")
+    add("--input", help="image or text column, where it is not found by itself")
+    add("--config", help="configuration of the dataset, where it has several")
+    add("--batch-size", type=int, default=32, help="rows a forward pass (default %(default)s)")
+    add("--device", default="cpu", help="where the network runs (default %(default)s)")
+    bad_help = "end at a row that cannot be read, or leave it out (default %(default)s)"
+    add("--on-bad-rows", choices=("raise", "skip"), default="raise", help=bad_help)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder of --out, with its parents; it may be there already."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be made a folder: {error.strerror}") from error

@@ -1,0 +1,55 @@
+"""hf-tl: finds the command, runs it, and ends in one sentence where the input is at fault."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from hf_tl.cli import embed, layers, probe, quickstart
+from hf_tl.errors import InputError
+
+
+COMMANDS = {"quickstart": quickstart, "layers": layers, "embed": embed, "probe": probe}
+QUIET = {  # standard error is for this program's progress bars and sentences
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "critical",
+    "HF_HUB_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0, or 2 after one sentence about unusable input."""
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
+    options = build_parser().parse_args(arguments)
+    try:
+        options.run(options)
+        return 0
+    except InputError as error:
+        print(f"hf-tl {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"hf-tl {options.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands. A command is a module: its docstring is its help, `EXAMPLES` stands below."""
+    parser = argparse.ArgumentParser(
+        prog="hf-tl", description="Transfer learning, layer by layer.", epilog="hf-tl COMMAND --help shows examples."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        added = commands.add_parser(
+            name,
+            help=command.__doc__,
+            description=command.__doc__,
+            epilog=f"examples:\n{command.EXAMPLES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(added)
+        added.set_defaults(run=command.run)
+    return parser
