@@ -178,6 +178,14 @@ def bad_share(tmp_path, model, data):
     return ["probe", model("timm"), str(data), "--top", "0"]
 
 
+def bad_selection(tmp_path, model, data):
+    return ["layers", model("timm"), "--select", "stem, blocks.99"]
+
+
+def bad_picture(tmp_path, model, data):
+    return ["layers", model("timm"), "--plot", str(tmp_path / "ladder.txt")]
+
+
 def file_as_folder(tmp_path, model, data):
     (tmp_path / "taken").write_text("")
     return ["embed", model("timm"), str(data), "--out", str(tmp_path / "taken")]
@@ -206,6 +214,8 @@ def file_as_folder(tmp_path, model, data):
         (bad_recipe, "there is no recipe 'papre' among .*closest are 'paper'"),
         (bad_device, "device 'cuda:9' cannot be used here"),
         (bad_share, "--top must be above 0 and at most 1, got 0.0"),
+        (bad_selection, r"this names no layer: 'blocks.99'; the closest are 'layer"),
+        (bad_picture, r"a picture should be a .png, .svg or .pdf file, got '.*ladder.txt'"),
         (file_as_folder, "taken cannot be made a folder: File exists"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
