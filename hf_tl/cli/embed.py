@@ -21,7 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", help=MODEL)
     add("data", help=DATA)
-    add("--out", type=Path, required=True, help="folder for the embedding")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for the embedding; a pass that was stopped goes on from what it holds",
+    )
     add_reading(parser)
 
 
@@ -29,9 +34,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     make_folder(options.out)
     start = time.perf_counter()
-    train, test, notes = read_task(options, taps=["auto", "last"])
-    for split, embedding in (("train", train), ("test", test)):
-        embedding.save(options.out / split)
+    train, test, notes = read_task(options, taps=["auto", "last"], out=options.out)
     rows = []
     for split, embedding in (("train", train), ("test", test)):
         size = f"{embedding.values.nbytes / 2**20:.1f} MiB"
