@@ -170,6 +170,7 @@ def _card(fitted: Fitted) -> object:
     )
     recipe = fitted.recipe
     steps = {"standardize": "standardised", "l2-layer": "each layer at length 1", "none": "not scaled"}[recipe.scale]
+    span = f"{fitted.layers[0].name} to {fitted.layers[-1].name}"
     if recipe.thresholds is not None:
         steps += f", discretised to -1, 0, 1 at {recipe.thresholds[0]} and {recipe.thresholds[1]}"
     return ModelCard(f"""---
@@ -178,8 +179,8 @@ def _card(fitted: Fitted) -> object:
 
 # Full-network embedding of {fitted.network.name}
 
-{fitted.layers[-1].stop:,} features of {len(fitted.layers)} layers, {fitted.layers[0].name} to {fitted.layers[-1].name}, read
-{recipe.activation} their activation, {steps}, with the statistics of {fitted.statistics.n:,} training rows
+{fitted.layers[-1].stop:,} features of {len(fitted.layers)} layers, {span}, read {recipe.activation} their activation,
+{steps}, with the statistics of {fitted.statistics.n:,} training rows
 (Garcia-Gasulla et al., ICBK 2018). The network itself is not in here.
 
 ```python

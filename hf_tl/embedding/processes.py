@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,6 +13,7 @@ import torch
 
 
 Item = TypeVar("Item")
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,16 @@ class Processes:
         return found
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process reads all rows by itself and waits for nobody."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
 def find_processes(device: str = "cpu") -> tuple[Processes, str]:
     """The processes of this run, and where this one's network belongs: "cuda" becomes its own device of several.
 
@@ -58,7 +71,7 @@ def find_processes(device: str = "cpu") -> tuple[Processes, str]:
         device: where the user wants the network.
     """
     started = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if not started and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if _ALONE.get() or (not started and not (torch.distributed.is_available() and torch.distributed.is_initialized())):
         return Processes(), device
     from accelerate import PartialState
 
