@@ -33,7 +33,7 @@ class Blocks:
 
 
 def find_blocks(model: nn.Module, record: Trace, heads: Sequence[str]) -> Blocks:
-    """The innermost numbered modules that hold two layers or more and have a sibling of their own kind.
+    """The innermost modules that are numbered ("3", "layer3"), hold two layers or more and have a sibling of their kind.
 
     Args:
         model: the network.
@@ -106,7 +106,7 @@ def _block_of(name: str, modules: Mapping[str, nn.Module], layers: Sequence[Laye
     parent = _parent(name)
     while parent:
         container, _, leaf = parent.rpartition(".")
-        if leaf.isdigit() and not isinstance(modules[parent], CONTAINERS):
+        if leaf[-1].isdigit() and not isinstance(modules[parent], CONTAINERS):
             held = {layer.name for layer in layers if is_inside(layer.name, [parent])}
             siblings = list(modules[container].children())
             alike = sum(type(other) is type(modules[parent]) for other in siblings)

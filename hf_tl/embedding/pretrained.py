@@ -152,7 +152,8 @@ def _check_name(base: str, folder: Path) -> None:
     if not isinstance(base, str):
         raise InputError(f"the fitted embedding in {str(folder)!r} is damaged: it does not name its network")
     downloaded = folder.resolve().is_relative_to(Path(HF_HUB_CACHE).resolve())
-    if not HUB_NAME.fullmatch(base) and (downloaded or not Path(base.removeprefix("local-dir:")).is_dir()):
+    place = Path(base.removeprefix("local-dir:"))
+    if not HUB_NAME.fullmatch(base) and (downloaded or ".." in place.parts or not place.is_dir()):
         raise InputError(
             f"the embedding in {str(folder)!r} reads the network {base!r}, which is neither a Hub id nor a timm name; "
             f"give it with network=..."

@@ -139,47 +139,52 @@ def test_an_unfinished_folder_is_not_loaded(tmp_path):
     assert made.labels.tolist() == [row % 3 for row in made.rows]
 
 
+N_KILLED_ROWS = 200
+
+
+def slow_pass(out, log=None):
+    return embedding(small_model(), log=log, seconds=0.01).fit_transform(rows(N_KILLED_ROWS), out=out)
+
+
 def start(out, log):
     """The pass in a forked process: its id."""
     child = os.fork()
     if child == 0:
+        status = 1
         try:
-            embedding(small_model(), log=log, seconds=0.004).fit_transform(rows(400), out=out)
-            os._exit(0)
+            slow_pass(out, log)
+            status = 0
         finally:
-            os._exit(1)
+            os._exit(status)
     return child
 
 
 @pytest.mark.slow
 def test_thirty_kills_at_random_moments_leave_the_store_of_a_straight_run(tmp_path):
     torch.set_num_threads(1)  # a forked process has one thread
-    straight, log = tmp_path / "straight", tmp_path / "log"
+    straight = tmp_path / "straight"
+    slow_pass(tmp_path / "warm")
     began = time.perf_counter()
-    embedding(small_model(), seconds=0.004).fit_transform(rows(400), out=straight)
+    slow_pass(straight)
     whole = time.perf_counter() - began
-    generator = random.Random(0)
-    killed, n_done, starts = 0, [], 0
-    out = tmp_path / "killed-0"
-    while killed < 30:
-        child = start(out, log)
-        time.sleep(generator.uniform(0, 0.6 * whole))
-        os.kill(child, signal.SIGKILL)
-        starts += 1
-        if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
-            killed += 1
-            n_done.append(int((Store.open(out).checksums != 0).sum()) if (out / "embedding.json").exists() else 0)
-        if not killed % 5:  # another folder, to be killed at its beginning too
-            assert os.waitpid(start(out, log), 0)[1] == 0
-            assert contents(out) == contents(straight)
-            lost = log.stat().st_size - 400 // BATCH
-            assert lost <= 5  # each kill lost the batch it hit, at most
-            log.unlink()
-            shutil.rmtree(out)
-            out = tmp_path / f"killed-{killed}"
-    print(f"\n{killed} kills in {starts} starts, with {sorted(set(n_done))} of 400 rows done")
-    assert len(set(n_done)) > 10
-    assert sum(n < 400 for n in n_done) > 0
+    generator, n_done = random.Random(0), []
+    for repeat in range(6):  # five kills a folder, so that its beginning is hit as often as its end
+        out, log, killed = tmp_path / str(repeat), tmp_path / f"{repeat}.log", 0
+        while killed < 5:
+            child = start(out, log)
+            time.sleep(generator.uniform(0, 0.4 * whole))
+            os.kill(child, signal.SIGKILL)
+            if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+                killed += 1
+                n_done.append(int((Store.open(out).checksums != 0).sum()) if (out / "embedding.json").exists() else 0)
+        assert os.waitpid(start(out, log), 0)[1] == 0
+        assert contents(out) == contents(straight)
+        lost = log.stat().st_size - N_KILLED_ROWS // BATCH
+        assert 0 <= lost <= killed  # each kill lost the batch it hit, at most
+    print(f"\n{len(n_done)} kills, with {n_done} of {N_KILLED_ROWS} rows done")
+    assert len(n_done) == 30
+    assert len(set(n_done)) > 5
+    assert any(0 < n < N_KILLED_ROWS for n in n_done)
 
 
 def run(*arguments):
