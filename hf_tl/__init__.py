@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hf_tl.embedding.full_network import FullNetworkEmbedding
     from hf_tl.embedding.recipe import RECIPES, Recipe
     from hf_tl.errors import InputError
-    from hf_tl.layers import Layer, list_layers
+    from hf_tl.layers import Layer, Layers, list_layers, select
     from hf_tl.models import Network, load_network
     from hf_tl.probes.learning_curve import LearningCurve
     from hf_tl.probes.svm import LinearSVM
@@ -24,6 +24,7 @@ __all__ = [
     "FullNetworkEmbedding",
     "InputError",
     "Layer",
+    "Layers",
     "LearningCurve",
     "LinearSVM",
     "Network",
@@ -33,6 +34,7 @@ __all__ = [
     "list_layers",
     "load_network",
     "load_task",
+    "select",
 ]
 
 __version__ = "0.1.0"
@@ -43,6 +45,7 @@ _HOMES = {
     "FullNetworkEmbedding": "hf_tl.embedding.full_network",
     "InputError": "hf_tl.errors",
     "Layer": "hf_tl.layers",
+    "Layers": "hf_tl.layers",
     "LearningCurve": "hf_tl.probes.learning_curve",
     "LinearSVM": "hf_tl.probes.svm",
     "Network": "hf_tl.models",
@@ -52,6 +55,7 @@ _HOMES = {
     "list_layers": "hf_tl.layers",
     "load_network": "hf_tl.models",
     "load_task": "hf_tl.data",
+    "select": "hf_tl.layers",
 }
 
 

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hf_tl.dataflow import Dataflow
+
 
 Batch = Mapping[str, Tensor] | Tensor
 
@@ -107,6 +109,7 @@ class Trace:
         layers: every call of a convolution or fully connected layer, in execution order.
         output: the first floating point tensor that the network returned, None if it returned none.
         last: the layer call whose own output the network returned untouched (a classifier), or None.
+        flow: the tree of module calls, and which tensors pass where.
     """
 
     modules: list[str] = field(default_factory=list)
@@ -115,17 +118,22 @@ class Trace:
     layers: list[LayerCall] = field(default_factory=list)
     output: Tensor | None = None
     last: LayerCall | None = None
+    flow: Dataflow = field(default_factory=Dataflow)
 
 
 def trace(model: nn.Module, example: Batch) -> Trace:
     """Runs the network once on `example` and returns what its layers did.
 
-    The network runs in eval mode without gradients; its training flags come back and no hook stays.
+    The network runs in eval mode without gradients; its training flags and the state of torch's random numbers
+    come back, and no hook stays.
     """
     recorder = _Recorder(model)
-    with evaluating(model), torch.no_grad(), recorder.hooks(), recorder:
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    untouched = torch.random.fork_rng(sorted(devices, key=str))  # some networks draw masks
+    with untouched, evaluating(model), torch.no_grad(), recorder.hooks(), recorder:
         returned = forward(model, example)
     record = recorder.trace
+    record.flow.release()
     record.output = first_float(returned)
     if record.output is not None:
         followed = recorder.find(record.output)
@@ -215,8 +223,11 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         source = args[0] if args else kwargs.get("input")
         found = self.find(source) if isinstance(source, Tensor) else None
+        given = self.trace.flow.before([args, kwargs])
         result = func(*args, **kwargs)
-        stage = _stage_of_function(getattr(func, "__name__", ""))
+        name = getattr(func, "__name__", "")
+        self.trace.flow.after(name, given, result)
+        stage = _stage_of_function(name)
         if found is not None and stage > found.stage and isinstance(result, Tensor):
             step = Step(func, args[1:], {key: value for key, value in kwargs.items() if key != "input"})
             reading = found.layer.after
@@ -231,6 +242,7 @@ class _Recorder(TorchFunctionMode):
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         name = self.names[module]
         self.trace.modules.append(name)
+        self.trace.flow.enter(name, module, [args, kwargs])
         given = first_float([args, kwargs])
         if given is not None:
             self.trace.given.setdefault(name, tuple(given.shape))
@@ -240,6 +252,7 @@ class _Recorder(TorchFunctionMode):
         name, given = self.names[module], self.inputs.pop()
         call = self.trace.calls[name]
         self.trace.calls[name] += 1
+        self.trace.flow.leave(output)
         if not isinstance(output, Tensor):
             return
         here = Reading(name, call)

@@ -15,13 +15,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hf_tl"
 FLOORS = [  # a module imports from floors below its own, or from its own part of the house
     {"errors", "table"},
-    {"trace"},
+    {"trace", "dataflow"},
     {"layers", "models", "data"},
     {"embedding", "probes"},
     {"quickstart"},
     {"cli"},
 ]
-ORDERED = {"layers": 0, "models": 0, "data": 1}  # on their floor: data uses layers
+ORDERED = {"dataflow": 0, "trace": 1, "layers": 0, "models": 1, "data": 2}  # on their floor: who may use whom
 
 
 def part(module: str) -> str:

@@ -1,6 +1,7 @@
 """The command line: its examples run, and bad input ends in one sentence and exit code 2."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -48,10 +49,11 @@ def test_the_examples_of_help_run_as_printed(tmp_path, timm_folder, text_folder,
     ran = 0
     for command in ("layers", "embed", "probe"):
         for line in COMMANDS[command].EXAMPLES.splitlines():
-            assert main(line.split()[1:]) == 0, line
+            assert main(shlex.split(line)[1:]) == 0, line
             assert table_rows(capsys.readouterr().out)
             ran += 1
-    assert ran == 7
+    assert ran == 8
+    assert (tmp_path / "ladder.png").stat().st_size > 10_000
 
 
 def test_probe_of_a_stored_embedding_equals_probe_of_the_images(timm_folder, image_folder, tmp_path, capsys):
@@ -75,7 +77,7 @@ def test_chosen_layers_and_recipe(timm_folder, image_folder, capsys):
 
 
 def test_layers_shows_what_is_read_and_what_is_left_out(text_folder, capsys):
-    assert main(["layers", str(text_folder)]) == 0
+    assert main(["layers", str(text_folder), "--level", "leaf"]) == 0
     rows = {row[1]: row for row in table_rows(capsys.readouterr().out)}
     assert rows["encoder.layer.0.intermediate.dense"][-2:] == ["32", "after gelu"]
     assert rows["pooler.dense"][-1] == "left out: its weights are not in the checkpoint"

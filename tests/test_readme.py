@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shlex
 import shutil
 from pathlib import Path
 
@@ -32,8 +33,8 @@ def as_named(tmp_path, timm_folder, monkeypatch):
 
 
 def test_there_is_something_to_test():
-    assert len(SNIPPETS) == 2
-    assert len(COMMANDS) == 1
+    assert len(SNIPPETS) == 3
+    assert len(COMMANDS) == 2
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
@@ -43,11 +44,17 @@ def test_snippets_run(as_named, snippet, capsys):
     if "probe" in names:
         assert set(names["train"].values.ravel()) <= {-1, 0, 1}
         assert str(names["train"].shape) in capsys.readouterr().out
-    else:
+    elif "embedding" in names:
         assert names["embedding"].shape == (16, 8)
+    else:
+        lists = [line.split("  # ") for line in snippet.splitlines() if line.startswith("[")]
+        assert len(lists) == 2
+        for expression, names_in_comment in lists:
+            assert eval(expression, names) == names_in_comment.split(", ")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(as_named, command, capsys):
-    assert main(command.split()[1:]) == 0
-    assert "full network" in capsys.readouterr().out
+    assert main(shlex.split(command)[1:]) == 0
+    printed = capsys.readouterr().out
+    assert "full network" in printed or "layers frozen" in printed

@@ -1,0 +1,20 @@
+"""THE GROUND STONE: the depth-ordered layers of any network, and a language to name them."""
+
+from hf_tl.layers.head import head_names
+from hf_tl.layers.layers import Layer, Layers, list_layers
+from hf_tl.layers.names import closest, is_inside, match_names
+from hf_tl.layers.picture import draw_ladder
+from hf_tl.layers.selection import select
+
+
+__all__ = [
+    "Layer",
+    "Layers",
+    "closest",
+    "draw_ladder",
+    "head_names",
+    "is_inside",
+    "list_layers",
+    "match_names",
+    "select",
+]

@@ -1,0 +1,200 @@
+"""The depth-ordered layers of a network, from data (depth 0) to task (depth 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, overload
+
+from torch import nn
+
+from hf_tl.errors import InputError, in_one_line
+from hf_tl.layers.blocks import Blocks, find_blocks
+from hf_tl.layers.example import example_for, shapes_of
+from hf_tl.layers.head import head_names
+from hf_tl.layers.ladder import Rung, build_ladder, split_ladder
+from hf_tl.layers.names import closest, is_inside, match_names
+from hf_tl.trace import Batch, Trace, trace
+
+
+Level = Literal["block", "leaf"]
+Kind = Literal["stem", "block", "norm", "head"]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A part of a network at its place between data and task. Every parameter belongs to exactly one layer.
+
+    Attributes:
+        name: the name of its module; for a stem or a head of several modules "stem" or "head", with the tower in
+            front ("decoder.stem") in a network of several towers.
+        kind: "stem" (up to the first block), "block", "norm" (after the last block) or "head" (what follows).
+        modules: names and modules that make it up, in execution order.
+        index: number of the block within its tower, from 0; None for the other kinds.
+        depth: 0 for the first layer to run, 1 for the last.
+        calls: how often it runs in one forward pass.
+        cut: whether exactly one tensor that depends on parameters passes from here to all that follows, so that
+            the network can be cut behind this layer.
+        tower: "encoder", "vision_model", ...; "" in a network of one tower, and for what stands outside all towers.
+    """
+
+    name: str
+    kind: Kind
+    modules: tuple[tuple[str, nn.Module], ...]
+    index: int | None
+    depth: float
+    calls: int
+    cut: bool
+    tower: str = ""
+    owned: tuple[nn.Parameter, ...] = field(default=(), repr=False)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """Its module: the largest, if there are several; None for a layer of bare parameters."""
+        sizes = [sum(parameter.numel() for parameter in module.parameters()) for _, module in self.modules]
+        return self.modules[sizes.index(max(sizes))][1] if sizes else None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Its parameters. One that several layers share is with the first of them to run."""
+        return list(self.owned)
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of scalars in its parameters."""
+        return sum(parameter.numel() for parameter in self.owned)
+
+    @property
+    def n_trainable(self) -> int:
+        """Number of scalars in those of its parameters that require gradients now."""
+        return sum(parameter.numel() for parameter in self.owned if parameter.requires_grad)
+
+
+@dataclass(frozen=True, eq=False)
+class Layers(Sequence[Layer]):
+    """The layers of a network in execution order.
+
+    Attributes:
+        items: the layers.
+        tied: groups of parameter names that stand for one parameter, or share its memory.
+        towers: names of the towers, in execution order; empty for a network of one tower.
+        detector: what found the blocks: "map" (the user's), "checkpointing", "timm", "dataflow" or "leaves",
+            joined by "+" where the parts of a network were found differently.
+    """
+
+    items: tuple[Layer, ...]
+    tied: tuple[tuple[str, ...], ...] = ()
+    towers: tuple[str, ...] = ()
+    detector: str = "leaves"
+
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Layer, ...]: ...
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of scalars in the parameters of all layers."""
+        return sum(layer.n_parameters for layer in self.items)
+
+
+def list_layers(
+    model: nn.Module, level: Level = "block", *, example: Batch | None = None, blocks: Sequence[str] | None = None
+) -> Layers:
+    """The layers of a network in execution order, found by one forward pass that leaves the network as it was.
+
+    Args:
+        model: any network.
+        level: "block" for stem, blocks, norm and head, which hold all parameters between them; "leaf" for every
+            module that has parameters of its own and runs.
+        example: what the network is called with: a mapping of tensors (by keyword) or one tensor; by default it
+            is made up from the network's configuration.
+        blocks: names of the modules that are the blocks, or glob patterns for them, in execution order; by
+            default they are found.
+
+    Raises:
+        InputError: the network cannot run on the example, or `blocks` does not name modules that run in this order.
+    """
+    if level not in ("block", "leaf"):
+        raise InputError(f"level should be 'block' or 'leaf', got {level!r}")
+    made_up = example is None
+    example = example_for(model) if made_up else example
+    try:
+        record = trace(model, example)
+    except Exception as error:  # the network is the user's, and so are its errors
+        source = "a made-up example" if made_up else "the example"
+        raise InputError(
+            f"{type(model).__name__} cannot run on {source}, {shapes_of(example)}: {in_one_line(error)}; "
+            f"give one that it can be called with as example=..."
+        ) from error
+    heads = head_names(model, record)
+    found = find_blocks(record, heads) if blocks is None else _blocks_of_user(blocks, model, record)
+    rungs, towers = build_ladder(model, record, found, heads)
+    if level == "leaf":
+        rungs = split_ladder(model, record, rungs)
+    return Layers(_layers(rungs, record), _tied(model), towers, found.detector)
+
+
+def _blocks_of_user(patterns: Sequence[str], model: nn.Module, record: Trace) -> Blocks:
+    if isinstance(patterns, str):
+        raise InputError(f"blocks should be a list of module names, got the string {patterns!r}; write [{patterns!r}]")
+    order = {name: i for i, name in enumerate(dict.fromkeys(record.modules)) if name}
+    known = [name for name, _ in model.named_modules() if name]
+    chosen: list[str] = []
+    for pattern in patterns:
+        outermost: list[str] = []
+        for name in match_names([pattern], known):
+            if not is_inside(name, outermost):
+                outermost.append(name)
+        ran = sorted((name for name in outermost if name in order), key=order.__getitem__)
+        if not ran:
+            raise InputError(
+                f"blocks names {outermost[0]!r}, which does not run on the example; name modules that are called, "
+                f"{closest(outermost[0], list(order))}"
+            )
+        for name in ran:
+            clash = next((other for other in chosen if is_inside(name, [other]) or is_inside(other, [name])), None)
+            if clash is not None:
+                raise InputError(f"blocks names both {clash!r} and {name!r}, one inside the other; keep one of them")
+            if chosen and order[name] < order[chosen[-1]]:
+                raise InputError(f"blocks should be in execution order, but {name!r} runs before {chosen[-1]!r}")
+            chosen.append(name)
+    if not chosen:
+        raise InputError("blocks is empty; name at least one module, or leave it out to have the blocks found")
+    return Blocks(tuple(chosen), "map")
+
+
+def _layers(rungs: Sequence[Rung], record: Trace) -> tuple[Layer, ...]:
+    deepest = max(len(rungs) - 1, 1)
+    layers, stop = [], 0
+    for i, rung in enumerate(rungs):
+        stop = max(stop, rung.stop)
+        following = min((later.start for later in rungs[i + 1 :]), default=0)
+        layers.append(
+            Layer(
+                name=rung.name,
+                kind=rung.kind,
+                modules=tuple(rung.modules),
+                index=rung.index,
+                depth=i / deepest,
+                calls=max((record.calls[name] for name, _ in rung.modules), default=0),
+                cut=following > stop and 1 in (record.flow.crossing(stop), record.flow.crossing(following - 1)),
+                tower=rung.tower,
+                owned=tuple(rung.parameters),
+            )
+        )
+    return tuple(layers)
+
+
+def _tied(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    groups: dict[tuple, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        memory = parameter.untyped_storage().data_ptr()  # 0 on the meta device, where nothing is shared
+        groups.setdefault((parameter.device, memory) if memory else (id(parameter),), []).append(name)
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)

@@ -1,0 +1,167 @@
+"""A language to name layers: `..50%`, `-2..`, `head`, `encoder.3`, `blocks.*.attn`, `/layer\\.[0-3]/`.
+
+    selection := term ("," term)*
+    term      := "all" | "stem" | "norm" | "head"     layers of that kind
+               | i | -i                               one block, counted from the data or from the task
+               | [a] ".." [b]                         blocks a to b, b excluded; a and b are numbers or shares, 25%
+               | tower | tower "." term               one of several towers, or a part of it: encoder.-1, encoder...50%
+               | glob                                 names of layers, or of modules that hold them
+               | "/" regex "/"                        the same by a regular expression that is searched for
+
+Blocks are numbered from 0; stem, norm and head stand outside the numbers. A range without a start takes the stem
+along, a range without an end the final norm; neither takes the head. A share is rounded down to a block.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import NoReturn
+
+from hf_tl.errors import InputError
+from hf_tl.layers.layers import Layer
+from hf_tl.layers.names import closest
+
+
+KINDS = ("stem", "norm", "head")
+INDEX = re.compile(r"-?\d+")
+RANGE = re.compile(r"(?P<start>-?\d+%?)?\.\.(?P<stop>-?\d+%?)?")
+TERM = re.compile(r"\s*(?P<term>/(?:[^/\\]|\\.)*/|[^,]*?)\s*(?:,|$)")  # a comma within a regular expression is its own
+
+
+def select(layers: Sequence[Layer], selection: str) -> list[Layer]:
+    """The layers that a selection names, in the order of the network.
+
+    Args:
+        layers: from `list_layers`; with level="leaf", the numbers are those of the blocks that the leaves are in.
+        selection: see above, such as "stem, ..50%, head".
+
+    Raises:
+        InputError: a term that is malformed, ambiguous or names nothing; the message points at it and lists what
+            could stand there.
+    """
+    chosen = {id(layer) for text, at in _terms(selection) for layer in _Term(layers, selection, text, at).layers()}
+    return [layer for layer in layers if id(layer) in chosen]
+
+
+class _Term:
+    """One term of a selection, which knows its place for the sake of error messages."""
+
+    def __init__(self, layers: Sequence[Layer], selection: str, text: str, position: int):
+        self.every, self.selection, self.text, self.position = layers, selection, text, position
+        self.towers = list(dict.fromkeys(layer.tower for layer in layers if layer.kind == "block" and layer.tower))
+
+    def layers(self) -> Sequence[Layer]:
+        tower, rest = self._split()
+        part = [layer for layer in self.every if layer.tower == tower] if tower else self.every
+        if rest == "all":
+            return part
+        if rest in KINDS:
+            return [layer for layer in part if layer.kind == rest] or self._fail(f"there is no {rest} here")
+        if INDEX.fullmatch(rest):
+            number = self._number(rest, self._count(part, tower))
+            return [layer for layer in part if layer.index == number]
+        if bounds := RANGE.fullmatch(rest):
+            return self._range(part, self._count(part, tower), bounds["start"], bounds["stop"])
+        if rest.startswith("/"):
+            return self._named(_search(rest) or self._fail("a regular expression stands between two slashes"))
+        return self._named(lambda name: fnmatchcase(name, rest))
+
+    def _split(self) -> tuple[str, str]:
+        for tower in self.towers:
+            rest = "all" if self.text == tower else self.text.removeprefix(f"{tower}.")
+            if rest != self.text and (rest in ("all", *KINDS) or INDEX.fullmatch(rest) or RANGE.fullmatch(rest)):
+                return tower, rest
+        return "", self.text
+
+    def _count(self, part: Sequence[Layer], tower: str) -> int:
+        if len(self.towers) > 1 and not tower:
+            choices = " or ".join(f"{name}.{self.text}" for name in self.towers)
+            self._fail(f"the network has {len(self.towers)} towers, say which one", f"write {choices}")
+        return 1 + max((layer.index for layer in part if layer.index is not None), default=-1)
+
+    def _number(self, text: str, count: int) -> int:
+        number = int(text)
+        if not -count <= number < count:
+            self._fail(
+                f"there is no block {number}", f"the blocks are 0 to {count - 1}, or -{count} to -1 from the task"
+            )
+        return number % count
+
+    def _bound(self, text: str, count: int) -> int:
+        number = int(text.rstrip("%"))
+        if text.endswith("%"):
+            if not 0 <= number <= 100:
+                self._fail(f"{text} is no share of the blocks", "write 0% to 100%")
+            return count * number // 100
+        if not -count <= number <= count:
+            self._fail(
+                f"{number} is no end of a range of {count} blocks", f"write -{count} to {count}, or a share like 50%"
+            )
+        return number + count if number < 0 else number
+
+    def _range(self, part: Sequence[Layer], count: int, start: str | None, stop: str | None) -> list[Layer]:
+        first = 0 if start is None else self._bound(start, count)
+        last = count if stop is None else self._bound(stop, count)
+        kinds = {"stem"} if start is None else set()
+        kinds |= {"norm"} if stop is None else set()
+        inside = [layer for layer in part if layer.index in range(first, last) or layer.kind in kinds]
+        return inside or self._fail("the range is empty", f"the blocks are 0 to {count - 1}, and the end is excluded")
+
+    def _named(self, matches: Callable[[str], bool]) -> list[Layer]:
+        found = [layer for layer in self.every if any(matches(name) for name in _names(layer))]
+        if found:
+            return found
+        for layer in self.every:
+            for name, module in layer.modules:
+                inner = next(
+                    (inner for inner, _ in module.named_modules() if inner and matches(f"{name}.{inner}")), None
+                )
+                if inner is not None:
+                    self._fail(
+                        f"'{name}.{inner}' is a part of the layer {layer.name!r}",
+                        "take that layer whole, or choose among the leaves (level='leaf')",
+                    )
+        self._fail("this names no layer")
+
+    def _fail(self, what: str, do: str = "") -> NoReturn:
+        choices = ["all", *KINDS, *self.towers, *dict.fromkeys(name for layer in self.every for name in _names(layer))]
+        advice = do or closest(self.text.strip("/"), choices)
+        pointer = " " * self.position + "^" * len(self.text)
+        raise InputError(f"{what}: {self.text!r}; {advice}\n  {self.selection}\n  {pointer}")
+
+
+def _names(layer: Layer) -> Iterator[str]:
+    """The name of a layer, those of its modules, and those of all modules around them."""
+    yield layer.name
+    for name, _ in layer.modules:
+        while name:
+            yield name
+            name = name.rpartition(".")[0]
+
+
+def _search(text: str) -> Callable[[str], object] | None:
+    if len(text) < 3 or not text.endswith("/"):
+        return None
+    try:
+        return re.compile(text[1:-1]).search
+    except re.error:
+        return None
+
+
+def _terms(selection: str) -> Iterator[tuple[str, int]]:
+    """The terms with their positions."""
+    position = 0
+    while position <= len(selection):
+        found = TERM.match(selection, position)
+        if not found["term"]:
+            at = found.start("term")
+            raise InputError(
+                f"a layer is missing; write all, stem, norm, head, a number, a range or a name\n  {selection}\n"
+                f"  {' ' * at}^"
+            )
+        yield found["term"], found.start("term")
+        if not found[0].endswith(","):
+            return
+        position = found.end()
