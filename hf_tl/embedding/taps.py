@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from hf_tl.embedding.blocks import attention_output, find_blocks, hidden_layers, is_adapter, is_router
+from hf_tl.embedding.anatomy import attention_output, find_anatomy, hidden_layers, is_adapter, is_router
 from hf_tl.embedding.pooling import Pooling, find_pooling
 from hf_tl.embedding.strides import strides_of
 from hf_tl.errors import InputError, in_one_line
@@ -285,16 +285,16 @@ class _Survey:
         return taps
 
     def _find_automatic(self, activation: str) -> None:
-        blocks = find_blocks(self.network.model, self.record, self.heads)
-        for name in blocks.names:
-            self._add(name, "block", auto=name in blocks.attentions)
-        if not blocks.attentions:
+        anatomy = find_anatomy(self.network.model, self.record, self.heads)
+        for name in anatomy.blocks:
+            self._add(name, "block", auto=name in anatomy.attentions)
+        if not anatomy.attentions:
             self.layers = {key: replace(tap, auto=True) for key, tap in self.layers.items()}
             return
         for key, tap in self.layers.items():
-            if tap.kind == "conv" and tap.chain and not is_inside(key[0], blocks.attentions):
+            if tap.kind == "conv" and tap.chain and not is_inside(key[0], anatomy.attentions):
                 self.layers[key] = replace(tap, auto=True)
-        for block, attentions in blocks.attentions.items():
+        for block, attentions in anatomy.attentions.items():
             for attention in attentions:
                 end = attention_output(attention, self.record.layers)
                 ends = [key for key in self.layers if key[0] == end]
@@ -311,13 +311,14 @@ class _Survey:
                         tap, reading=Reading(reader.name, reader.call, side="input"), chain=(*tap.chain, "gate")
                     )
                 self.layers[layer.name, layer.call] = replace(tap, kind="hidden", auto=True)
-        if blocks.final_norm is not None:
-            self._add(blocks.final_norm, "norm", auto=True)
+        if anatomy.final_norm is not None:
+            self._add(anatomy.final_norm, "norm", auto=True)
 
     def _add(self, name: str, kind: Kind, *, auto: bool) -> None:
         for call in range(self.record.calls[name]):
             tap = self._output(name, call, kind)
-            if tap is not None and not is_inside(name, self.network.untrained):
+            known = (name, call) in self.layers  # a plain stack, whose blocks are its layers
+            if tap is not None and not known and not is_inside(name, self.network.untrained):
                 self.others[name, call] = replace(tap, auto=auto)
 
     def _output(self, name: str, call: int, kind: Kind) -> Tap | None:

@@ -1,4 +1,4 @@
-"""The repeated units of a network, and what stands in a transformer's: attention, hidden layer, final norm."""
+"""What stands in a transformer's blocks: attention and the hidden layer of the MLP; and the norm after them."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from dataclasses import dataclass
 from torch import nn
 
 from hf_tl.layers import is_inside
+from hf_tl.layers.blocks import find_blocks
 from hf_tl.trace import LayerCall, Trace, is_fully_connected
 
 
-CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 ACTIVATED = 2  # the stage of a layer call whose value was followed through an activation
 ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """The blocks of a network.
+class Anatomy:
+    """The blocks of a network, and which of them are a transformer's.
 
     Attributes:
-        names: names of all blocks, in the order in which they first run.
+        blocks: names of all blocks, in the order in which they first run.
         attentions: of each block that has one, the names of its outermost attention modules.
         final_norm: name of the norm after the last block, or None.
     """
 
-    names: tuple[str, ...]
+    blocks: tuple[str, ...]
     attentions: Mapping[str, tuple[str, ...]]
     final_norm: str | None
 
 
-def find_blocks(model: nn.Module, record: Trace, heads: Sequence[str]) -> Blocks:
-    """The innermost modules that are numbered ("3", "layer3"), hold two layers or more and have a sibling of their kind.
+def find_anatomy(model: nn.Module, record: Trace, heads: Sequence[str]) -> Anatomy:
+    """The blocks, as `hf_tl.layers` finds them, and the attention modules in them, which are known by their classes.
 
     Args:
         model: the network.
@@ -42,20 +42,15 @@ def find_blocks(model: nn.Module, record: Trace, heads: Sequence[str]) -> Blocks
     """
     modules = dict(model.named_modules())
     ran = list(dict.fromkeys(record.modules))
-    found: dict[str, None] = {}
-    for layer in record.layers:
-        block = _block_of(layer.name, modules, record.layers)
-        if block is not None and not is_inside(layer.name, heads):
-            found[block] = None
-    names = tuple(name for name in ran if name in found and not is_inside(_parent(name), found))
+    blocks = find_blocks(record, heads).names
     attentions = {}
-    for block in names:
+    for block in blocks:
         within = [name for name in ran if is_inside(name, [block]) and name != block]
         named = [name for name in within if ATTENTION.search(type(modules[name]).__name__)]
-        outer = tuple(name for name in named if not is_inside(_parent(name), named))
+        outer = tuple(name for name in named if not is_inside(name.rpartition(".")[0], named))
         if outer:
             attentions[block] = outer
-    return Blocks(names, attentions, _final_norm(modules, ran, names, heads) if attentions else None)
+    return Anatomy(blocks, attentions, _final_norm(modules, ran, blocks, heads) if attentions else None)
 
 
 def attention_output(attention: str, layers: Sequence[LayerCall]) -> str | None:
@@ -102,20 +97,6 @@ def is_adapter(name: str) -> bool:
     return any(part.startswith(("lora_", "vera_", "adapter_")) for part in name.split("."))
 
 
-def _block_of(name: str, modules: Mapping[str, nn.Module], layers: Sequence[LayerCall]) -> str | None:
-    parent = _parent(name)
-    while parent:
-        container, _, leaf = parent.rpartition(".")
-        if leaf[-1].isdigit() and not isinstance(modules[parent], CONTAINERS):
-            held = {layer.name for layer in layers if is_inside(layer.name, [parent])}
-            siblings = list(modules[container].children())
-            alike = sum(type(other) is type(modules[parent]) for other in siblings)
-            if len(held) > 1 and (alike > 1 or len(siblings) == 1):
-                return parent
-        parent = _parent(parent)
-    return None
-
-
 def _final_norm(
     modules: Mapping[str, nn.Module], ran: Sequence[str], blocks: Sequence[str], heads: Sequence[str]
 ) -> str | None:
@@ -128,7 +109,3 @@ def _final_norm(
         and not list(modules[name].children())
     ]
     return after[-1] if after else None
-
-
-def _parent(name: str) -> str:
-    return name.rpartition(".")[0]
