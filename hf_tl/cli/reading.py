@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 
 
 def read_task(
-    options: argparse.Namespace, *, taps: Sequence[str], out: Path | None = None
+    options: argparse.Namespace,
+    *,
+    taps: Sequence[str],
+    out: Path | None = None,
+    how: Mapping[str, object] | None = None,
 ) -> tuple[Embedding, Embedding, list[str]]:
     """The raw activations of training and test rows, and what there is to say about them.
 
     Args:
         options: the arguments that `add_reading` added.
         taps: which layers are read.
+        how: further arguments of `FullNetworkEmbedding`.
         out: a folder that receives them, in "train" and "test"; a pass that was stopped goes on there.
     """
     from hf_tl.data import load_task
@@ -44,6 +49,7 @@ def read_task(
         batch_size=options.batch_size,
         device=options.device,
         on_bad_rows=options.on_bad_rows,
+        **(how or {}),
     )
     folders = [None if out is None else out / split for split in ("train", "test")]
     embeddings = [reader.activations(r, out=o) for r, o in zip((task.train, task.test), folders, strict=True)]
