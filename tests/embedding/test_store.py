@@ -48,6 +48,8 @@ def test_rows_stand_at_their_index_in_any_order(tmp_path):
         store.write_rows(np.array(rows), values[rows])
     assert store.verify().all()
     assert np.array_equal(store.raw(store.positions)[:], values)
+    for order in ([2, 4, 3, 5], [1, 1, 3], [9, 0]):
+        assert np.array_equal(store.raw(np.array(order))[:], values[order])
 
 
 def test_skipped_rows_are_done_but_not_there(tmp_path):
