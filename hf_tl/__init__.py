@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hf_tl.data import Rows, Task, load_task
+    from hf_tl.embedding.callback import EmbeddingCallback
+    from hf_tl.embedding.crops import TenCrops, mean_feature, mean_score, vote
     from hf_tl.embedding.embedding import Embedding
     from hf_tl.embedding.full_network import FullNetworkEmbedding
+    from hf_tl.embedding.preprocessing import Discretizer, LayerNormalizer, LayerSelector, Standardizer, StreamedPCA
     from hf_tl.embedding.recipe import RECIPES, Recipe
     from hf_tl.errors import InputError
     from hf_tl.layers import Layer, Layers, list_layers, select
@@ -20,42 +23,62 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RECIPES",
+    "Discretizer",
     "Embedding",
+    "EmbeddingCallback",
     "FullNetworkEmbedding",
     "InputError",
     "Layer",
+    "LayerNormalizer",
+    "LayerSelector",
     "Layers",
     "LearningCurve",
     "LinearSVM",
     "Network",
     "Recipe",
     "Rows",
+    "Standardizer",
+    "StreamedPCA",
     "Task",
+    "TenCrops",
     "list_layers",
     "load_network",
     "load_task",
+    "mean_feature",
+    "mean_score",
     "select",
+    "vote",
 ]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "RECIPES": "hf_tl.embedding.recipe",
+    "Discretizer": "hf_tl.embedding.preprocessing",
     "Embedding": "hf_tl.embedding.embedding",
+    "EmbeddingCallback": "hf_tl.embedding.callback",
     "FullNetworkEmbedding": "hf_tl.embedding.full_network",
     "InputError": "hf_tl.errors",
     "Layer": "hf_tl.layers",
+    "LayerNormalizer": "hf_tl.embedding.preprocessing",
+    "LayerSelector": "hf_tl.embedding.preprocessing",
     "Layers": "hf_tl.layers",
     "LearningCurve": "hf_tl.probes.learning_curve",
     "LinearSVM": "hf_tl.probes.svm",
     "Network": "hf_tl.models",
     "Recipe": "hf_tl.embedding.recipe",
     "Rows": "hf_tl.data",
+    "Standardizer": "hf_tl.embedding.preprocessing",
+    "StreamedPCA": "hf_tl.embedding.preprocessing",
     "Task": "hf_tl.data",
+    "TenCrops": "hf_tl.embedding.crops",
     "list_layers": "hf_tl.layers",
     "load_network": "hf_tl.models",
     "load_task": "hf_tl.data",
+    "mean_feature": "hf_tl.embedding.crops",
+    "mean_score": "hf_tl.embedding.crops",
     "select": "hf_tl.layers",
+    "vote": "hf_tl.embedding.crops",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,8 @@ class Network:
         modality: what a raw input is: "image", "text" or "array".
         name: how the user called it.
         untrained: names of modules whose weights are not in the checkpoint and are therefore random.
+        image_size: side of the square images that were asked for, in pixels; None for the size of pre-training.
+        revision: branch, tag or commit that was asked for.
     """
 
     model: nn.Module
@@ -33,6 +35,8 @@ class Network:
     modality: str = "array"
     name: str = "network"
     untrained: frozenset[str] = frozenset()
+    image_size: int | None = None
+    revision: str | None = None
 
 
 def load_network(name: str, *, image_size: int | None = None, revision: str | None = None) -> Network:
@@ -64,9 +68,11 @@ def load_network(name: str, *, image_size: int | None = None, revision: str | No
         config = _hub_config(place, revision)
         timm_name = f"hf-hub:{place}" if revision is None else f"hf-hub:{place}@{revision}"
     if "model_type" in config:
-        return _from_transformers(name, place, image_size=image_size, revision=revision)
+        loaded = _from_transformers(name, place, image_size=image_size, revision=revision)
+        return replace(loaded, image_size=image_size, revision=revision)
     if "architecture" in config:
-        return _from_timm(name, timm_name, config, image_size=image_size)
+        loaded = _from_timm(name, timm_name, config, image_size=image_size)
+        return replace(loaded, image_size=image_size, revision=revision)
     raise InputError(
         f"config.json of {name!r} has neither 'model_type' (transformers) nor 'architecture' (timm), but "
         f"{sorted(config)[:5]}; save the model with save_pretrained or timm.models.save_for_hf"

@@ -170,17 +170,23 @@ def first_float(value: object) -> Tensor | None:
 def is_convolution(module: nn.Module) -> bool:
     """True for convolutions over 1, 2 or 3 axes, transposed or not: channels are axis 1 of their output."""
     return isinstance(
-        module,
+        without_adapter(module),
         (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     )
 
 
 def is_fully_connected(module: nn.Module) -> bool:
     """True for linear layers, GPT-2's `Conv1D` among them: channels are the last axis of their output."""
+    module = without_adapter(module)
     if isinstance(module, (nn.Linear, nn.Bilinear)):
         return True
     home = sys.modules.get("transformers.pytorch_utils")  # imported by any network that holds a Conv1D
     return home is not None and isinstance(module, home.Conv1D)
+
+
+def without_adapter(module: nn.Module) -> nn.Module:
+    """The layer that an adapter wraps, as PEFT does and `hf_tl.lora`; any other module itself."""
+    return dict(module.named_children()).get("base_layer", module)
 
 
 @dataclass
@@ -201,8 +207,15 @@ class _Recorder(TorchFunctionMode):
         self.trace = Trace()
         self.model = model
         self.names = {module: name for name, module in model.named_modules()}
+        self.layers = self._find_layers()
         self.followed: dict[int, _Followed] = {}
         self.inputs: list[_Followed | None] = []  # a stack: what each running module was given
+
+    def _find_layers(self) -> set[nn.Module]:
+        """Every convolution and fully connected layer; one with an adapter counts whole, nothing in it by itself."""
+        found = {module for module in self.names if is_convolution(module) or is_fully_connected(module)}
+        adapted = [f"{self.names[module]}." for module in found if without_adapter(module) is not module]
+        return {module for module in found if not self.names[module].startswith(tuple(adapted))}
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -256,7 +269,7 @@ class _Recorder(TorchFunctionMode):
         if not isinstance(output, Tensor):
             return
         here = Reading(name, call)
-        if is_convolution(module) or is_fully_connected(module):
+        if module in self.layers:
             layer = LayerCall(name, call, module, before=here, after=here, shape=tuple(output.shape))
             self.trace.layers.append(layer)
             self.followed[id(output)] = _Followed(output, output._version, layer, _LINEAR)

@@ -51,7 +51,7 @@ def test_a_transformers_image_folder(tmp_path):
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     network = load_network(str(tmp_path))
     assert network.prepare([Image.new("L", (50, 40))])["pixel_values"].shape == (1, 3, 32, 32)
-    taps, left_out = find_taps(network, example_batch(network), activation="after")
+    taps, left_out = find_taps(network, example_batch(network), activation="after", selection="conv")
     assert taps[0].name == "embeddings.patch_embeddings.projection"
     assert "pooler.dense" in left_out
 
@@ -75,7 +75,7 @@ def test_an_encoder_decoder_is_read_as_its_encoder(tmp_path, text_folder):
     network = load_network(str(tmp_path))
     taps, _ = find_taps(network, network.prepare(["good film", "bad"]), activation="after")
     assert not any("decoder" in tap.name for tap in taps)
-    assert len(taps) == 2 * 6 + 1
+    assert len(taps) == 2 * 3 + 1 + 1  # attention, hidden layer and block, the final norm, and "last"
 
 
 def config_only(tmp_path, content):

@@ -13,7 +13,7 @@ from hf_tl.table import format_table
 
 EXAMPLES = """\
   hf-tl embed timm/mobilenetv2_100.ra_in1k beans --image-size 160 --out runs/beans
-  hf-tl embed path/to/model path/to/images --out runs/images"""
+  hf-tl embed path/to/model path/to/images --out runs/images --dtype bfloat16 --workers 2"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,17 +21,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", help=MODEL)
     add("data", help=DATA)
-    add("--out", type=Path, required=True, help="folder for the embedding")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for the embedding; a pass that was stopped goes on from what it holds",
+    )
+    taps_help = '"auto", "blocks", "linear", "conv", or glob patterns over layer names (default auto)'
+    add("--taps", nargs="+", default=["auto"], metavar="PATTERN", help=taps_help)
+    pool_help = "how positions become one number: mean, max, gem, cls, patch-mean, last-token (default mean)"
+    add("--pool", default="auto", metavar="NAME", help=pool_help)
+    dtype_help = "precision of the network (default %(default)s)"
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help=dtype_help)
+    add("--channels-last", action="store_true", help="convolutions with channels last: faster")
+    add("--workers", type=int, default=0, help="processes that read and prepare the next batches (default 0)")
     add_reading(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    from hf_tl.embedding.processes import find_processes
+
     make_folder(options.out)
     start = time.perf_counter()
-    train, test, notes = read_task(options, taps=["auto", "last"])
-    for split, embedding in (("train", train), ("test", test)):
-        embedding.save(options.out / split)
+    how = {name: vars(options)[name] for name in ("pool", "dtype", "channels_last", "workers")}
+    train, test, notes = read_task(options, taps=[*options.taps, "last"], out=options.out, how=how)
+    if not find_processes(options.device)[0].main:
+        return
     rows = []
     for split, embedding in (("train", train), ("test", test)):
         size = f"{embedding.values.nbytes / 2**20:.1f} MiB"

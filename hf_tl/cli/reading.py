@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 
@@ -12,8 +13,21 @@ if TYPE_CHECKING:
     from hf_tl.embedding.embedding import Embedding
 
 
-def read_task(options: argparse.Namespace, *, taps: Sequence[str]) -> tuple[Embedding, Embedding, list[str]]:
-    """The raw activations of training and test rows, and what there is to say about them."""
+def read_task(
+    options: argparse.Namespace,
+    *,
+    taps: Sequence[str],
+    out: Path | None = None,
+    how: Mapping[str, object] | None = None,
+) -> tuple[Embedding, Embedding, list[str]]:
+    """The raw activations of training and test rows, and what there is to say about them.
+
+    Args:
+        options: the arguments that `add_reading` added.
+        taps: which layers are read.
+        how: further arguments of `FullNetworkEmbedding`.
+        out: a folder that receives them, in "train" and "test"; a pass that was stopped goes on there.
+    """
     from hf_tl.data import load_task
     from hf_tl.embedding.full_network import FullNetworkEmbedding
     from hf_tl.embedding.recipe import RECIPES, find_recipe
@@ -35,8 +49,10 @@ def read_task(options: argparse.Namespace, *, taps: Sequence[str]) -> tuple[Embe
         batch_size=options.batch_size,
         device=options.device,
         on_bad_rows=options.on_bad_rows,
+        **(how or {}),
     )
-    embeddings = [reader.activations(rows) for rows in (task.train, task.test)]
+    folders = [None if out is None else out / split for split in ("train", "test")]
+    embeddings = [reader.activations(r, out=o) for r, o in zip((task.train, task.test), folders, strict=True)]
     notes = list(task.notes)
     for rows, embedding in zip((task.train, task.test), embeddings, strict=True):
         skipped = sorted(set(range(len(rows))) - set(embedding.rows.tolist()))

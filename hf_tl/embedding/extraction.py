@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,8 @@ from torch import nn
 from tqdm import tqdm
 
 from hf_tl.data import Rows
-from hf_tl.embedding.taps import Tap, TapReader
+from hf_tl.embedding.reader import TapReader
+from hf_tl.embedding.taps import Tap
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.models import Network
 from hf_tl.trace import Batch
@@ -22,72 +24,187 @@ OnBadRows = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True)
+class Execution:
+    """How rows go through a network; nothing here but `dtype` changes the values beyond rounding.
+
+    Attributes:
+        batch_size: rows a forward pass.
+        device: where the network runs.
+        on_bad_rows: whether a row that cannot be read, or whose activations are not finite, ends the pass or is
+            left out.
+        progress: whether a progress bar is drawn on standard error.
+        dtype: "float32" for the network as it is; "bfloat16" for a copy of it in that precision.
+        channels_last: whether images and convolutions are laid out with channels last.
+        compiled: whether the network runs through `torch.compile`.
+        workers: processes that read and prepare the next batches; 0 for none.
+    """
+
+    batch_size: int = 32
+    device: str = "cpu"
+    on_bad_rows: OnBadRows = "raise"
+    progress: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    compiled: bool = False
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.on_bad_rows not in ("raise", "skip"):
+            raise InputError(f"on_bad_rows should be 'raise' or 'skip', got {self.on_bad_rows!r}")
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"dtype should be 'float32' or 'bfloat16', got {self.dtype!r}")
+        if self.workers < 0:
+            raise InputError(f"workers must be at least 0, got {self.workers}")
+
+    def batches(self, n_rows: int) -> list[range]:
+        """The rows of each forward pass; the same for every run, whichever of them remain to be read."""
+        starts = range(0, n_rows, self.batch_size)
+        return [range(start, min(start + self.batch_size, n_rows)) for start in starts]
+
+
+@dataclass(frozen=True)
 class Block:
     """Raw activations of some rows.
 
     Attributes:
         rows: (rows,) their indices in the dataset, ascending.
         values: (rows, n_features) float32.
+        skipped: (n,) indices of rows of the same batch that were left out.
     """
 
     rows: np.ndarray
     values: np.ndarray
+    skipped: np.ndarray
 
 
 def extract(
-    network: Network,
-    rows: Rows,
-    taps: Sequence[Tap],
-    *,
-    batch_size: int,
-    device: str = "cpu",
-    on_bad_rows: OnBadRows = "raise",
-    progress: bool = True,
+    network: Network, rows: Rows, taps: Sequence[Tap], batches: Sequence[range], *, execution: Execution
 ) -> Iterator[Block]:
-    """One pass over the rows, one block of raw activations a batch.
+    """One pass over the rows of some batches, one block of raw activations a batch.
 
     Args:
-        network: what the rows go through; it is moved to `device`.
+        network: what the rows go through; it is moved to the device.
         rows: the raw inputs.
         taps: what is read.
-        batch_size: rows a forward pass.
-        device: where the network runs.
-        on_bad_rows: whether a row that cannot be read, or whose activations are not finite, ends the pass or is
-            left out.
-        progress: whether a progress bar is drawn on standard error.
+        batches: the rows of each forward pass.
+        execution: how.
 
     Raises:
-        InputError: no rows; a bad row, named by its index, before its block is handed on.
+        InputError: a bad row, named by its index, before its block is handed on.
     """
-    if on_bad_rows not in ("raise", "skip"):
-        raise InputError(f"on_bad_rows should be 'raise' or 'skip', got {on_bad_rows!r}")
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}")
-    if len(rows) == 0:
-        raise InputError(f"{rows.name} has no rows; there is nothing to embed")
-    move(network.model, device)
+    device = execution.device
+    model = _as_executed(network.model, execution)
+    move(model, device)
     skipped = 0
     with (
-        TapReader(network.model, taps) as read,
-        tqdm(total=len(rows), desc=f"embedding {rows.name}", unit="row", disable=not progress) as bar,
+        TapReader(model, taps, compiled=execution.compiled) as read,
+        tqdm(
+            total=len(rows),
+            initial=len(rows) - sum(len(wanted) for wanted in batches),
+            desc=f"embedding {rows.name}",
+            unit="row",
+            disable=not execution.progress,
+        ) as bar,
     ):
-        for start in range(0, len(rows), batch_size):
-            wanted = range(start, min(start + batch_size, len(rows)))
-            kept, batch = load_batch(network, rows, wanted, on_bad_rows=on_bad_rows)
-            if batch is not None:
-                values = read(to_device(batch, device)).float().cpu().numpy()
-                finite = _finite_rows(values, kept, taps, rows, on_bad_rows)
-                yield Block(np.asarray(kept)[finite], values[finite])
-                skipped += len(wanted) - int(finite.sum())
+        to_host = _Landing(device)
+        for wanted, kept, batch in _loaded(network, rows, batches, execution):
+            if batch is None:
+                block = Block(np.empty(0, np.int64), np.empty((0, read.n_features), np.float32), np.asarray(wanted))
             else:
-                skipped += len(wanted)
+                values = to_host(read(_to_execution(batch, execution)))
+                finite = _finite_rows(values, kept, taps, rows, execution.on_bad_rows)
+                used = np.asarray(kept)[finite]
+                block = Block(used, values if finite.all() else values[finite], np.setdiff1d(wanted, used))
+            yield block
+            skipped += len(block.skipped)
             if skipped:
                 bar.set_postfix(skipped=skipped)
             bar.update(len(wanted))
 
 
+class _Landing:
+    """Takes a batch's values to the host in one copy; off a GPU, through one pinned buffer that is used again."""
+
+    def __init__(self, device: str):
+        self._pinned = torch.device(device).type == "cuda"
+        self._buffer: torch.Tensor | None = None
+
+    def __call__(self, values: torch.Tensor) -> np.ndarray:
+        if not self._pinned:
+            return values.float().cpu().numpy()
+        if self._buffer is None or len(self._buffer) < len(values):
+            self._buffer = torch.empty(values.shape, dtype=torch.float32, pin_memory=True)
+        self._buffer[: len(values)].copy_(values, non_blocking=True)
+        torch.cuda.current_stream(values.device).synchronize()
+        return self._buffer[: len(values)].numpy().copy()
+
+
+class _Batches(torch.utils.data.Dataset):
+    """Reads and prepares batches, in a worker process or here; an error becomes a value, to keep its sentence."""
+
+    def __init__(self, network: Network, rows: Rows, batches: Sequence[range], on_bad_rows: OnBadRows):
+        self._prepare, self._rows, self._batches, self._on_bad_rows = network.prepare, rows, batches, on_bad_rows
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, i: int) -> tuple[list[int], list[int], Batch | None] | InputError:
+        wanted = self._batches[i]
+        try:
+            kept, batch = load_batch(self._prepare, self._rows, wanted, on_bad_rows=self._on_bad_rows)
+            return list(wanted), kept, batch
+        except InputError as error:
+            return error
+
+
+def _loaded(
+    network: Network, rows: Rows, batches: Sequence[range], execution: Execution
+) -> Iterator[tuple[list[int], list[int], Batch | None]]:
+    loader = torch.utils.data.DataLoader(
+        _Batches(network, rows, batches, execution.on_bad_rows),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=execution.workers,
+        pin_memory=torch.device(execution.device).type == "cuda",
+    )
+    for loaded in loader:
+        if isinstance(loaded, InputError):
+            raise loaded
+        yield loaded
+
+
+def _as_it_is(loaded: object) -> object:
+    return loaded
+
+
+def _as_executed(model: nn.Module, execution: Execution) -> nn.Module:
+    """The network, or a copy of it in another precision or layout: the user's stays as it is."""
+    if execution.dtype == "float32" and not execution.channels_last:
+        return model
+    model = copy.deepcopy(model)
+    if execution.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return model.to(torch.bfloat16) if execution.dtype == "bfloat16" else model
+
+
+def _to_execution(batch: Batch, execution: Execution) -> Batch:
+    """The batch on the device, its images in the precision and layout of the network."""
+
+    def placed(value: torch.Tensor) -> torch.Tensor:
+        value = value.to(execution.device, non_blocking=True)
+        if execution.dtype == "bfloat16" and value.is_floating_point():
+            value = value.to(torch.bfloat16)
+        if execution.channels_last and value.ndim == 4:
+            value = value.contiguous(memory_format=torch.channels_last)
+        return value
+
+    return placed(batch) if isinstance(batch, torch.Tensor) else {key: placed(value) for key, value in batch.items()}
+
+
 def load_batch(
-    network: Network, rows: Rows, wanted: Sequence[int], *, on_bad_rows: OnBadRows
+    prepare: Callable[[list], Batch], rows: Rows, wanted: Sequence[int], *, on_bad_rows: OnBadRows
 ) -> tuple[list[int], Batch | None]:
     """Reads and prepares some rows: the indices of those that could be, and their batch (None for no row).
 
@@ -104,16 +221,16 @@ def load_batch(
     if not inputs:
         return [], None
     try:
-        return kept, network.prepare(inputs)
+        return kept, prepare(inputs)
     except Exception as error:  # which row it is shows when each is prepared alone
         pairs = zip(kept, inputs, strict=True)
-        fine = [(i, value) for i, value in pairs if _is_preparable(network, rows, i, value, on_bad_rows)]
+        fine = [(i, value) for i, value in pairs if _is_preparable(prepare, rows, i, value, on_bad_rows)]
         if len(fine) == len(kept):
             raise InputError(
                 f"rows {kept[0]} to {kept[-1]} of {rows.name} cannot be put into one batch: {in_one_line(error)}; "
                 f"let prepare bring them to one shape, or use batch_size=1"
             ) from error
-    return ([index for index, _ in fine], network.prepare([value for _, value in fine])) if fine else ([], None)
+    return ([index for index, _ in fine], prepare([value for _, value in fine])) if fine else ([], None)
 
 
 def move(model: nn.Module, device: str) -> None:
@@ -137,9 +254,11 @@ def to_device(batch: Batch, device: str) -> Batch:
     return {key: value.to(device) for key, value in batch.items()}
 
 
-def _is_preparable(network: Network, rows: Rows, index: int, value: object, on_bad_rows: OnBadRows) -> bool:
+def _is_preparable(
+    prepare: Callable[[list], Batch], rows: Rows, index: int, value: object, on_bad_rows: OnBadRows
+) -> bool:
     try:
-        network.prepare([value])
+        prepare([value])
     except Exception as error:
         _refuse(rows, index, error, on_bad_rows)
         return False

@@ -2,20 +2,113 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
+from hf_tl.errors import InputError
+from hf_tl.layers import closest
 
-def pool(value: Tensor, *, rows: int, channels_last: bool, mask: Tensor | None = None) -> Tensor:
-    """Averages everything but rows and channels, in float32 at least.
+
+EPSILON = 1e-6
+GEM_POWER = 3.0
+
+
+class Pooling(Protocol):
+    """How the positions of a row become one number per channel; pass one of your own as `pool`."""
+
+    def __call__(self, values: Tensor, mask: Tensor | None) -> Tensor:
+        """(rows, positions, channels), mask (rows, positions) bool or None for all -> (rows, channels)."""
+        ...
+
+
+def mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The average over the positions that count, in float32 at least."""
+    if mask is None:
+        return _sum(values) / values.shape[1]
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    counts = mask.sum(dim=1, keepdim=True, dtype=dtype).clamp_min(1)
+    return torch.einsum("rpc,rp->rc", values.to(dtype), mask.to(dtype)) / counts
+
+
+def maximum(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The largest value of the positions that count."""
+    if mask is not None:
+        values = values.masked_fill(~mask[:, :, None], -math.inf)
+    return values.amax(dim=1)
+
+
+def gem(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Generalised mean, (mean x^3)^(1/3) over x clamped to at least 1e-6 (Radenovic et al., TPAMI 2019, eq. 3)."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return mean(values.to(dtype).clamp_min(EPSILON).pow(GEM_POWER), mask).pow(1 / GEM_POWER)
+
+
+def first(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The first position that counts: the class token of BERT or ViT."""
+    if mask is None:
+        return values[:, 0]
+    return values[torch.arange(len(values), device=values.device), mask.int().argmax(dim=1)]
+
+
+def last(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The last position that counts, whichever side is padded: where a decoder has read the whole row."""
+    if mask is None:
+        return values[:, -1]
+    final = mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)
+    return values[torch.arange(len(values), device=values.device), final]
+
+
+POOLINGS: dict[str, Pooling] = {
+    "mean": mean,
+    "max": maximum,
+    "gem": gem,
+    "cls": first,
+    "patch-mean": mean,  # of what is left when the prefix tokens are cut off
+    "last-token": last,
+}
+TOKEN_POOLINGS = ("cls", "patch-mean", "last-token")  # they mean something for a sequence of tokens only
+
+
+def find_pooling(name: str | Pooling) -> Pooling:
+    """The pooling of that name, or the user's own.
+
+    Raises:
+        InputError: an unknown name, with the known ones.
+    """
+    if not isinstance(name, str):
+        return name
+    if name not in POOLINGS:
+        raise InputError(f"there is no pooling {name!r}; {closest(name, sorted(POOLINGS))}")
+    return POOLINGS[name]
+
+
+def pool(
+    value: Tensor,
+    *,
+    rows: int,
+    channels_last: bool,
+    mask: Tensor | None = None,
+    how: str | Pooling = "mean",
+    prefix: int = 0,
+    strides: Sequence[tuple[int, int, int, int]] = (),
+) -> Tensor:
+    """Pools everything but rows and channels, by the mean in float32 at least.
 
     A leading axis of several pieces a row (windows, frames), row by row, counts as positions of its row.
+    The poolings of tokens ("cls", "patch-mean", "last-token") fall back to the mean for maps.
 
     Args:
         value: (rows * pieces, channels, ...) or, with `channels_last`, (rows * pieces, ..., channels).
         rows: number of rows in the batch.
         channels_last: whether channels are the last axis, as in a fully connected layer's output.
         mask: (rows, tokens), 1 where a token counts, 0 where it pads; None where all count.
+        how: a name in `POOLINGS`, or a pooling of your own.
+        prefix: number of tokens before the patches, which "patch-mean" leaves out.
+        strides: the convolutions over time between the mask's positions and the value's, see `resample`.
 
     Returns:
         (rows, channels).
@@ -23,17 +116,83 @@ def pool(value: Tensor, *, rows: int, channels_last: bool, mask: Tensor | None =
     Raises:
         ValueError: the mask has padding, but the value's positions are not its tokens.
     """
-    dtype = torch.promote_types(value.dtype, torch.float32)
-    if mask is not None and value.ndim > 2:
-        if channels_last and value.shape[:-1] == mask.shape:
-            counts = mask.sum(dim=1, keepdim=True, dtype=dtype).clamp_min(1)
-            return torch.einsum("rtc,rt->rc", value.to(dtype), mask.to(dtype)) / counts
-        if not bool(mask.all()):
+    if value.ndim == 2 and len(value) == rows:
+        return value.to(torch.promote_types(value.dtype, torch.float32))
+    tokens = channels_last and value.ndim == 3 and len(value) == rows
+    if how in TOKEN_POOLINGS and not tokens:
+        how = "mean"
+    sequence = value.ndim == 3 and len(value) == rows
+    positions = value.shape[1 if channels_last else 2] if sequence else None
+    if mask is not None:
+        mask = mask.bool()
+        if strides and positions != mask.shape[1]:
+            mask = resample(mask, strides)
+        if positions == mask.shape[1]:
+            pass
+        elif bool(mask.all()):
+            mask = None
+        else:
             raise ValueError(
                 f"positions of shape {tuple(value.shape)} cannot be matched with tokens {tuple(mask.shape)}"
             )
+    if how == "patch-mean" and value.shape[1] > prefix:
+        value, mask = value[:, prefix:], None if mask is None else mask[:, prefix:]
+    if how == "mean" and mask is None and not channels_last:
+        pooled = _mean_of_maps(value)  # in the layout it comes in
+        return pooled if len(pooled) == rows else pooled.unflatten(0, (rows, -1)).mean(dim=1)
     if not channels_last:
-        value = value.mean(dim=tuple(range(2, value.ndim)), dtype=dtype) if value.ndim > 2 else value.to(dtype)
-        return value if len(value) == rows else value.unflatten(0, (rows, -1)).mean(dim=1)
-    value = value.reshape(rows, -1, value.shape[-1])
-    return value.to(dtype).squeeze(1) if value.shape[1] == 1 else value.mean(dim=1, dtype=dtype)
+        value = value.flatten(2).transpose(1, 2) if value.ndim > 2 else value[:, None]
+    pooled = find_pooling(how)(value.reshape(rows, -1, value.shape[-1]), mask)
+    return pooled.to(torch.promote_types(pooled.dtype, torch.float32))
+
+
+def resample(mask: Tensor, strides: Sequence[tuple[int, int, int, int]]) -> Tensor:
+    """The mask of a signal after convolutions over time: a frame counts if it exists for the row by itself.
+
+    Args:
+        mask: (rows, samples) bool, padded on the right.
+        strides: (kernel, stride, padding on both sides together, dilation) of each convolution.
+
+    Raises:
+        ValueError: padding on the left, which moves the frames themselves.
+    """
+    if not bool(mask[:, 0].all()):
+        raise ValueError("a signal that convolutions shorten must be padded on the right; set padding_side='right'")
+    lengths, positions = mask.sum(dim=1), mask.shape[1]
+    for kernel, stride, padding, dilation in strides:
+        lengths = (lengths + padding - dilation * (kernel - 1) - 1).div(stride, rounding_mode="floor") + 1
+        positions = (positions + padding - dilation * (kernel - 1) - 1) // stride + 1
+    return torch.arange(positions, device=mask.device) < lengths.clamp(1, positions)[:, None]
+
+
+def _mean_of_maps(value: Tensor) -> Tensor:
+    """(n, channels, ...) -> (n, channels)."""
+    if value.ndim == 2:
+        return value.to(torch.promote_types(value.dtype, torch.float32))
+    if value.dtype != torch.bfloat16 or value.device.type != "cpu":
+        dtype = torch.promote_types(value.dtype, torch.float32)
+        return value.mean(dim=tuple(range(2, value.ndim)), dtype=dtype)
+    area = value[0, 0].numel()
+    if value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last):
+        return value.permute(0, 2, 3, 1).sum(dim=2).sum(dim=1, dtype=torch.float32) / area
+    value = value.flatten(2)
+    return _split_sum(value.transpose(1, 2)) / area
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Over positions, (rows, positions, channels) -> (rows, channels), in float32 at least."""
+    if values.dtype == torch.bfloat16 and values.device.type == "cpu":
+        return _split_sum(values)
+    return values.sum(dim=1, dtype=torch.promote_types(values.dtype, torch.float32))
+
+
+def _split_sum(values: Tensor) -> Tensor:
+    """The same for bfloat16 on a CPU, whose sum into float32 is many times slower than its sum.
+
+    A bfloat16 sum is taken in float32 but rounded to 8 bits at the end; sums of short runs of positions, added in
+    float32, round independently, and what is left of that error is far below the rounding of the values themselves.
+    """
+    run = max(1, math.isqrt(values.shape[1]))
+    whole = values.shape[1] // run * run
+    total = values[:, :whole].unflatten(1, (-1, run)).sum(dim=2).sum(dim=1, dtype=torch.float32)
+    return total + values[:, whole:].sum(dim=1, dtype=torch.float32) if whole < values.shape[1] else total

@@ -67,7 +67,7 @@ class Recipe:
         for start in range(0, len(values), ROWS_AT_ONCE):
             block = values[start : start + ROWS_AT_ONCE].astype(np.float64)
             if self.scale == "l2-layer":
-                _normalise_layers(block, widths)
+                normalise_layers(block, widths)
             block -= mean
             block /= spread  # infinite for a constant feature, which gives 0
             if self.thresholds is not None:
@@ -109,7 +109,8 @@ def find_recipe(recipe: Recipe | str) -> Recipe:
     return RECIPES[recipe]
 
 
-def _normalise_layers(block: np.ndarray, widths: Sequence[int]) -> None:
+def normalise_layers(block: np.ndarray, widths: Sequence[int]) -> None:
+    """Gives each layer's part of each row length 1, in place: block (rows, n_features) float64."""
     stop = 0
     for width in widths:
         part = block[:, stop : (stop := stop + width)]

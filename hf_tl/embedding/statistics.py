@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 
@@ -56,6 +58,28 @@ class Statistics:
     def std(self, *, ddof: int = 0) -> np.ndarray:
         """Standard deviation, (n_features,) float64; ddof 0 for the population's, 1 for the sample's."""
         return np.sqrt(self.squared_deviations / max(self.n - ddof, 1))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything there is to keep: n (1,) int64; shift, sum and square (n_features,) float64."""
+        return {"n": np.array([self.n]), "shift": self._shift, "sum": self._sum, "square": self._square}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> Statistics:
+        """The statistics that `state` kept.
+
+        Raises:
+            ValueError: arrays that do not fit together, or are not finite.
+        """
+        n, *parts = (np.asarray(state[key]) for key in ("n", "shift", "sum", "square"))
+        width = parts[0].shape
+        if n.shape != (1,) or n[0] < 0 or len(width) != 1 or any(part.shape != width for part in parts):
+            raise ValueError("statistics should be n (1,) and shift, sum, square of one length")
+        if not all(np.isfinite(part).all() for part in parts):
+            raise ValueError("statistics should be finite")
+        made = cls(width[0])
+        made.n = int(n[0])
+        made._shift, made._sum, made._square = (part.astype(np.float64) for part in parts)
+        return made
 
     def merge(self, other: Statistics) -> Statistics:
         """The statistics of both sets of rows together, as a new object.

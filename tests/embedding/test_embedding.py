@@ -1,6 +1,7 @@
 """The embedding of a set of rows: columns by layer, and its files."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from hf_tl import Embedding, InputError
 from hf_tl.embedding.embedding import LayerColumns
+from hf_tl.embedding.stored_array import StoredArray
 
 
 def embedding(labels=None, dtype=np.float32):
@@ -46,7 +48,7 @@ def test_what_is_saved_is_loaded(tmp_path, labels, dtype):
     )
 
 
-def damage(about, tensors, what):
+def damage(about, index, what):
     if what == "format":
         about["format"] = "something else 7"
     elif what == "columns":
@@ -54,20 +56,25 @@ def damage(about, tensors, what):
     elif what == "key":
         del about["layers"]
     elif what == "rows":
-        tensors["rows"] = tensors["rows"][:2]
+        index["rows"] = index["rows"][:2]
     elif what == "codes":
-        tensors["labels"] = np.array([0, 1, -1])
+        index["labels"] = np.array([0, 1, -1])
     elif what == "activation":
         about["activation"] = "around"
+    elif what == "codec":
+        about["features"] = {"codec": "pickle"}
+    elif what == "list":
+        about.clear()
 
 
-@pytest.mark.parametrize("what", ["format", "columns", "key", "rows", "codes", "activation"])
+@pytest.mark.parametrize("what", ["format", "columns", "key", "rows", "codes", "activation", "codec", "list"])
 def test_files_that_do_not_fit_together_are_refused(tmp_path, what):
     folder = embedding(np.array(["good", "bad", "good"])).save(tmp_path)
-    about, tensors = json.loads((folder / "embedding.json").read_text()), load_file(folder / "embedding.safetensors")
-    damage(about, tensors, what)
+    about, index = json.loads((folder / "embedding.json").read_text()), load_file(folder / "index.safetensors")
+    index = {name: value.copy() for name, value in index.items()}
+    damage(about, index, what)
     (folder / "embedding.json").write_text(json.dumps(about))
-    save_file(tensors, folder / "embedding.safetensors")
+    save_file(index, folder / "index.safetensors")
     with pytest.raises(InputError, match=r"is damaged: .*make it again"):
         Embedding.load(folder)
 
@@ -76,7 +83,55 @@ def test_missing_and_truncated_files_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"holds no embedding: .*embedding.json is missing"):
         Embedding.load(tmp_path)
     folder = embedding().save(tmp_path)
-    content = (folder / "embedding.safetensors").read_bytes()
-    (folder / "embedding.safetensors").write_bytes(content[: len(content) // 2])
+    content = (folder / "raw.f32").read_bytes()
+    (folder / "raw.f32").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"raw\.f32 does not have the size of 3 rows"):
+        Embedding.load(folder)
+    (folder / "index.safetensors").write_bytes(b"12345")
     with pytest.raises(InputError, match="cannot be read"):
         Embedding.load(folder)
+    (folder / "index.safetensors").unlink()
+    with pytest.raises(InputError, match="is not finished: 0 of 3 rows are missing; repeat the command"):
+        Embedding.load(folder)
+
+
+def test_rows_and_columns_stay_in_the_file_until_they_are_asked_for(tmp_path):
+    made = embedding(np.array([4, 5, 6]))
+    loaded = Embedding.load(made.save(tmp_path))
+    assert isinstance(loaded.values, StoredArray)
+    for rows in (slice(1, 3), slice(None, None, -1), np.array([2, 0]), np.array([True, False, True]), [1]):
+        assert isinstance(loaded[rows].values, StoredArray)
+        assert np.array_equal(loaded[rows], made.values[rows])
+        assert loaded[rows].labels.tolist() == made.labels[rows].tolist()
+        assert np.array_equal(loaded.select(["a", "last"])[rows], made.values[rows][:, [0, 3]])
+    assert np.array_equal(loaded.values[1], made.values[1])
+    assert np.array_equal(loaded.values[:, 1:3], made.values[:, 1:3])
+    assert np.array_equal(loaded.values[0:2, [3, 0]], made.values[0:2, [3, 0]])
+    with pytest.raises(InputError, match=r"one row is embedding\[i : i \+ 1\]"):
+        loaded[1]
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize(
+    ("labels", "names", "expected"),
+    [(np.array([0, 1, 1]), ("x", "y"), [0, 1, 1]), (np.array(["a", "b", "a"]), None, ["a", "b", "a"])],
+)
+def test_a_dataset_has_rows_values_and_labels(tmp_path, labels, names, expected, stored):
+    made = replace(embedding(labels), class_names=names)
+    data = made.to_dataset(tmp_path / "rows.arrow" if stored else None)
+    assert data["row"][:] == [0, 2, 5]
+    assert data["label"][:] == expected
+    assert np.array_equal(data.with_format("numpy")["embedding"][:], made.values)
+    assert data.features["embedding"].length == 4
+    if names is not None:
+        assert data.features["label"].names == ["x", "y"]
+
+
+def test_saving_again_changes_nothing_and_other_values_are_refused(tmp_path):
+    folder = embedding().save(tmp_path)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    embedding().save(folder)
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(InputError, match="made of other values; nothing was changed"):
+        replace(embedding(), values=embedding().values + 1).save(folder)
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -71,19 +71,22 @@ def cnn():
         else:
             points.append((f"{prefix}act{leaf[4:]}", False))
     inputs = [torch.randn(3, 64, 64) for _ in range(ROWS)]
-    return model, inputs, lambda rows: torch.stack(rows), points
+    return model, inputs, lambda rows: torch.stack(rows), points, "auto"
 
 
-def vit():
+def vit(*, every_layer=True):
     model = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=64).eval()
     points = [("patch_embed.proj", False)]
     for i in range(12):
         points += [(f"blocks.{i}.{name}", True) for name in ("attn.qkv", "attn.proj", "mlp.act", "mlp.fc2")]
+    if not every_layer:
+        parts = [(f"blocks.{i}{part}", True) for i in range(12) for part in (".attn.proj", ".mlp.act", "")]
+        points = [*parts, ("norm", True)]
     inputs = [torch.randn(3, 64, 64) for _ in range(ROWS)]
-    return model, inputs, lambda rows: torch.stack(rows), points
+    return model, inputs, lambda rows: torch.stack(rows), points, ["conv", "linear"] if every_layer else "auto"
 
 
-def bert():
+def bert(*, every_layer=True):
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
@@ -99,6 +102,9 @@ def bert():
         ]
         points += [(f"{layer}.output.dense", True)]
     points += [("pooler.activation", True)]
+    if not every_layer:
+        parts = (".attention.output.dense", ".intermediate.intermediate_act_fn", "")
+        points = [(f"encoder.layer.{i}{part}", True) for i in range(6) for part in parts]
 
     def prepare(rows):
         length = max(len(row) for row in rows)
@@ -107,15 +113,23 @@ def bert():
         return {"input_ids": ids, "attention_mask": mask}
 
     inputs = [torch.randint(1, 200, (5 + i % 17,)) for i in range(ROWS)]
-    return model, inputs, prepare, points
+    return model, inputs, prepare, points, "linear" if every_layer else "auto"
+
+
+def vit_auto():
+    return vit(every_layer=False)
+
+
+def bert_auto():
+    return bert(every_layer=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [cnn, vit, bert])
+@pytest.mark.parametrize("make", [cnn, vit, bert, vit_auto, bert_auto])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ternary_features_equal_a_float64_reference(make, dtype):
     torch.manual_seed(1)
-    model, inputs, prepare, points = make()
+    model, inputs, prepare, points, taps = make()
     model = model.to(dtype)
     inputs = [row.to(dtype) if row.is_floating_point() else row for row in inputs]
     batches = [prepare(inputs[i : i + BATCH]) for i in range(0, ROWS, BATCH)]
@@ -124,7 +138,7 @@ def test_ternary_features_equal_a_float64_reference(make, dtype):
     half = ROWS // 2
     expected = np.concatenate([ternary(raw[:half], raw[:half]), ternary(raw[:half], raw[half:])])
 
-    fne = FullNetworkEmbedding(Network(model, prepare), batch_size=BATCH, progress=False)
+    fne = FullNetworkEmbedding(Network(model, prepare), taps=taps, batch_size=BATCH, progress=False)
     train, test = fne.fit_transform(inputs[:half]), fne.transform(inputs[half:])
     got = np.concatenate([np.asarray(train), np.asarray(test)])
 

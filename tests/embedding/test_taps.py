@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from hf_tl import InputError, Network
-from hf_tl.embedding.taps import TapReader, find_taps, select_names
+from hf_tl.embedding.reader import TapReader
+from hf_tl.embedding.taps import find_taps, select_names
 
 
 def network(model, **fields):

@@ -1,0 +1,124 @@
+"""How good the embedding of a network is while it is being trained."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from sklearn.base import ClassifierMixin, clone
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import LinearSVC
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_tl.data import Rows
+from hf_tl.embedding.full_network import FullNetworkEmbedding
+from hf_tl.embedding.processes import alone
+from hf_tl.embedding.recipe import Recipe
+from hf_tl.embedding.taps import Selection
+from hf_tl.errors import InputError
+from hf_tl.models import Network
+
+
+class EmbeddingCallback(TrainerCallback):
+    """Embeds two labelled sets with the network being trained, every so many steps, and logs what heads make of them.
+
+        trainer.add_callback(EmbeddingCallback(train, val, prepare=prepare, every=500, trainer=trainer))
+
+    The log gets "embedding/svm" and "embedding/knn", accuracies on the validation rows of heads that were fitted on
+    the training rows. Process 0 does it alone; training flags and random numbers are as if nothing had happened.
+
+    Args:
+        train: labelled rows to fit the heads on.
+        val: labelled rows to judge them by.
+        prepare: a list of raw inputs -> the batch that the network is called with, as in `Network`.
+        every: steps of the optimiser between two measurements; there is one at the end of training too.
+        taps: which layers are read, as in `FullNetworkEmbedding`.
+        recipe: how they are scaled.
+        batch_size: rows a forward pass.
+        heads: name -> scikit-learn classifier; None for a linear SVM and the five nearest neighbours.
+        trainer: whose log gets the accuracies; without it they stand in the trainer's state alone.
+
+    Raises:
+        InputError: rows without labels, or a step below 1.
+    """
+
+    def __init__(
+        self,
+        train: Rows,
+        val: Rows,
+        *,
+        prepare: object,
+        every: int = 500,
+        taps: Selection = "auto",
+        recipe: Recipe | str = "paper",
+        batch_size: int = 32,
+        heads: Mapping[str, ClassifierMixin] | None = None,
+        trainer: Trainer | None = None,
+    ):
+        for rows in (train, val):
+            if rows.labels is None:
+                raise InputError(f"{rows.name} has no labels; heads are fitted on and judged by labelled rows")
+        if every < 1:
+            raise InputError(f"every must be at least 1 step, got {every}")
+        self.train, self.val, self.prepare, self.every = train, val, prepare, every
+        self.taps, self.recipe, self.batch_size, self.trainer = taps, recipe, batch_size, trainer
+        self.heads = heads or {"svm": LinearSVC(random_state=0), "knn": KNeighborsClassifier()}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs
+    ) -> None:
+        """Measures every `every` steps."""
+        if state.global_step % self.every == 0:
+            self._report(state, model)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs
+    ) -> None:
+        """Measures at the end, unless the last step just did."""
+        if state.global_step % self.every:
+            self._report(state, model)
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """The accuracy of each head, "embedding/NAME" -> share of the validation rows."""
+        with _undisturbed(), alone():
+            network = Network(model, self.prepare, name="the network in training")
+            device = str(next(model.parameters()).device)
+            fne = FullNetworkEmbedding(
+                network,
+                recipe=self.recipe,
+                taps=self.taps,
+                batch_size=self.batch_size,
+                device=device,
+                progress=False,
+            )
+            train, val = fne.fit_transform(self.train), fne.transform(self.val)
+            return {
+                f"embedding/{name}": float(clone(head).fit(train, train.labels).score(val, val.labels))
+                for name, head in self.heads.items()
+            }
+
+    def _report(self, state: TrainerState, model: nn.Module) -> None:
+        if not state.is_world_process_zero:
+            return
+        found = self.measure(model)
+        if self.trainer is not None:
+            self.trainer.log(found)
+        else:
+            state.log_history.append({**found, "step": state.global_step, "epoch": state.epoch})
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Random numbers of Python, numpy and torch go on afterwards where they were."""
+    devices: Sequence[int] = range(torch.cuda.device_count())
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

@@ -1,0 +1,130 @@
+"""The hooks that read a network's taps, pooled, in one forward pass."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from hf_tl.embedding.pooling import pool
+from hf_tl.embedding.taps import Tap, n_rows
+from hf_tl.errors import InputError
+from hf_tl.trace import Batch, evaluating, first_float, forward
+
+
+class TapReader:
+    """Runs a network and returns its taps, pooled; the hooks live inside the `with` block only.
+
+    Each value is pooled the moment its module returns it, so nothing spatial is kept and an in-place operation
+    that follows cannot change it. The network runs in eval mode under `torch.inference_mode`; afterwards every
+    module has its own training flag again.
+
+        with TapReader(model, taps) as read:
+            values = read(batch)        # (rows, n_features) float32
+
+    Args:
+        model: the network.
+        taps: from `find_taps` on the same network.
+        compiled: whether the network runs through `torch.compile`, its hooks with it.
+    """
+
+    def __init__(self, model: nn.Module, taps: Sequence[Tap], *, compiled: bool = False):
+        self.model = model
+        self.taps = list(taps)
+        self.n_features = sum(tap.n_features for tap in taps)
+        self.compiled = compiled
+        self._calls_of = {tap.reading.module: tap.calls for tap in taps if tap.name == tap.reading.module}
+        self._stack = ExitStack()
+        self._run: Callable[..., object] = model
+
+    def __enter__(self) -> TapReader:
+        modules = dict(self.model.named_modules())
+        wanted: dict[tuple[str, str], dict[int, list[tuple[Tap, int]]]] = defaultdict(lambda: defaultdict(list))
+        column = 0
+        for tap in self.taps:
+            wanted[tap.reading.module, tap.reading.side][tap.reading.call].append((tap, column))
+            column += tap.n_features
+        with self._stack as stack:  # whatever fails below, what was registered is removed
+            stack.enter_context(evaluating(self.model))
+            for (name, side), calls in wanted.items():
+                stack.callback(self._hook(modules[name], (name, side), calls).remove)
+            if self.compiled:
+                # A compiled network runs the hooks that it had when it was compiled, and silently no others.
+                stack.enter_context(torch._dynamo.config.patch(skip_nnmodule_hook_guards=False))
+                self._run = torch.compile(self.model)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._run = self.model
+        self._stack.close()
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """One forward pass: (rows, n_features), in float32 (float64 for a float64 network).
+
+        Raises:
+            InputError: a tap that was not reached, or came out in another shape than in the trace.
+        """
+        self._rows = n_rows(batch)
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        padded = mask is not None and mask.ndim == 2 and not bool(mask.all())
+        self._mask = mask if padded else None
+        self._calls: Counter[tuple[str, str]] = Counter()
+        self._values: Tensor | None = None
+        self._unread = {tap.name for tap in self.taps}
+        with torch.inference_mode():
+            forward(self._run, batch)
+        if self._unread:
+            missed = [tap.name for tap in self.taps if tap.name in self._unread]
+            raise InputError(
+                f"{len(missed)} of {len(self.taps)} layers did not run on this batch, the first {missed[0]!r}; "
+                f"the network's path depends on its input: leave those layers out with taps=[...]"
+            )
+        for name, expected in self._calls_of.items():
+            if self._calls[name, "output"] > expected:
+                raise InputError(
+                    f"layer {name!r} ran {self._calls[name, 'output']} times on this batch and {expected} times on "
+                    f"the example; the network's path depends on its input: leave it out with taps=[...]"
+                )
+        values, self._values = self._values, None
+        return values
+
+    def _hook(
+        self, module: nn.Module, key: tuple[str, str], calls: Mapping[int, list[tuple[Tap, int]]]
+    ) -> RemovableHandle:
+        def read(value: Tensor | None) -> None:
+            call = self._calls[key]
+            self._calls[key] += 1
+            for tap, column in calls.get(call, ()):
+                self._read(tap, column, value)
+
+        if key[1] == "input":
+            return module.register_forward_pre_hook(
+                lambda module, args, kwargs: read(first_float([args, kwargs])), with_kwargs=True
+            )
+        return module.register_forward_hook(lambda module, args, output: read(first_float(output)))
+
+    def _read(self, tap: Tap, column: int, value: Tensor) -> None:
+        try:
+            pooled = pool(
+                tap.reading.finish(value),
+                rows=self._rows,
+                channels_last=tap.channels_last,
+                mask=self._mask,
+                how=tap.pool,
+                prefix=tap.prefix,
+                strides=tap.strides,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise InputError(
+                f"layer {tap.name!r} cannot be averaged per row: {error}; "
+                f"leave it out with taps=[...], or use batch_size=1"
+            ) from error
+        if self._values is None:
+            self._values = pooled.new_empty(self._rows, self.n_features)
+        self._values[:, column : column + tap.n_features] = pooled
+        self._unread.discard(tap.name)

@@ -1,0 +1,237 @@
+"""What does not fit into memory or into one run: flat memory, stops and starts, several processes."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from one_pass import BATCH, Drawn, contents, embedding, rows, small_model
+
+from hf_tl import RECIPES, Embedding, InputError
+from hf_tl.embedding.store import Store
+
+
+SCRIPT = Path(__file__).parent / "one_pass.py"
+
+
+def test_a_pass_to_disk_gives_what_a_pass_in_memory_gives(tmp_path):
+    fne = embedding(small_model())
+    memory, disk = fne.fit_transform(rows(21)), embedding(small_model()).fit_transform(rows(21), out=tmp_path / "a")
+    assert np.array_equal(memory, disk)
+    assert memory.layers == disk.layers
+    assert memory.labels.tolist() == disk.labels.tolist()
+    assert np.array_equal(fne.transform(rows(9)), fne.transform(rows(9), out=tmp_path / "b"))
+    raw = Embedding.load(tmp_path / "a", values="raw")
+    assert np.array_equal(raw, embedding(small_model(), recipe="raw").activations(rows(21)))
+    assert np.array_equal(embedding(None).fit_transform(raw), memory)
+    assert np.array_equal(embedding(None).fit_transform(raw, out=tmp_path / "c"), memory)
+
+
+def test_workers_give_the_same_rows(tmp_path):
+    alone = embedding(small_model()).fit_transform(rows(20))
+    assert np.array_equal(embedding(small_model(), workers=2).fit_transform(rows(20)), alone)
+
+
+def test_features_without_raw_activations(tmp_path):
+    fne = embedding(small_model())
+    made = fne.fit_transform(rows(20), out=tmp_path, keep_raw=False)
+    assert not (tmp_path / "raw.f32").exists()
+    before = contents(tmp_path)
+    again = embedding(small_model()).fit_transform(rows(20), out=tmp_path, keep_raw=False)
+    assert np.array_equal(made, again)
+    assert contents(tmp_path) == before
+    with pytest.raises(InputError, match="features of another recipe, and its raw activations were dropped"):
+        embedding(small_model(), recipe="standardize").fit_transform(rows(20), out=tmp_path)
+    with pytest.raises(InputError, match="holds no raw"):
+        Embedding.load(tmp_path, values="raw")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("recipe", ["standardize", replace(RECIPES["paper"], thresholds=(-0.1, 0.1))])
+def test_another_recipe_needs_no_second_pass(tmp_path, recipe):
+    log = tmp_path / "log"
+    embedding(small_model(), log=log).fit_transform(rows(24), out=tmp_path / "out")
+    n = log.stat().st_size
+    again = embedding(small_model(), log=log, recipe=recipe).fit_transform(rows(24), out=tmp_path / "out")
+    assert log.stat().st_size == n == 3
+    assert np.array_equal(again, embedding(small_model(), recipe=recipe).fit_transform(rows(24)))
+
+
+def other_model():
+    model = small_model()
+    model[0].weight.data[0, 0, 0, 0] += 1e-6
+    return model
+
+
+class Reversed(Drawn):
+    def __getitem__(self, index):
+        return super().__getitem__(len(self) - 1 - index)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda: embedding(other_model()).fit_transform, "weights"),
+        (lambda: embedding(small_model(), taps="conv").fit_transform, "taps"),
+        (lambda: embedding(small_model(), pool="max").fit_transform, "taps"),
+        (lambda: embedding(small_model(), recipe="fne-package").fit_transform, "taps"),
+        (lambda: embedding(small_model(), dtype="bfloat16").fit_transform, "dtype"),
+    ],
+)
+def test_a_folder_of_another_making_is_refused_by_name(tmp_path, change, key):
+    embedding(small_model()).fit_transform(rows(10), out=tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=f"made of other {key}; nothing was changed"):
+        change()(rows(10), out=tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_other_rows_and_another_preparation_are_refused_by_name(tmp_path):
+    data = rows(10)
+    embedding(small_model()).fit_transform(data, out=tmp_path)
+    with pytest.raises(InputError, match="made of other dataset, preprocessing; nothing"):
+        embedding(small_model()).fit_transform(Reversed(data.dataset, "input", data.labels), out=tmp_path)
+    with pytest.raises(InputError, match="made of other dataset; nothing"):
+        embedding(small_model()).fit_transform(replace(data, labels=data.labels + 1), out=tmp_path)
+    fne = embedding(small_model())
+    fne.set_params(network=replace(fne.network, prepare=lambda batch: torch.stack(batch) / 2))
+    with pytest.raises(InputError, match="made of other preprocessing; nothing"):
+        fne.fit_transform(data, out=tmp_path)
+
+
+def test_damaged_rows_are_read_again(tmp_path):
+    log = tmp_path / "log"
+    embedding(small_model(), log=log).fit_transform(rows(32), out=tmp_path / "out")
+    before = contents(tmp_path / "out")
+    with open(tmp_path / "out" / "raw.f32", "r+b") as file:
+        file.seek(11 * 72 * 4)
+        file.write(b"damage")
+    n = log.stat().st_size
+    embedding(small_model(), log=log).fit_transform(rows(32), out=tmp_path / "out")
+    assert log.stat().st_size == n + 1  # the batch of that row
+    assert contents(tmp_path / "out") == before
+
+
+def test_an_unfinished_folder_is_not_loaded(tmp_path):
+    class Broken(Drawn):
+        def __getitem__(self, index):
+            if index == 17:
+                raise OSError("truncated")
+            return super().__getitem__(index)
+
+    data = Broken(rows(24).dataset, "input", rows(24).labels)
+    with pytest.raises(InputError, match="row 17 of rows cannot be read"):
+        embedding(small_model()).fit_transform(data, out=tmp_path)
+    with pytest.raises(InputError, match="not finished: 8 of 24 rows are missing; repeat the command"):
+        Embedding.load(tmp_path)
+    made = embedding(small_model(), on_bad_rows="skip").fit_transform(data, out=tmp_path)
+    assert made.rows.tolist() == [row for row in range(24) if row != 17]
+    assert made.labels.tolist() == [row % 3 for row in made.rows]
+
+
+N_KILLED_ROWS = 200
+
+
+def slow_pass(out, log=None):
+    return embedding(small_model(), log=log, seconds=0.01).fit_transform(rows(N_KILLED_ROWS), out=out)
+
+
+def start(out, log):
+    """The pass in a forked process: its id."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            slow_pass(out, log)
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+@pytest.mark.slow
+def test_thirty_kills_at_random_moments_leave_the_store_of_a_straight_run(tmp_path):
+    torch.set_num_threads(1)  # a forked process has one thread
+    straight = tmp_path / "straight"
+    slow_pass(tmp_path / "warm")
+    began = time.perf_counter()
+    slow_pass(straight)
+    whole = time.perf_counter() - began
+    generator, n_done = random.Random(0), []
+    for repeat in range(6):  # five kills a folder, so that its beginning is hit as often as its end
+        out, log, killed = tmp_path / str(repeat), tmp_path / f"{repeat}.log", 0
+        while killed < 5:
+            child = start(out, log)
+            time.sleep(generator.uniform(0, 0.4 * whole))
+            os.kill(child, signal.SIGKILL)
+            if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+                killed += 1
+                n_done.append(int((Store.open(out).checksums != 0).sum()) if (out / "embedding.json").exists() else 0)
+        assert os.waitpid(start(out, log), 0)[1] == 0
+        assert contents(out) == contents(straight)
+        lost = log.stat().st_size - N_KILLED_ROWS // BATCH
+        assert 0 <= lost <= killed  # each kill lost the batch it hit, at most
+    print(f"\n{len(n_done)} kills, with {n_done} of {N_KILLED_ROWS} rows done")
+    assert len(n_done) == 30
+    assert len(set(n_done)) > 5
+    assert any(0 < n < N_KILLED_ROWS for n in n_done)
+
+
+def run(*arguments):
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_rows_and_a_row_takes_3_kilobytes(tmp_path):
+    peaks = {}
+    for n in (1000, 20_000):
+        peaks[n] = int(run(SCRIPT, "peak", tmp_path / str(n), n)) / 1024
+        assert (tmp_path / str(n) / "features.bin").stat().st_size == n * 3104
+        assert not (tmp_path / str(n) / "raw.f32").exists()
+        shutil.rmtree(tmp_path / str(n))
+    print(f"\npeak memory: {peaks[1000]:.0f} MiB for 1,000 rows, {peaks[20_000]:.0f} MiB for 20,000")
+    assert peaks[20_000] - peaks[1000] < 50
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_two_processes_write_what_one_writes(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    sizes = (11, 64, 1001)
+    run("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", SCRIPT, tmp_path, *sizes)
+    assert json.loads((tmp_path / "world.json").read_text()) == 2
+    for size in sizes:
+        alone = embedding(small_model()).fit_transform(rows(size), out=tmp_path / f"alone-{size}")
+        both = Embedding.load(tmp_path / str(size))
+        mismatch = float((np.asarray(alone) != np.asarray(both)).mean())
+        print(f"\n{size} rows: {mismatch:.1e} of {np.asarray(alone).size:,} ternary values differ")
+        assert mismatch <= 1e-6
+        a, b = contents(tmp_path / f"alone-{size}"), contents(tmp_path / str(size))
+        assert sorted(a) == sorted(b)
+        for name in ("raw.f32", "raw.crc", "index.safetensors"):
+            assert a[name] == b[name]
+        assert both.labels.tolist() == alone.labels.tolist()
+
+
+def test_a_share_may_be_empty():
+    from hf_tl.embedding.processes import Processes
+
+    shares = [Processes(rank, 3).share(range(2)) for rank in range(3)]
+    assert sorted(i for share in shares for i in share) == [0, 1]
+    assert any(len(share) == 0 for share in shares)

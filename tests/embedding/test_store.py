@@ -1,0 +1,87 @@
+"""Rows on disk: written by index, checked, continued."""
+
+import numpy as np
+import pytest
+
+from hf_tl import InputError
+from hf_tl.embedding.codec import Codec, find_codec
+from hf_tl.embedding.store import Store
+
+
+def manifest(n_rows=10, width=5, **fingerprints):
+    layers = [{"name": "a", "start": 0, "stop": width, "depth": 0.0, "kind": "other"}]
+    return {
+        "n_rows": n_rows,
+        "layers": layers,
+        "activation": "after",
+        "fingerprints": {"weights": "w", **fingerprints},
+    }
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 5, 12_416])
+def test_two_bits_hold_three_values(width):
+    values = np.random.default_rng(0).integers(-1, 2, (7, width)).astype(np.int8)
+    codec = Codec("2bit", width)
+    stored = codec.encode(values)
+    assert stored.nbytes == 7 * codec.n_bytes == 7 * -(-width // 4)
+    for start, stop in ((0, width), (width // 3, width), (width // 2, width // 2 + 1)):
+        assert np.array_equal(codec.decode(stored, start, stop), values[:, start:stop])
+
+
+def test_a_row_of_12416_features_takes_3_kilobytes():
+    assert Codec("2bit", 12_416).n_bytes == 3104
+    assert Codec("int8", 12_416).n_bytes == 12_416
+    assert Codec("float32", 12_416).n_bytes == 49_664
+
+
+def test_what_two_bits_cannot_hold_is_refused():
+    with pytest.raises(ValueError, match="two bits hold -1, 0 and 1, got values from 0 to 2"):
+        Codec("2bit", 2).encode(np.array([[0, 2]]))
+    with pytest.raises(InputError, match="codec should be 'float32', 'int8' or '2bit', got 'int4'"):
+        find_codec("int4", 3)
+
+
+def test_rows_stand_at_their_index_in_any_order(tmp_path):
+    values = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32)
+    store = Store.create(tmp_path / "new", manifest())
+    for rows in ([7, 8], [0, 1, 2, 5], [9], [3, 4, 6], [4]):
+        store.write_rows(np.array(rows), values[rows])
+    assert store.verify().all()
+    assert np.array_equal(store.raw(store.positions)[:], values)
+    for order in ([2, 4, 3, 5], [1, 1, 3], [9, 0]):
+        assert np.array_equal(store.raw(np.array(order))[:], values[order])
+
+
+def test_skipped_rows_are_done_but_not_there(tmp_path):
+    store = Store.create(tmp_path, manifest())
+    store.write_rows(np.array([0, 2]), np.ones((2, 5)))
+    store.skip_rows(np.array([1]))
+    assert store.verify().tolist() == [True] * 3 + [False] * 7
+    assert store.positions.tolist() == [0, 2]
+
+
+def test_a_damaged_row_is_found(tmp_path):
+    store = Store.create(tmp_path, manifest())
+    store.write_rows(np.arange(10), np.random.default_rng(0).normal(size=(10, 5)))
+    with open(tmp_path / "raw.f32", "r+b") as file:
+        file.seek(4 * 5 * 3 + 2)
+        file.write(b"\x55")
+    assert np.flatnonzero(~store.verify()).tolist() == [3]
+    assert store.positions.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+
+
+def test_a_mismatch_names_the_differing_keys_and_changes_nothing(tmp_path):
+    store = Store.create(tmp_path, manifest(taps="t", dataset="d"))
+    store.write_rows(np.array([0]), np.ones((1, 5)))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="that was made of other dataset, taps; nothing was changed: choose another"):
+        Store.create(tmp_path, manifest(taps="u", dataset="e"))
+    with pytest.raises(InputError, match="made of other rows"):
+        Store.create(tmp_path, manifest(n_rows=11, taps="t", dataset="d"))
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert Store.create(tmp_path, manifest(taps="t", dataset="d")).positions.tolist() == [0]
+
+
+def test_a_disk_without_room_is_found_before_the_first_batch(tmp_path):
+    with pytest.raises(InputError, match=r"raw.f32 .* needs .* MiB, and .* MiB are free .*--taps"):
+        Store.create(tmp_path, manifest(n_rows=10**9, width=10**6))
