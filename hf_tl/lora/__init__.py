@@ -1,0 +1,1 @@
+"""ADAPT: low-rank updates beside frozen weights."""
