@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from hf_tl.embedding.recipe import RECIPES, Recipe
     from hf_tl.errors import InputError
     from hf_tl.layers import Layer, list_layers
+    from hf_tl.lora.config import LoraConfig
+    from hf_tl.lora.inject import add_lora
+    from hf_tl.lora.merge import merge_lora, remove_lora, unmerge_lora
     from hf_tl.models import Network, load_network
     from hf_tl.probes.learning_curve import LearningCurve
     from hf_tl.probes.svm import LinearSVM
@@ -26,13 +29,18 @@ __all__ = [
     "Layer",
     "LearningCurve",
     "LinearSVM",
+    "LoraConfig",
     "Network",
     "Recipe",
     "Rows",
     "Task",
+    "add_lora",
     "list_layers",
     "load_network",
     "load_task",
+    "merge_lora",
+    "remove_lora",
+    "unmerge_lora",
 ]
 
 __version__ = "0.1.0"
@@ -45,13 +53,18 @@ _HOMES = {
     "Layer": "hf_tl.layers",
     "LearningCurve": "hf_tl.probes.learning_curve",
     "LinearSVM": "hf_tl.probes.svm",
+    "LoraConfig": "hf_tl.lora.config",
     "Network": "hf_tl.models",
     "Recipe": "hf_tl.embedding.recipe",
     "Rows": "hf_tl.data",
     "Task": "hf_tl.data",
+    "add_lora": "hf_tl.lora.inject",
     "list_layers": "hf_tl.layers",
     "load_network": "hf_tl.models",
     "load_task": "hf_tl.data",
+    "merge_lora": "hf_tl.lora.merge",
+    "remove_lora": "hf_tl.lora.merge",
+    "unmerge_lora": "hf_tl.lora.merge",
 }
 
 

@@ -1,1 +1,1 @@
-"""ADAPT: low-rank updates beside frozen weights."""
+"""ADAPT: low-rank adapters on a frozen network, in PEFT's numbers and names."""
