@@ -131,7 +131,9 @@ class Adapter:
             if part.startswith("lora_embedding"):
                 embeddings.add(name)
         if not parts:
-            raise InputError(f"{self.folder} holds no lora_A and lora_B; its first tensor is {next(iter(self.tensors))!r}")
+            raise InputError(
+                f"{self.folder} holds no lora_A and lora_B; its first tensor is {next(iter(self.tensors))!r}"
+            )
         return {name: self._update(name, found, name in embeddings) for name, found in parts.items()}
 
     @cached_property
@@ -162,7 +164,9 @@ class Adapter:
         A, B = parts["A"], parts["B"]
         for part, tensor in parts.items():
             if not tensor.is_floating_point():
-                raise InputError(f"{self.folder}: {part} of layer {name!r} is of {tensor.dtype}, expected floating point")
+                raise InputError(
+                    f"{self.folder}: {part} of layer {name!r} is of {tensor.dtype}, expected floating point"
+                )
         kernel = A.ndim - 2
         fits = (
             (A.ndim == B.ndim == 2 if embedding else 2 <= A.ndim <= 5 and A.ndim == B.ndim)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from hf_tl.errors import InputError, in_one_line
+from hf_tl.lora.record import PREFIX
 
 
 TENSORS_NAME = "adapter_model.safetensors"
-PREFIX = "base_model.model."
-"""Stands before every name in the file; the rest is the name in the network."""
 
 _LONGEST_NAME = 512
 _MOST_TENSORS = 200_000

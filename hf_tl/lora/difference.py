@@ -83,11 +83,11 @@ def compare_adapters(first: Adapter, second: Adapter) -> AdapterDifference:
 
 def difference_table(found: AdapterDifference) -> str:
     """One row a layer, then one a further tensor that differs."""
-    rows = [
-        [layer.name, f"{layer.ranks[0]}, {layer.ranks[1]}", f"{layer.norms[0]:.4g}", f"{layer.norms[1]:.4g}"]
-        + [f"{layer.distance:.2e}", f"{layer.relative:.2e}", f"{layer.cosine:.4f}"]
-        for layer in found.layers
-    ]
+    rows = []
+    for layer in found.layers:
+        ranks, norms = f"{layer.ranks[0]}, {layer.ranks[1]}", [f"{norm:.4g}" for norm in layer.norms]
+        apart = [f"{layer.distance:.2e}", f"{layer.relative:.2e}", f"{layer.cosine:.4f}"]
+        rows.append([layer.name, ranks, *norms, *apart])
     header = ["layer", "r", "|dW| first", "|dW| second", "|difference|", "relative", "cosine"]
     return format_table(header, rows)
 

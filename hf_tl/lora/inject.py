@@ -19,6 +19,7 @@ from hf_tl.lora.layers import LoraLinear
 from hf_tl.lora.record import RECORD, AdapterRecord
 from hf_tl.lora.saved import SavedModule
 from hf_tl.lora.targets import Target, find_targets
+from hf_tl.lora.trainer import follow_trainer
 from hf_tl.trace import Batch
 
 
@@ -96,6 +97,7 @@ def inject(model: nn.Module, plan: Plan, *, adapter: str = "default", empty: boo
     record.configs[adapter] = replace(plan.config, modules_to_save=tuple(plan.saved))
     record.biases[adapter] = ()
     set_adapter(model, adapter)
+    follow_trainer(model)
     return model
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from hf_tl.errors import InputError
 from hf_tl.layers import closest
 from hf_tl.lora.adapter import Adapter, LayerUpdate
 from hf_tl.lora.layers import LoraLayer, is_conv1d
@@ -37,9 +36,7 @@ class Placement:
     saved: list[str] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     base: dict[str, Tensor] = field(default_factory=dict)
-    problems: dict[str, list[str]] = field(
-        default_factory=lambda: {"missing": [], "unexpected": [], "mismatched": []}
-    )
+    problems: dict[str, list[str]] = field(default_factory=lambda: {"missing": [], "unexpected": [], "mismatched": []})
     renamed: bool = False
 
     def complaint(self, adapter: Adapter, model: nn.Module) -> str | None:
@@ -47,7 +44,9 @@ class Placement:
         parts = []
         for kind, found in self.problems.items():
             if found:
-                shown = "; ".join(found[:_SHOWN]) + (f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+                shown = "; ".join(found[:_SHOWN]) + (
+                    f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+                )
                 parts.append(f"{len(found)} {kind}: {shown}")
         if not parts:
             return None
@@ -102,7 +101,9 @@ def _place_updates(adapter: Adapter, model: nn.Module, modules: Mapping, found: 
         if isinstance(expected, str):
             found.problems["unexpected"].append(f"layer {written!r} (in the network it is {expected})")
             continue
-        wrong = [f"{part} is {shapes[part]}, expected {expected[part]}" for part in "AB" if shapes[part] != expected[part]]
+        wrong = [
+            f"{part} is {shapes[part]}, expected {expected[part]}" for part in "AB" if shapes[part] != expected[part]
+        ]
         if wrong:
             found.problems["mismatched"].append(f"layer {written!r} ({' and '.join(wrong)})")
             continue
@@ -138,6 +139,12 @@ def _expected_shapes(module: nn.Module, update: LayerUpdate) -> dict[str, tuple[
         inner, outer = module.weight.shape
         return {"A": (rank, inner), "B": (outer, rank)}
     return f"a {type(module).__name__}, which has no weight to update"
+
+
+def is_adaptable(module: nn.Module) -> bool:
+    """Whether a module is of a kind that PEFT puts factors on."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.MultiheadAttention)
+    return isinstance(module, kinds) or is_conv1d(module)
 
 
 def _endings(update: LayerUpdate) -> Iterator[tuple[str, Tensor]]:
@@ -223,7 +230,7 @@ def _find_untouched(adapter: Adapter, modules: Mapping, found: Placement) -> Non
         return
     saved = adapter.config.get("modules_to_save") or ()
     for name, module in modules.items():
-        if name in found.updates or isinstance(_expected_shapes(module, _NOTHING), str):
+        if name in found.updates or not is_adaptable(module):
             continue
         chosen, left_out = (any(name == e or name.endswith(f".{e}") for e in some) for some in (exact, excluded))
         if chosen and not left_out and _saved_parent(name, saved) is None:
@@ -237,7 +244,3 @@ def _resize_hint(key: str, wanted: Sequence[str], own: Tensor, tensor: Tensor) -
         return f"; build the network with {tensor.shape[0]} outputs"
     return f"; resize_token_embeddings({tensor.shape[0]}) first" if own.ndim == 2 else ""
 
-
-def refuse(complaint: str) -> InputError:
-    """The error of a strict load."""
-    return InputError(f"{complaint}; strict=False loads the rest")

@@ -136,4 +136,3 @@ def _truncate(update: LayerUpdate, rank: int) -> tuple[Tensor, Tensor, float]:
     A = A.reshape(rank, *update.A.shape[1:]).to(update.A.dtype)
     B = B.reshape(update.B.shape[0], kept, *update.B.shape[2:]).to(update.B.dtype)
     return B, A, error
-

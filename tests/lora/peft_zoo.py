@@ -4,27 +4,33 @@ import torch
 from torch import nn
 
 
+LIVELY = {"initializer_range": 0.2}  # outputs that depend on every layer: with 0.02 a lost update hardly shows
+
+
 def tiny_bert(**changes):
     from transformers import BertConfig, BertForSequenceClassification
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, **LIVELY}
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     torch.manual_seed(0)
-    return BertForSequenceClassification(BertConfig(vocab_size=99, num_labels=3, **sizes, **dropout, **changes)).eval()
+    return BertForSequenceClassification(
+        BertConfig(vocab_size=99, num_labels=3, **{**sizes, **dropout, **changes})
+    ).eval()
 
 
 def tiny_gpt2():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=2, n_positions=64)).eval()
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "bos_token_id": 0, "eos_token_id": 0}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=99, **sizes, **LIVELY)).eval()
 
 
 def tiny_llama():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, **LIVELY}
     return LlamaForCausalLM(LlamaConfig(vocab_size=99, intermediate_size=48, **sizes)).eval()
 
 
@@ -41,7 +47,7 @@ def tiny_vit():
     from transformers import ViTConfig, ViTForImageClassification
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, **LIVELY}
     return ViTForImageClassification(ViTConfig(image_size=16, patch_size=8, num_labels=3, **sizes)).eval()
 
 
@@ -143,7 +149,11 @@ ZOO = {
         pixels,
         {"target_modules": ["convolution"], "modules_to_save": ["classifier", "normalization"], "r": 4},
     ),
-    "timm-qkv": (tiny_timm_vit, raw_pixels, {"target_modules": r"blocks\.\d+\.attn\.qkv", "modules_to_save": ["head"]}),
+    "timm-qkv": (
+        tiny_timm_vit,
+        raw_pixels,
+        {"target_modules": r"blocks\.\d+\.attn\.qkv", "modules_to_save": ["head"]},
+    ),
     "grouped-convolution": (seeded(Convs), raw_pixels, {"target_modules": ["first", "grouped"], "r": 4}),
     "attention": (seeded(Attention), tokens, {"target_modules": ["attention", "embed"], "r": 4}),
     "bert-olora": (tiny_bert, text, {"target_modules": ["query"], "init_lora_weights": "olora", "r": 4}),
