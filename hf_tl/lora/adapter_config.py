@@ -92,7 +92,7 @@ def _is_list(value: object, kind: Callable[[object], bool]) -> bool:
 
 
 def _is_patterns(value: object, kind: Callable[[object], bool]) -> bool:
-    return (
+    return value is None or (
         isinstance(value, dict)
         and len(value) <= _MOST_PATTERNS
         and all(len(name) <= _LONGEST_PATTERN and kind(item) for name, item in value.items())
@@ -131,11 +131,11 @@ _FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "use_dora": _FLAG,
     "lora_bias": _FLAG,
     "rank_pattern": (
-        f"an object of at most {_MOST_PATTERNS} patterns and whole numbers from 1",
+        f"an object of at most {_MOST_PATTERNS} patterns and whole numbers from 1, or null",
         lambda value: _is_patterns(value, _is_rank),
     ),
     "alpha_pattern": (
-        f"an object of at most {_MOST_PATTERNS} patterns and finite numbers",
+        f"an object of at most {_MOST_PATTERNS} patterns and finite numbers, or null",
         lambda value: _is_patterns(value, _is_number),
     ),
     "init_lora_weights": ("true, false or a string", lambda value: isinstance(value, bool) or _is_text(value)),

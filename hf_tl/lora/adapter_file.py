@@ -89,7 +89,7 @@ def open_regular(path: Path, *, largest: int) -> Iterator[BinaryIO]:
     """
     try:
         # a named pipe without a writer would block an ordinary open
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise InputError(
             f"{str(path.parent)!r} holds no adapter: {path.name} is missing; give a folder that save_adapter, "
@@ -97,12 +97,13 @@ def open_regular(path: Path, *, largest: int) -> Iterator[BinaryIO]:
         ) from error
     except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r} cannot be read: {in_one_line(error)}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > largest:
+        os.close(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path} is not a regular file")
-        if status.st_size > largest:
-            raise InputError(f"{path} has {status.st_size:,} bytes; hf_tl reads at most {largest:,}")
+            raise InputError(f"{str(path)!r} is not a regular file")
+        raise InputError(f"{str(path)!r} has {status.st_size:,} bytes; hf_tl reads at most {largest:,}")
+    with os.fdopen(descriptor, "rb") as file:
         yield file
 
 

@@ -88,7 +88,7 @@ def _freeze(model: nn.Module, adapter: str) -> None:
 def _config(saved: Adapter, found: Placement) -> LoraConfig:
     """The file's settings in the network's names; which layers they choose is settled already."""
     known = {field.name for field in fields(LoraConfig)}
-    chosen = {name: value for name, value in saved.config.items() if name in known}
+    chosen = {name: value for name, value in saved.config.items() if name in known and value is not None}
     for name in ("exclude_modules", "layers_to_transform", "layers_pattern"):
         chosen.pop(name, None)
     chosen["target_modules"] = tuple(found.updates)

@@ -173,7 +173,7 @@ def _place_others(adapter: Adapter, model: nn.Module, modules: Mapping, found: P
             continue
         if own.shape != tensor.shape or own.is_floating_point() != tensor.is_floating_point():
             is_written, is_here = (f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in (tensor, own))
-            hint = _resize_hint(key, wanted, own, tensor)
+            hint = _resize_hint(module, key, wanted, own, tensor)
             found.problems["mismatched"].append(f"{key!r} (is {is_written}, expected {is_here}{hint})")
             continue
         saved = _saved_parent(name, wanted)
@@ -237,10 +237,10 @@ def _find_untouched(adapter: Adapter, modules: Mapping, found: Placement) -> Non
             found.problems["missing"].append(f"layer {name!r}")
 
 
-def _resize_hint(key: str, wanted: Sequence[str], own: Tensor, tensor: Tensor) -> str:
-    if own.shape[1:] != tensor.shape[1:] or own.ndim == 0 or tensor.ndim == 0:
+def _resize_hint(module: nn.Module, key: str, wanted: Sequence[str], own: Tensor, tensor: Tensor) -> str:
+    if own.ndim == 0 or tensor.ndim == 0 or own.shape[1:] != tensor.shape[1:]:
         return ""
-    if _saved_parent(key.rpartition(".")[0], wanted) is not None:
-        return f"; build the network with {tensor.shape[0]} outputs"
-    return f"; resize_token_embeddings({tensor.shape[0]}) first" if own.ndim == 2 else ""
-
+    if isinstance(module, nn.Embedding):
+        return f"; resize_token_embeddings({tensor.shape[0]}) first"
+    is_head = _saved_parent(key.rpartition(".")[0], wanted) is not None
+    return f"; build the network with {tensor.shape[0]} outputs" if is_head else ""

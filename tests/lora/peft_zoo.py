@@ -162,12 +162,25 @@ ZOO = {
 """Name -> the network, an input for it, and the arguments of PEFT's LoraConfig."""
 
 
+NOT_EXACT = {"bert-all-linear-rslora", "bert-patterns", "bert-dora", "bert-lora-bias"}
+"""Scales that are no powers of two, DoRA and a bias on B round differently in float32: judged in float64."""
+
+SVD_INITS = {"bert-olora", "bert-pissa"}
+"""Both sides take the first factors out of the weight again, each by a decomposition of its own, in float32."""
+
+
+def network(name):
+    """The network of an entry, in the precision that it is judged in."""
+    model = ZOO[name][0]()
+    return model.double() if name in NOT_EXACT else model
+
+
 def save_with_peft(name, folder):
     """An adapter with random values in every part of it, saved by PEFT; returns its output on the example."""
     from peft import LoraConfig, get_peft_model
 
-    build, example, arguments = ZOO[name]
-    model = get_peft_model(build(), LoraConfig(**arguments))
+    _, example, arguments = ZOO[name]
+    model = get_peft_model(network(name), LoraConfig(**arguments))
     randomise(model)
     model.eval()
     model.save_pretrained(folder)
