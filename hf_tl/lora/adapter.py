@@ -148,12 +148,12 @@ class Adapter:
 
     def alpha_of(self, name: str) -> float:
         """alpha of a layer: of the first pattern that matches its name, or lora_alpha."""
-        found = match_pattern(self.config.get("alpha_pattern") or {}, name)
+        found = match_pattern(self.config.get("alpha_pattern") or {}, _patterned(name))
         return float(self.config.get("lora_alpha", DEFAULT_ALPHA) if found is None else found)
 
     def rank_of(self, name: str) -> int:
         """The rank that the configuration promises for a layer."""
-        found = match_pattern(self.config.get("rank_pattern") or {}, name)
+        found = match_pattern(self.config.get("rank_pattern") or {}, _patterned(name))
         return int(self.config.get("r", DEFAULT_RANK) if found is None else found)
 
     def _update(self, name: str, parts: Mapping[str, Tensor], embedding: bool) -> LayerUpdate:
@@ -239,3 +239,8 @@ def split_key(key: str) -> tuple[str, str | None]:
 def layer_names(keys: Iterable[str]) -> list[str]:
     """The layers that have an update among these tensors."""
     return list(dict.fromkeys(name for name, part in map(split_key, keys) if part is not None))
+
+
+def _patterned(name: str) -> str:
+    """The name that patterns are matched with: the output projection of attention goes with the attention."""
+    return name.partition(".base_layer.")[0]

@@ -21,8 +21,8 @@ class Dense(Protocol):
 
     base_layer: nn.Module
 
-    @property
-    def weight_dk(self) -> Tensor: ...
+    def matrix(self) -> Tensor:
+        """The frozen weight, (d, k)."""
 
 
 def row_lengths(weight: Tensor, a: Tensor, b: Tensor, *, scale: float) -> Tensor:
@@ -30,15 +30,25 @@ def row_lengths(weight: Tensor, a: Tensor, b: Tensor, *, scale: float) -> Tensor
     with torch.no_grad():
         wide = torch.promote_types(weight.dtype, a.dtype)
         weight, a, b = weight.to(wide), a.to(wide), b.to(wide)
-        square = weight.pow(2).sum(1) + 2 * scale * ((weight @ a.t()) * b).sum(1)
+        square = torch.linalg.vector_norm(weight, dim=1).square_()
+        square += 2 * scale * ((weight @ a.t()) * b).sum(1)
         square += scale * scale * ((b @ (a @ a.t())) * b).sum(1)
         return square.clamp_(min=0).sqrt_()
 
 
 def add_dora(
-    y: Tensor, x: Tensor, layer: Dense, *, a: Tensor, b: Tensor, magnitude: Tensor, scale: float, dropout: float
+    y: Tensor,
+    x: Tensor,
+    layer: Dense,
+    *,
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None,
+    ratio: Tensor,
+    scale: float,
+    dropout: float,
 ) -> Tensor:
-    """The layer's output with the rows of `W + scale * B A` at length `magnitude`, in the dtype of y.
+    """The layer's output with the rows of `W + scale * B A` multiplied by `ratio`, in the dtype of y.
 
     Args:
         y: (..., d), what the frozen layer returned for x.
@@ -46,16 +56,51 @@ def add_dora(
         layer: the frozen layer.
         a: (r, k).
         b: (d, r).
-        magnitude: (d,).
+        bias: (d,), of B, or None.
+        ratio: (d,), learnt length over present length.
         scale: the adapter's scaling.
         dropout: probability; where it is not 0, the frozen weight is applied to the dropped input once more.
     """
-    bias = layer.base_layer.bias
+    own = layer.base_layer.bias
+    simple = dropout == 0 and bias is None and y.dtype == x.dtype == a.dtype and torch.is_grad_enabled()
+    if simple and not torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type):
+        return _Dora.apply(y, x, a, b, ratio, own, scale)
     x = x.to(a.dtype)
-    ratio = magnitude / row_lengths(layer.weight_dk, a, b, scale=scale)
     if dropout > 0:
         x = F.dropout(x, dropout)
-        plain = F.linear(x, layer.weight_dk.to(x.dtype))
+        plain = F.linear(x, layer.matrix().to(x.dtype))
     else:
-        plain = y if bias is None else y - bias
-    return (y + (ratio - 1) * plain + ratio * F.linear(F.linear(x, a), b) * scale).to(y.dtype)
+        plain = y if own is None else y - own
+    low = F.linear(F.linear(x, a), b, bias)
+    return (y + (ratio - 1) * plain + ratio * low * scale).to(y.dtype)
+
+
+class _Dora(torch.autograd.Function):
+    """`own + ratio * t` with `t = y - own + scale * x A' B'`; keeps x, x A' and t."""
+
+    @staticmethod
+    def forward(ctx, y, x, a, b, ratio, own, scale):
+        h = x.reshape(-1, x.shape[-1]) @ a.t()
+        t = y.reshape(-1, y.shape[-1])
+        t = torch.addmm(t if own is None else t - own, h, b.t(), alpha=scale)
+        ctx.save_for_backward(x, h, a, b, t, ratio)
+        ctx.scale = scale
+        out = t * ratio if own is None else torch.addcmul(own, t, ratio)
+        return out.view(y.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, h, a, b, t, ratio = ctx.saved_tensors
+        g = grad.reshape(-1, grad.shape[-1])
+        grad_ratio = (g * t).sum(0) if ctx.needs_input_grad[4] else None
+        gt = g * ratio
+        grad_x = grad_a = grad_b = None
+        if ctx.needs_input_grad[3]:
+            grad_b = (h.t() @ gt).t().mul(ctx.scale)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            gh = (gt @ b).mul_(ctx.scale)
+            if ctx.needs_input_grad[2]:
+                grad_a = gh.t() @ x.reshape(-1, x.shape[-1])
+            if ctx.needs_input_grad[1]:
+                grad_x = (gh @ a).view(x.shape)
+        return gt.view(grad.shape), grad_x, grad_a, grad_b, grad_ratio, None, None

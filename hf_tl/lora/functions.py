@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+_LONG_SUM = 1024  # rows
+
+
 def add_low_rank(
     y: Tensor, x: Tensor, *, a: Tensor, b: Tensor, scale: float, dropout: float = 0.0, owned: bool = False
 ) -> Tensor:
@@ -86,21 +89,33 @@ class _AddLowRank(torch.autograd.Function):
         g = grad.reshape(-1, grad.shape[-1]).to(ctx.dtype)
         grad_x = grad_a = grad_b = None
         if needs_b:
-            grad_b = _scaled(g.t() @ h, ctx.scale).to(b.dtype)
+            grad_b = _scaled(_outer(g, h), ctx.scale).to(b.dtype)
         if needs_a or needs_x:
             gh = _scaled(g @ b.to(ctx.dtype), ctx.scale)
         if needs_a:
             dropped = x.to(ctx.dtype)
             if mask is not None:
-                dropped = (dropped * mask).mul_(1 / ctx.keep)
-            grad_a = (gh.t() @ dropped.reshape(-1, shape[-1])).to(a.dtype)
+                dropped = torch.where(mask, dropped, 0)
+            grad_a = gh.t() @ dropped.reshape(-1, shape[-1])
+            grad_a = (grad_a if mask is None else grad_a.mul_(1 / ctx.keep)).to(a.dtype)
         if needs_x:
             grad_x = (gh @ a.to(ctx.dtype)).view(shape)
             if mask is not None:
-                grad_x = grad_x.mul_(mask).mul_(1 / ctx.keep)
+                grad_x = torch.where(mask, grad_x, 0).mul_(1 / ctx.keep)
             grad_x = grad_x.to(x_dtype)
         return grad if ctx.needs_input_grad[0] else None, grad_x, grad_a, grad_b, None, None, None, None
 
 
 def _scaled(value: Tensor, scale: float) -> Tensor:
     return value if scale == 1 else value.mul_(scale)
+
+
+def _outer(g: Tensor, h: Tensor) -> Tensor:
+    """`g' h`, (n, d), (n, r) -> (d, r).
+
+    On CPUs torch sums this over n one after the other, which for a narrow h costs up to seven times what the
+    transposed product does and loses a digit; short sums are left as PEFT has them, to the last bit.
+    """
+    if g.shape[0] >= _LONG_SUM and g.device.type == "cpu":
+        return (h.t() @ g).t()
+    return g.t() @ h

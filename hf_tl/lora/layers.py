@@ -3,6 +3,9 @@
 Live names are PEFT's: the adapter "default" of a layer at `X` holds the parameters `X.lora_A.default.weight` (r, k),
 `X.lora_B.default.weight` (d, r), with DoRA `X.lora_magnitude_vector.default.weight`, and the layer that was there
 before is `X.base_layer`.
+
+Every kind can be read as one matrix W (d, k) with factors A (r, k) and B (d, r): `matrix()` and
+`factor_matrices(adapter)`. Merging, DoRA's lengths, combining and looking at adapters are written on those alone.
 """
 
 from __future__ import annotations
@@ -30,10 +33,23 @@ class Factor(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         super().__init__()
         self.weight = nn.Parameter(weight)
-        if bias is not None:
-            self.bias = nn.Parameter(bias)
-        else:
-            self.register_parameter("bias", None)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+
+
+class Fixed(nn.Module):
+    """Tensors of an adapter that never train.
+
+    Attributes:
+        mask: (d, r), what of B may differ from zero, for a part of a fused projection; or None.
+        start_a: (r, k), and
+        start_b: (d, r): factors that are subtracted, for an init that takes its part out of W; or None.
+    """
+
+    def __init__(self, *, mask: Tensor | None = None, start_a: Tensor | None = None, start_b: Tensor | None = None):
+        super().__init__()
+        self.register_buffer("mask", mask)
+        self.register_buffer("start_a", start_a)
+        self.register_buffer("start_b", start_b)
 
 
 class LoraLayer(nn.Module):
@@ -47,10 +63,14 @@ class LoraLayer(nn.Module):
         active_adapters: the adapters that add to its output, in order.
         merged_adapters: those that are in its weight at present.
         disable_adapters: whether it behaves as if it had none.
+        weight_name: the frozen layer's parameter that is adapted.
+        transposed: whether that parameter is laid out as (k, d).
     """
 
     adapter_layer_names = FACTORS
     other_param_names = ("r", "lora_alpha", "scaling", "lora_dropout", "use_dora")
+    weight_name = "weight"
+    transposed = False
 
     def __init__(self, base_layer: nn.Module):
         super().__init__()
@@ -58,6 +78,7 @@ class LoraLayer(nn.Module):
         self.lora_A = nn.ModuleDict()
         self.lora_B = nn.ModuleDict()
         self.lora_magnitude_vector = nn.ModuleDict()
+        self.lora_fixed = nn.ModuleDict()
         self.r: dict[str, int] = {}
         self.lora_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
@@ -67,8 +88,7 @@ class LoraLayer(nn.Module):
         self.active_adapters: list[str] = []
         self.merged_adapters: list[str] = []
         self.disable_adapters = False
-        self.originals: list[tuple[nn.Parameter, Tensor]] = []  # what merging overwrote
-        self.train(base_layer.training)
+        self.training = base_layer.training
 
     def __getattr__(self, name: str) -> object:
         try:
@@ -78,7 +98,16 @@ class LoraLayer(nn.Module):
                 raise
             return getattr(self.base_layer, name)
 
-    def add_adapter(self, adapter: str, *, config: LoraConfig, rank: int, alpha: float, empty: bool = False) -> None:
+    def add_adapter(
+        self,
+        adapter: str,
+        *,
+        config: LoraConfig,
+        rank: int,
+        alpha: float,
+        parts: str | None = None,
+        empty: bool = False,
+    ) -> None:
         """Adds an adapter, initialised as the config says.
 
         Args:
@@ -86,27 +115,120 @@ class LoraLayer(nn.Module):
             config: inits, dropout and the like.
             rank: of this layer.
             alpha: lora_alpha of this layer.
+            parts: which thirds of a fused projection are adapted, as letters of "qkv"; None for all outputs.
             empty: leave the values to a checkpoint that is about to be read.
         """
-        raise NotImplementedError
+        if adapter in self.r:
+            raise InputError(f"there is an adapter {adapter!r} already; choose another name or remove it first")
+        self._refuse(config)
+        parameter = self._parameter()
+        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        empty = empty or parameter.is_meta
+        shapes = self._shapes(rank)
+        a, b = (torch.empty(shape, dtype=dtype, device=parameter.device) for shape in shapes)
+        bias = torch.zeros(shapes[1][0], dtype=dtype, device=parameter.device) if config.lora_bias else None
+        scaling = config.scaling(rank, alpha)
+        start = None
+        if not empty:
+            start = initialise(a, b, init=self._init(config), weight=self.matrix, scaling=scaling)
+        mask = _part_mask(b, parts) if parts else None
+        if mask is not None and not empty:
+            b *= mask
+        self._hold(adapter, a, b, bias)
+        if mask is not None or start is not None:
+            start_a, start_b = start or (None, None)
+            self.lora_fixed[adapter] = Fixed(mask=mask, start_a=start_a, start_b=start_b)
+        self.r[adapter], self.lora_alpha[adapter], self.scaling[adapter] = rank, alpha, scaling
+        self.lora_dropout[adapter] = config.lora_dropout
+        self.use_dora[adapter] = config.use_dora
+        self.freeze_a[adapter] = config.freeze_a
+        if config.use_dora:
+            lengths = torch.empty(shapes[1][0], dtype=dtype, device=parameter.device)
+            if not empty:
+                lengths = self.lengths(adapter).to(dtype)
+            self.lora_magnitude_vector[adapter] = Factor(lengths.view(self._magnitude_shape()))
 
-    def delta(self, adapter: str) -> Tensor:
-        """What the adapter adds to the frozen weight when merged, in float32 and the weight's own layout."""
-        raise NotImplementedError
+    def matrix(self) -> Tensor:
+        """The frozen weight as (d, k), a view."""
+        weight = self._parameter().detach()
+        return weight.t() if self.transposed else weight.flatten(1)
 
-    def merged_weight(self, adapter: str) -> Tensor:
-        """The frozen weight with the adapter in it, in float32; DoRA sets the length of its rows."""
-        raise NotImplementedError
+    def factor_matrices(self, adapter: str) -> tuple[Tensor, Tensor]:
+        """A (r, k) and B (d, r), such that merging adds `scaling[adapter] * B @ A` to `matrix()` (but for DoRA)."""
+        a, b = self.factors(adapter)
+        return a.flatten(1), b.flatten(1)
 
-    def adapter_tensors(self, adapter: str) -> Iterator[tuple[str, nn.Parameter]]:
-        """The adapter's parameters under the names they have on disk, such as "lora_A.weight"."""
-        for name in ("lora_A", "lora_B"):
-            factors = self._modules[name]
-            if adapter in factors:
-                for part, parameter in factors[adapter].named_parameters():
-                    yield f"{name}.{part}", parameter
-        if adapter in self.lora_magnitude_vector:
-            yield "lora_magnitude_vector", self.lora_magnitude_vector[adapter].weight
+    def factors(self, adapter: str) -> tuple[Tensor, Tensor]:
+        """A and B as they act: without what a mask hides, with what an init took out of W subtracted."""
+        a, b = self._held(adapter)
+        if adapter not in self.lora_fixed:
+            return a, b
+        fixed = self.lora_fixed[adapter]
+        if fixed.mask is not None:
+            b = b * fixed.mask
+        if fixed.start_a is not None:
+            a, b = torch.cat([a, fixed.start_a]), torch.cat([b, -fixed.start_b], dim=1)
+        return a, b
+
+    def lengths(self, adapter: str) -> Tensor:
+        """`||W + scaling * B A||` of every row, (d,): what DoRA divides by."""
+        a, b = self.factor_matrices(adapter)
+        return row_lengths(self.matrix(), a, b, scale=self.scaling[adapter])
+
+    def merged_parameters(self, adapters: Sequence[str]) -> dict[str, Tensor]:
+        """The frozen layer's parameters with adapters in them, by name, before they are rounded to its dtype.
+
+        Raises:
+            InputError: this kind of layer cannot hold the sum.
+        """
+        weight = self._parameter().detach()
+        if not weight.is_floating_point():
+            raise InputError(f"a weight of {weight.dtype} cannot take an adapter in; load the network unquantised")
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        matrix = weight.to(wide)
+        matrix = matrix if self.transposed else matrix.flatten(1)
+        bias = None
+        for adapter in adapters:
+            a, b = (factor.detach().to(wide) for factor in self.factor_matrices(adapter))
+            left, right = (a.t(), b.t()) if self.transposed else (b, a)
+            matrix = torch.addmm(matrix, left, right, alpha=self.scaling[adapter])
+            if self.use_dora[adapter]:
+                ratio = self.lora_magnitude_vector[adapter].weight.detach().view(-1) / self.lengths(adapter)
+                matrix = matrix * (ratio if self.transposed else ratio[:, None])
+            extra = self._extra_bias(adapter)
+            if extra is not None:
+                own = self.base_layer.bias
+                if own is None:
+                    raise InputError(
+                        "lora_bias cannot be merged into a layer without a bias; train with lora_bias=False"
+                    )
+                bias = (own.detach().to(wide) if bias is None else bias) + extra.detach() * self.scaling[adapter]
+        merged = {self.weight_name: matrix.view(weight.shape)}
+        return merged if bias is None else {**merged, "bias": bias}
+
+    def adapter_tensors(self, adapter: str, *, export: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """The adapter's tensors under the names they have on disk, such as "lora_A.weight".
+
+        Args:
+            adapter: which.
+            export: with the factors as they act (see `factors`), so that other loaders need to know no more; else
+                the live parameters.
+        """
+        for name in FACTORS:
+            held = self._modules.get(name)
+            if held is None or adapter not in held:
+                continue
+            if isinstance(held[adapter], Tensor):
+                yield name, held[adapter]
+            elif name == "lora_magnitude_vector":
+                yield name, held[adapter].weight
+            else:
+                live = held[adapter].weight
+                if export and adapter in self.lora_fixed:
+                    live = self.factors(adapter)[name == "lora_B"]
+                yield f"{name}.weight", live
+                if held[adapter].bias is not None:
+                    yield f"{name}.bias", held[adapter].bias
 
     @property
     def adapters(self) -> list[str]:
@@ -138,88 +260,75 @@ class LoraLayer(nn.Module):
 
     def delete_adapter(self, adapter: str) -> None:
         """Forgets an adapter."""
-        for factors in (self.lora_A, self.lora_B, self.lora_magnitude_vector):
-            if adapter in factors:
-                del factors[adapter]
+        for name in (*FACTORS, "lora_fixed"):
+            held = self._modules.get(name)
+            if held is not None and adapter in held:
+                del held[adapter]
         for settings in (self.r, self.lora_alpha, self.scaling, self.lora_dropout, self.use_dora, self.freeze_a):
             settings.pop(adapter, None)
         self.active_adapters = [name for name in self.active_adapters if name != adapter]
-
-    def _settle(self, adapter: str, *, config: LoraConfig, rank: int, alpha: float) -> None:
-        if adapter in self.r:
-            raise InputError(f"there is an adapter {adapter!r} already; choose another name or remove it first")
-        self.r[adapter], self.lora_alpha[adapter] = rank, alpha
-        self.scaling[adapter] = config.scaling(rank, alpha)
-        self.lora_dropout[adapter] = config.lora_dropout
-        self.use_dora[adapter] = config.use_dora
-        self.freeze_a[adapter] = config.freeze_a
 
     def _running(self) -> list[str]:
         """The adapters that this call has to add itself."""
         return [] if self.disable_adapters or self.merged_adapters else self.active_adapters
 
+    def _parameter(self) -> Tensor:
+        return self.base_layer._parameters[self.weight_name]
+
+    def _shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        raise NotImplementedError
+
+    def _magnitude_shape(self) -> tuple[int, ...]:
+        return (-1,)
+
+    def _refuse(self, config: LoraConfig) -> None:
+        """Raises InputError for what this kind of layer cannot do."""
+
+    def _init(self, config: LoraConfig) -> str:
+        return config.init_lora_weights
+
+    def _hold(self, adapter: str, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
+        self.lora_A[adapter] = Factor(a)
+        self.lora_B[adapter] = Factor(b, bias)
+
+    def _held(self, adapter: str) -> tuple[Tensor, Tensor]:
+        return self.lora_A[adapter].weight, self.lora_B[adapter].weight
+
+    def _extra_bias(self, adapter: str) -> Tensor | None:
+        return self.lora_B[adapter].bias if adapter in self.lora_B else None
+
 
 class LoraLinear(LoraLayer):
-    """Adapters beside nn.Linear, transformers' Conv1D, or any layer that computes x W' + b.
-
-    Args:
-        base_layer: the frozen layer; its weight is (d, k), that of Conv1D (k, d).
-        parts: which thirds of the outputs are adapted, as letters of "qkv"; None for all.
-    """
+    """Adapters beside nn.Linear, transformers' Conv1D, or a subclass that computes x W' + b, quantised ones too."""
 
     def __init__(self, base_layer: nn.Module):
         super().__init__(base_layer)
         self.transposed = is_conv1d(base_layer)
-        weight = base_layer.weight
-        self.out_features, self.in_features = weight.shape[::-1] if self.transposed else weight.shape
-        self.parts: dict[str, str] = {}
-
-    def add_adapter(self, adapter: str, *, config: LoraConfig, rank: int, alpha: float, empty: bool = False) -> None:
-        """Adds an adapter; see LoraLayer."""
-        self._settle(adapter, config=config, rank=rank, alpha=alpha)
-        weight = self.base_layer.weight
-        dtype, device = factor_dtype(weight), weight.device
-        a = torch.empty(rank, self.in_features, dtype=dtype, device=device)
-        b = torch.empty(self.out_features, rank, dtype=dtype, device=device)
-        bias = torch.zeros(self.out_features, dtype=dtype, device=device) if config.lora_bias else None
-        self.lora_A[adapter] = Factor(a)
-        self.lora_B[adapter] = Factor(b, bias)
-        if not empty and a.device.type != "meta":
-            initialise(a, b, init=config.init_lora_weights, weight=self.weight_dk, scaling=self.scaling[adapter])
-        if config.use_dora:
-            lengths = torch.empty(self.out_features, dtype=dtype, device=device)
-            if not empty and a.device.type != "meta":
-                lengths = row_lengths(self.weight_dk, a, b, scale=self.scaling[adapter]).to(dtype)
-            self.lora_magnitude_vector[adapter] = Factor(lengths)
+        if isinstance(base_layer, nn.Linear):
+            self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        else:
+            self.in_features, self.out_features = base_layer.weight.shape
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """`W x + b` and what the active adapters add."""
+        """`W x + b` and what the active adapters add: (..., k) -> (..., d)."""
         y = self.base_layer(x, *args, **kwargs)
         for adapter in self._running():
             y = self._add(y, x, adapter)
         return y
 
     def _add(self, y: Tensor, x: Tensor, adapter: str) -> Tensor:
-        a, b = self.lora_A[adapter].weight, self.lora_B[adapter]
+        a, b = self.factors(adapter)
         dropout = self.lora_dropout[adapter] if self.training else 0.0
-        scale = self.scaling[adapter]
+        scale, bias = self.scaling[adapter], self.lora_B[adapter].bias
         if self.use_dora[adapter]:
             magnitude = self.lora_magnitude_vector[adapter].weight
-            return add_dora(y, x, self, a=a, b=b.weight, magnitude=magnitude, scale=scale, dropout=dropout)
-        y = add_low_rank(y, x, a=a, b=b.weight, scale=scale, dropout=dropout, owned=self._owns_output())
-        return y if b.bias is None else (y + b.bias * scale).to(y.dtype)
+            lengths = self.lengths(adapter)
+            return add_dora(y, x, self, a=a, b=b, bias=bias, ratio=magnitude / lengths, scale=scale, dropout=dropout)
+        y = add_low_rank(y, x, a=a, b=b, scale=scale, dropout=dropout, owned=self._owns_output())
+        return y if bias is None else (y + bias * scale).to(y.dtype)
 
-    def delta(self, adapter: str) -> Tensor:
-        """`scaling * B A`, in float32 and the weight's own layout."""
-        a, b = self.lora_A[adapter].weight.float(), self.lora_B[adapter].weight.float()
-        delta = (b @ a).mul_(self.scaling[adapter])
-        return delta.t() if self.transposed else delta
-
-    @property
-    def weight_dk(self) -> Tensor:
-        """The frozen weight as (d, k), whatever its own layout."""
-        weight = self.base_layer.weight
-        return weight.t() if self.transposed else weight
+    def _shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (rank, self.in_features), (self.out_features, rank)
 
     def _owns_output(self) -> bool:
         """Whether the frozen layer is a plain nn.Linear that nobody watches, so that its output may be written."""
@@ -238,6 +347,11 @@ def is_conv1d(module: nn.Module) -> bool:
     return home is not None and isinstance(module, home.Conv1D)
 
 
-def factor_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype of A and B: float32 for half precision and quantised weights, else that of the weight."""
-    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+def _part_mask(b: Tensor, parts: str) -> Tensor:
+    """(d, r): the rows of the n-th of `parts` go with the n-th block of columns."""
+    third, rank = b.shape[0] // 3, b.shape[1] // len(parts)
+    mask = torch.zeros_like(b)
+    for i, part in enumerate(parts):
+        row = third * "qkv".index(part)
+        mask[row : row + third, i * rank : (i + 1) * rank] = 1
+    return mask

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from hf_tl.layers import closest
 from hf_tl.lora.adapter import Adapter, LayerUpdate
-from hf_tl.lora.layers import LoraLayer, is_conv1d
+from hf_tl.lora.kinds import CONVOLUTIONS, is_linear
+from hf_tl.lora.layers import is_conv1d
 from hf_tl.lora.renames import find_names
-from hf_tl.lora.saved import SavedModule
+from hf_tl.lora.targets import base_modules
 
 
 _SHOWN = 5
@@ -58,7 +59,7 @@ def place(adapter: Adapter, model: nn.Module) -> Placement:
 
     Nothing in the network is changed.
     """
-    modules = dict(base_modules(model))
+    modules = base_modules(model)
     found = Placement()
     _place_updates(adapter, model, modules, found)
     _place_others(adapter, model, modules, found)
@@ -67,26 +68,11 @@ def place(adapter: Adapter, model: nn.Module) -> Placement:
     return found
 
 
-def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules of a network as they are named and are without adapters."""
-
-    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-        if isinstance(module, LoraLayer):
-            module = module.base_layer
-        elif isinstance(module, SavedModule):
-            module = module.original_module
-        yield name, module
-        for child, part in module._modules.items():
-            if part is not None:
-                yield from walk(part, f"{name}.{child}" if name else child)
-
-    return walk(model, "")
-
-
 def _place_updates(adapter: Adapter, model: nn.Module, modules: Mapping, found: Placement) -> None:
     plain = {name: name.replace(".base_layer", "") for name in adapter.updates}
     named = find_names(plain.values(), model, modules)
     names = [name for name in modules if name]
+    within: dict[str, LayerUpdate] = {}
     for written, update in adapter.updates.items():
         name = named[plain[written]]
         if name is None:
@@ -107,11 +93,20 @@ def _place_updates(adapter: Adapter, model: nn.Module, modules: Mapping, found: 
         if wrong:
             found.problems["mismatched"].append(f"layer {written!r} ({' and '.join(wrong)})")
             continue
-        found.updates[name] = update
-        found.alphas[name] = adapter.alpha_of(written)
-        new = written if name == plain[written] else name
+        place, owner = name, name.rpartition(".")[0]
+        if isinstance(modules.get(owner), nn.MultiheadAttention):
+            place = f"{owner}.base_layer.{name.rpartition('.')[2]}"  # it goes with the attention it lies in
+            within[owner] = update
+        else:
+            found.updates[name] = update
+            found.alphas[name] = adapter.alpha_of(written)
         for ending, part in _endings(update):
-            found.tensors[f"{new}.{ending}"] = part
+            found.tensors[f"{place}.{ending}"] = part
+    for owner, update in within.items():
+        if owner not in found.updates:
+            found.problems["missing"].append(f"layer {owner!r}, whose out_proj is in the file")
+        elif found.updates[owner].rank != update.rank:
+            found.problems["mismatched"].append(f"the ranks of layer {owner!r} and its out_proj")
 
 
 def _expected_shapes(module: nn.Module, update: LayerUpdate) -> dict[str, tuple[int, ...]] | str:
@@ -123,7 +118,7 @@ def _expected_shapes(module: nn.Module, update: LayerUpdate) -> dict[str, tuple[
         return {"A": (rank, module.num_embeddings), "B": (module.embedding_dim, rank)}
     if update.embedding:
         return f"a {type(module).__name__}, not an embedding"
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+    if isinstance(module, CONVOLUTIONS):
         ones = (1,) * len(module.kernel_size)
         if rank % module.groups:
             return f"a convolution in {module.groups} groups, which do not divide the rank {rank}"
@@ -143,8 +138,7 @@ def _expected_shapes(module: nn.Module, update: LayerUpdate) -> dict[str, tuple[
 
 def is_adaptable(module: nn.Module) -> bool:
     """Whether a module is of a kind that PEFT puts factors on."""
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.MultiheadAttention)
-    return isinstance(module, kinds) or is_conv1d(module)
+    return is_linear(module) or isinstance(module, (*CONVOLUTIONS, nn.Embedding, nn.MultiheadAttention))
 
 
 def _endings(update: LayerUpdate) -> Iterator[tuple[str, Tensor]]:
@@ -230,7 +224,8 @@ def _find_untouched(adapter: Adapter, modules: Mapping, found: Placement) -> Non
         return
     saved = adapter.config.get("modules_to_save") or ()
     for name, module in modules.items():
-        if name in found.updates or not is_adaptable(module):
+        inside = isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)
+        if name in found.updates or inside or not is_adaptable(module):
             continue
         chosen, left_out = (any(name == e or name.endswith(f".{e}") for e in some) for some in (exact, excluded))
         if chosen and not left_out and _saved_parent(name, saved) is None:

@@ -17,6 +17,7 @@ class SavedModule(nn.Module):
         original_module: the module as it was, frozen.
         modules_to_save: a copy by adapter.
         active: the adapter whose copy runs; None for the original.
+        trains: by adapter, whether the copy's parameters train.
     """
 
     def __init__(self, module: nn.Module):
@@ -24,8 +25,9 @@ class SavedModule(nn.Module):
         self.original_module = module
         self.modules_to_save = nn.ModuleDict()
         self.active: str | None = None
+        self.trains: dict[str, bool] = {}
         self.disable_adapters = False
-        self.train(module.training)
+        self.training = module.training
 
     def __getattr__(self, name: str) -> object:
         try:
@@ -46,20 +48,21 @@ class SavedModule(nn.Module):
         """What the module in use returns."""
         return self.current(*args, **kwargs)
 
-    def add_adapter(self, adapter: str) -> None:
-        """A copy of the original for one more adapter."""
+    def add_adapter(self, adapter: str, *, trains: bool = True) -> None:
+        """A copy of the original for one more adapter; one that does not train is there for its statistics."""
         self.modules_to_save[adapter] = deepcopy(self.original_module)
+        self.trains[adapter] = trains
 
     def set_adapter(self, adapters: Sequence[str], inference_mode: bool = False) -> None:
         """Runs and trains the copy of the first of the adapters that has one."""
         self.active = next((name for name in adapters if name in self.modules_to_save), None)
         for name, module in self.modules_to_save.items():
-            module.requires_grad_(name == self.active and not inference_mode)
+            module.requires_grad_(name == self.active and self.trains[name] and not inference_mode)
 
     def delete_adapter(self, adapter: str) -> None:
         """Forgets the adapter's copy."""
         if adapter in self.modules_to_save:
-            del self.modules_to_save[adapter]
+            del self.modules_to_save[adapter], self.trains[adapter]
         if self.active == adapter:
             self.active = None
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from hf_tl.errors import InputError
+from hf_tl.layers import is_inside
 from hf_tl.lora.adapter import Adapter, write_adapter
 from hf_tl.lora.adapter_file import is_finite
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.pattern import match_pattern
-from hf_tl.lora.placement import base_modules, is_adaptable
-from hf_tl.lora.record import PREFIX, AdapterRecord, adapter_state_dict, record_of
+from hf_tl.lora.placement import is_adaptable
+from hf_tl.lora.record import PREFIX, AdapterRecord, exported_adapter, record_of
 from hf_tl.lora.resize import rank_fields
+from hf_tl.lora.targets import base_modules, exact_targets, name_matcher
 
 
 _HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
@@ -48,71 +48,75 @@ def save_adapter(model: nn.Module, folder: str | Path, *, adapter: str = "defaul
 
 
 def adapter_on(model: nn.Module, *, adapter: str = "default") -> Adapter:
-    """What `save_adapter` would write and `read_adapter` would read; the tensors are the live ones."""
+    """What `save_adapter` would write and `read_adapter` would read; the tensors are the live ones where they can be.
+
+    Raises:
+        InputError: no such adapter, or values that are NaN or infinite.
+    """
     record = record_of(model)
-    if adapter not in record.configs:
-        known = ", ".join(repr(name) for name in record.configs)
-        raise InputError(f"there is no adapter {adapter!r} to save; there are {known}")
-    tensors = {key.removeprefix(PREFIX): value for key, value in adapter_state_dict(model, adapter=adapter).items()}
+    config, exported = exported_adapter(model, adapter=adapter)
+    tensors = {key.removeprefix(PREFIX): value for key, value in exported.items()}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not is_finite(tensor):
             raise InputError(f"{name!r} of adapter {adapter!r} holds NaN or infinite values; nothing was saved")
-    return Adapter(config_fields(record, adapter), tensors, f"adapter {adapter!r}")
+    return Adapter(_config_fields(record, adapter, config, tensors), tensors, f"adapter {adapter!r}")
 
 
-def config_fields(record: AdapterRecord, adapter: str) -> dict[str, object]:
-    """adapter_config.json of an adapter: what is not PEFT's default, and what loaders look for in any case."""
-    config = record.configs[adapter]
-    defaults = LoraConfig()
-    layers = {name: layer for name, layer in record.layers.items() if adapter in layer.r}
+def _config_fields(
+    record: AdapterRecord, adapter: str, config: LoraConfig, tensors: Mapping[str, Tensor]
+) -> dict[str, object]:
+    """adapter_config.json: what is not PEFT's default, and what loaders look for in any case."""
+    model, defaults = record.model, LoraConfig()
     found: dict[str, object] = {"peft_type": "LORA", "inference_mode": True}
-    values = {field.name: getattr(config, field.name) for field in fields(config)}
-    found |= {name: values[name] for name in _FIELDS if values[name] != getattr(defaults, name)}
-    found["base_model_name_or_path"] = config.base_model_name_or_path or _name_of(record.model)
+    values = {name: getattr(config, name) for name in _FIELDS}
+    found |= {name: value for name, value in values.items() if value != getattr(defaults, name)}
+    found["base_model_name_or_path"] = config.base_model_name_or_path or _name_of(model)
     saved = sorted(name for name, module in record.saved.items() if adapter in module.modules_to_save)
     if saved:
         found["modules_to_save"] = saved
-    found["target_modules"] = _targets(record.model, list(layers), saved)
-    found |= _ranks(config, layers, adapter)
-    found["task_type"] = _task(record.model, config.task_type, saved)
-    if found["task_type"] is None and _name_of(record.model) is not None:
-        kind = type(record.model)
+    layers = {
+        name: layer for name, layer in record.layers.items() if adapter in layer.r and ".base_layer." not in name
+    }
+    found["target_modules"] = _targets(model, list(layers), saved)
+    ranks = {name: tensors[f"{name}.{_factor(tensors, name)}"].shape[0] for name in layers}
+    scales = {name: layer.scaling[adapter] for name, layer in layers.items()}
+    found |= _ranks(config, ranks, scales)
+    found["task_type"] = _task(model, config.task_type, saved)
+    if found["task_type"] is None and found["base_model_name_or_path"] is not None:
+        kind = type(model)
         found["auto_mapping"] = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
-    if config.init_lora_weights in ("pissa", "olora"):  # PEFT takes the first factors out of the weight again
-        found["init_lora_weights"] = config.init_lora_weights
     return found
 
 
-def _ranks(config: LoraConfig, layers: Mapping, adapter: str) -> dict[str, object]:
-    """r and lora_alpha with the config's patterns, if they still say what the layers have, or exact ones."""
-    ranks = {name: layer.r[adapter] for name, layer in layers.items()}
-    alphas = {name: layer.lora_alpha[adapter] for name, layer in layers.items()}
-    found: dict[str, object] = {}
-    faithful = True
-    for field, pattern, values in (("r", "rank_pattern", ranks), ("lora_alpha", "alpha_pattern", alphas)):
-        usual, special = getattr(config, field), dict(getattr(config, pattern))
-        found[field] = usual
-        if special:
-            found[pattern] = special
-        for name, value in values.items():
-            matched = match_pattern(special, name)
-            faithful &= value == (usual if matched is None else matched)
-    if faithful:
-        return found
-    scales = {name: layer.scaling[adapter] for name, layer in layers.items()}
-    return rank_fields({"use_rslora": config.use_rslora}, ranks, scales)
+def _factor(tensors: Mapping[str, Tensor], name: str) -> str:
+    return "lora_A.weight" if f"{name}.lora_A.weight" in tensors else "lora_embedding_A"
+
+
+def _ranks(config: LoraConfig, ranks: Mapping[str, int], scales: Mapping[str, float]) -> dict[str, object]:
+    """r and lora_alpha with the config's own patterns if they say what the layers have, else with exact ones."""
+    own = {"r": config.r, "lora_alpha": config.lora_alpha}
+    patterns = {"rank_pattern": dict(config.rank_pattern), "alpha_pattern": dict(config.alpha_pattern)}
+    for name, rank in ranks.items():
+        said_rank, said_alpha = (
+            match_pattern(patterns["rank_pattern"], name),
+            match_pattern(patterns["alpha_pattern"], name),
+        )
+        said_rank = config.r if said_rank is None else said_rank
+        said_alpha = config.lora_alpha if said_alpha is None else said_alpha
+        if rank != said_rank or config.scaling(rank, said_alpha) != scales[name]:
+            return rank_fields({"use_rslora": config.use_rslora}, ranks, scales)
+    return own | {name: found for name, found in patterns.items() if found}
 
 
 def _targets(model: nn.Module, names: Sequence[str], saved: Sequence[str]) -> list[str] | str:
     """The shortest way in PEFT's language to choose exactly these layers: last names, whole names or a pattern."""
-    candidates = [name for name, module in base_modules(model) if name and is_adaptable(module)]
-    candidates = [name for name in candidates if not any(name == s or name.startswith(f"{s}.") for s in saved)]
-    wanted = set(names)
-    for entries in (sorted({name.rpartition(".")[2] for name in names}), sorted(names)):
-        chosen = {name for name in candidates if any(name == e or name.endswith(f".{e}") for e in entries)}
-        if chosen == wanted:
-            return entries
-    return "|".join(re.escape(name) for name in sorted(names))
+    modules = base_modules(model)
+    free = {n: m for n, m in modules.items() if n and is_adaptable(m) and not is_inside(n, saved)}
+    shortest = sorted({name.rpartition(".")[2] for name in names})
+    matches = name_matcher(shortest)
+    if {name for name in free if matches(name)} == set(names):
+        return shortest
+    return exact_targets(names, free)
 
 
 def _task(model: nn.Module, task: str | None, saved: Sequence[str]) -> str | None:

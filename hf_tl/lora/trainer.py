@@ -13,16 +13,14 @@ What Trainer does with a model, and what answers it here, all of it public:
 from __future__ import annotations
 
 import os
-import shutil
 import types
 from collections.abc import MutableMapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from hf_tl.errors import InputError
-from hf_tl.lora.adapter_file import TENSORS_NAME, is_finite
+from hf_tl.lora.adapter_file import is_finite
 from hf_tl.lora.record import PREFIX, RECORD, adapter_state_dict, record_of
 from hf_tl.lora.saving import save_adapter
 
@@ -60,13 +58,15 @@ def adapter_in_use(model: nn.Module) -> str:
     return active[0]
 
 
-def link_weights(source: Path, target: Path) -> None:
-    """The same file under a second name; a copy where the file system has no links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+def live_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes, and what an SVD init subtracts, of the adapter in use: names of PEFT's, live values."""
+    adapter, record = adapter_in_use(model), record_of(model)
+    found = adapter_state_dict(model, adapter=adapter)
+    for name, layer in record.layers.items():
+        if adapter in layer.lora_fixed:
+            fixed = layer.lora_fixed[adapter].named_buffers()
+            found |= {f"{PREFIX}{name}.lora_fixed.{part}": tensor for part, tensor in fixed}
+    return found
 
 
 def _save_pretrained(
@@ -78,6 +78,7 @@ def _save_pretrained(
     **options: object,
 ) -> None:
     """What `model.save_pretrained` does while the network has an adapter: the adapter is saved, not the network."""
+    from safetensors.torch import save_file
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
     from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -92,7 +93,8 @@ def _save_pretrained(
     folder = save_adapter(model, save_directory, adapter=adapter_in_use(model))
     if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
         # Trainer reads adapter_model.safetensors for PEFT's own class only, for any other model this name
-        link_weights(folder / TENSORS_NAME, folder / SAFE_WEIGHTS_NAME)
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in live_tensors(model).items()}
+        save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def _take_adapter(model: nn.Module, tensors: MutableMapping[str, Tensor], prefix: str, *details: object) -> None:
@@ -100,7 +102,7 @@ def _take_adapter(model: nn.Module, tensors: MutableMapping[str, Tensor], prefix
     if RECORD not in model.__dict__ or prefix or not any(key.startswith(PREFIX) for key in tensors):
         return
     adapter = adapter_in_use(model)
-    live = adapter_state_dict(model, adapter=adapter)
+    live = live_tensors(model)
     missing, unexpected = sorted(live.keys() - tensors.keys()), sorted(tensors.keys() - live.keys())
     wrong = [key for key, tensor in live.items() if key in tensors and tensors[key].shape != tensor.shape]
     bad = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not is_finite(tensor)]

@@ -8,13 +8,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import SAFE_WEIGHTS_NAME
 
-from hf_tl.lora.adapter_config import write_config
-from hf_tl.lora.adapter_file import TENSORS_NAME
-from hf_tl.lora.record import RECORD, adapter_state_dict, record_of
-from hf_tl.lora.saving import config_fields
-from hf_tl.lora.trainer import adapter_in_use, follow_trainer, link_weights
+from hf_tl.lora.record import RECORD, record_of
+from hf_tl.lora.saving import save_adapter
+from hf_tl.lora.trainer import adapter_in_use, follow_trainer, live_tensors
 
 
 class AdapterCallback(TrainerCallback):
@@ -48,11 +45,9 @@ class AdapterCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **events
     ) -> None:
         """Completes the folder that Trainer wrote."""
-        record = record_of(model)
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if args.should_save and self._hook is not None and (folder / SAFE_WEIGHTS_NAME).is_file():
-            link_weights(folder / SAFE_WEIGHTS_NAME, folder / TENSORS_NAME)
-            write_config(folder, config_fields(record, adapter_in_use(record.model)))
+        if args.should_save and self._hook is not None and folder.is_dir():
+            save_adapter(model, folder, adapter=adapter_in_use(model))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **events) -> None:
         """The state dict is that of the whole network again."""
@@ -67,4 +62,4 @@ class AdapterCallback(TrainerCallback):
 def _only_adapter(model: nn.Module, tensors: dict[str, Tensor], prefix: str, metadata: object) -> None:
     if not prefix and RECORD in model.__dict__:
         tensors.clear()
-        tensors.update(adapter_state_dict(model, adapter=adapter_in_use(model)))
+        tensors.update(live_tensors(model))
