@@ -111,7 +111,7 @@ def combine_adapters(
         config = replace(first, use_rslora=False, lora_bias=False, use_dora=False, init_lora_weights="kaiming")
         layer.add_adapter(name, config=config, rank=a.shape[0], alpha=a.shape[0], empty=True)
         with torch.no_grad():
-            for tensor, value in zip(layer._held(name), (a, b), strict=True):
+            for tensor, value in zip(layer._held(name), (a / layer.scaling[name], b), strict=True):
                 tensor.copy_(value.view(tensor.shape))
         places.append(place)
         largest = max(largest, a.shape[0])

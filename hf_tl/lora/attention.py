@@ -14,6 +14,28 @@ from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.layers import LoraLayer, LoraLinear
 
 
+class LoraOutput(LoraLinear):
+    """Adapters beside the output projection of nn.MultiheadAttention, at twice the scaling.
+
+    PEFT (0.21) adds this update twice, in the forward pass and in the merge, and lets gradients through one of the
+    two. What a file means is what PEFT computes from it, so it is the same here.
+    """
+
+    def add_adapter(
+        self,
+        adapter: str,
+        *,
+        config: LoraConfig,
+        rank: int,
+        alpha: float,
+        parts: str | None = None,
+        empty: bool = False,
+    ) -> None:
+        """See LoraLayer; `parts` are those of the input projection."""
+        super().add_adapter(adapter, config=config, rank=rank, alpha=alpha, empty=empty)
+        self.scaling[adapter] *= 2
+
+
 class LoraAttention(LoraLayer):
     """Adapters beside nn.MultiheadAttention with queries, keys and values of one width."""
 
@@ -23,7 +45,7 @@ class LoraAttention(LoraLayer):
         super().__init__(base_layer)
         if base_layer.in_proj_weight is None:
             raise InputError("adapters need queries, keys and values of one width, got kdim or vdim of their own")
-        base_layer.out_proj = LoraLinear(base_layer.out_proj)
+        base_layer.out_proj = LoraOutput(base_layer.out_proj)
 
     def forward(self, query: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None]:
         """Attention with the adapted projections; arguments as those of nn.MultiheadAttention."""
@@ -41,7 +63,11 @@ class LoraAttention(LoraLayer):
         weight = layer._parameter()
         for adapter in adapters:
             a, b = layer.factors(adapter)
-            weight = weight + ((b @ a) * layer.scaling[adapter]).to(weight.dtype)
+            if isinstance(layer, LoraOutput):
+                delta = ((b @ a) * (layer.scaling[adapter] / 2)).to(weight.dtype)
+                weight = weight + delta + delta.detach()
+            else:
+                weight = weight + ((b @ a) * layer.scaling[adapter]).to(weight.dtype)
         return weight
 
     def _shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

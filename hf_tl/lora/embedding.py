@@ -13,7 +13,7 @@ from hf_tl.lora.layers import LoraLayer
 
 
 class LoraEmbedding(LoraLayer):
-    """Adapters beside nn.Embedding; as in PEFT, A (r, rows) starts at zero, B (d, r) normal, and nothing is dropped."""
+    """Adapters beside nn.Embedding; as in PEFT, A (r, rows) starts at zero, B (d, r) normal, and none is dropped."""
 
     transposed = True
 

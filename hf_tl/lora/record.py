@@ -65,6 +65,7 @@ class AdapterRecord:
     original_biases: dict[str, Tensor] = field(default_factory=dict)
     original_settings: list[tuple[nn.Module, str, object]] = field(default_factory=list)
     hooks: list[torch.utils.hooks.RemovableHandle] = field(default_factory=list)
+    checkpointed: list[nn.Module] = field(default_factory=list)
 
     def put(self, name: str, module: nn.Module) -> None:
         """Puts a module in the place of another."""
@@ -105,14 +106,20 @@ class AdapterRecord:
 
     def watch_inputs(self) -> None:
         """Lets gradients reach adapters through checkpoints of the re-entrant kind, which need an input that asks."""
-        if isinstance(self.model, _Checkpointing) and isinstance(self.model, nn.Module):
+        self.checkpointed = [module for module in self.model.modules() if "gradient_checkpointing" in module.__dict__]
+        if not self.checkpointed or not isinstance(self.model, _Embeds):
+            return
+        try:
             embeddings = self.model.get_input_embeddings()
-            if isinstance(embeddings, nn.Module):
-                self.hooks.append(embeddings.register_forward_hook(self._ask_for_gradients))
+        except NotImplementedError:  # transformers' way of saying that there are none
+            return
+        if embeddings is not None:
+            self.hooks.append(embeddings.register_forward_hook(self._ask_for_gradients))
 
     def _ask_for_gradients(self, module: nn.Module, args: tuple, output: object) -> None:
-        asks = isinstance(output, Tensor) and not output.requires_grad and torch.is_grad_enabled()
-        if asks and self.model.training and self.model.is_gradient_checkpointing:
+        if not isinstance(output, Tensor) or output.requires_grad or not torch.is_grad_enabled():
+            return
+        if any(module.gradient_checkpointing and module.training for module in self.checkpointed):
             output.requires_grad_(True)
 
 
@@ -198,7 +205,5 @@ def _tensors(record: AdapterRecord, adapter: str, *, export: bool) -> dict[str, 
 
 
 @runtime_checkable
-class _Checkpointing(Protocol):
-    is_gradient_checkpointing: bool
-
+class _Embeds(Protocol):
     def get_input_embeddings(self) -> nn.Module | None: ...
