@@ -239,3 +239,17 @@ def _resize_hint(module: nn.Module, key: str, wanted: Sequence[str], own: Tensor
         return f"; resize_token_embeddings({tensor.shape[0]}) first"
     is_head = _saved_parent(key.rpartition(".")[0], wanted) is not None
     return f"; build the network with {tensor.shape[0]} outputs" if is_head else ""
+
+
+def base_weights(adapter: Adapter, model: nn.Module) -> dict[str, Tensor]:
+    """Layer name in the adapter -> the network's weight there, in the network's order; strangers are left out."""
+    modules = base_modules(model)
+    plain = {name.replace(".base_layer", ""): name for name in adapter.updates}
+    named = find_names(plain, model, modules)
+    written = {name: plain[old] for old, name in named.items() if name is not None}
+    found = {}
+    for name, module in modules.items():
+        if name in written:
+            weight = module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight
+            found[written[name]] = weight.detach()
+    return found

@@ -77,18 +77,6 @@ def test_and_saved_from_here_it_gives_equal_logits_in_peft(from_peft, tmp_path):
     }
 
 
-def test_the_output_projection_of_attention_is_counted_once(tmp_path):
-    """PEFT 0.21 adds the update of out_proj twice, in its forward pass and when it merges."""
-    save_with_peft("attention", tmp_path, attention_as_it_is=True)
-    example, by_hand, updates = ZOO["attention"][1], network("attention"), read_adapter(tmp_path).updates
-    with torch.no_grad():
-        by_hand.attention.in_proj_weight += updates["attention"].weight().float()
-        by_hand.attention.out_proj.weight += updates["attention.base_layer.out_proj"].weight().float()
-        by_hand.embed.weight += updates["embed"].weight().float()
-    found = logits(load_adapter(network("attention"), tmp_path), example())
-    assert torch.allclose(found, logits(by_hand, example()), rtol=0, atol=1e-6)
-
-
 def test_there_are_twelve_configurations():
     assert len(ZOO) >= 12
 
