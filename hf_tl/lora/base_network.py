@@ -109,7 +109,7 @@ def _from_transformers(name: str, adapter: Adapter, n_labels: int | None, dtype:
     kind = mapping.get("base_model_class") or next(iter(config.architectures or ()), None)
     auto = _TASKS.get(adapter.config.get("task_type") or "") or _auto_class(config, kind)
     labels = {"num_labels": n_labels} if n_labels is not None and auto in _WITH_LABELS else {}
-    return transformers.__dict__[auto].from_pretrained(name, dtype=dtype, ignore_mismatched_sizes=True, **labels)
+    return getattr(transformers, auto).from_pretrained(name, dtype=dtype, ignore_mismatched_sizes=True, **labels)
 
 
 def _auto_class(config: object, kind: object) -> str:
@@ -117,7 +117,7 @@ def _auto_class(config: object, kind: object) -> str:
     import transformers
 
     for auto, mapping in _MAPPINGS.items():
-        found = transformers.__dict__[mapping].get(type(config))
+        found = getattr(transformers, mapping).get(type(config))
         classes = found if isinstance(found, tuple) else (found,)
         if any(known is not None and known.__name__ == kind for known in classes):
             return auto
