@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from hf_tl.embedding.recipe import RECIPES, Recipe
     from hf_tl.errors import InputError
     from hf_tl.layers import Layer, list_layers
+    from hf_tl.lora.adapters import adapters_disabled, combine_adapters, set_adapter
     from hf_tl.lora.config import LoraConfig
+    from hf_tl.lora.eva import initialise_eva
     from hf_tl.lora.inject import add_lora
     from hf_tl.lora.merge import merge_lora, remove_lora, unmerge_lora
+    from hf_tl.lora.plus import lora_plus_groups
     from hf_tl.models import Network, load_network
     from hf_tl.probes.learning_curve import LearningCurve
     from hf_tl.probes.svm import LinearSVM
@@ -34,12 +37,17 @@ __all__ = [
     "Recipe",
     "Rows",
     "Task",
+    "adapters_disabled",
     "add_lora",
+    "combine_adapters",
+    "initialise_eva",
     "list_layers",
     "load_network",
     "load_task",
+    "lora_plus_groups",
     "merge_lora",
     "remove_lora",
+    "set_adapter",
     "unmerge_lora",
 ]
 
@@ -58,12 +66,17 @@ _HOMES = {
     "Recipe": "hf_tl.embedding.recipe",
     "Rows": "hf_tl.data",
     "Task": "hf_tl.data",
+    "adapters_disabled": "hf_tl.lora.adapters",
     "add_lora": "hf_tl.lora.inject",
+    "combine_adapters": "hf_tl.lora.adapters",
+    "initialise_eva": "hf_tl.lora.eva",
     "list_layers": "hf_tl.layers",
     "load_network": "hf_tl.models",
     "load_task": "hf_tl.data",
+    "lora_plus_groups": "hf_tl.lora.plus",
     "merge_lora": "hf_tl.lora.merge",
     "remove_lora": "hf_tl.lora.merge",
+    "set_adapter": "hf_tl.lora.adapters",
     "unmerge_lora": "hf_tl.lora.merge",
 }
 

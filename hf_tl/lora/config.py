@@ -17,7 +17,7 @@ INITS = {
     "random": "A and B both as torch draws a new layer; changes the output from the start (PEFT's False)",
     "gaussian": "A normal with deviation 1/r, B zero",
     "gaussian_b": "A zero, B normal with deviation 1/r: the other order, needs a smaller learning rate",
-    "orthogonal": "rows of A and columns of B from one orthogonal matrix, /10; changes the output from the start",
+    "orthogonal": "A and B random in complementary halves of the rank, /10: neither is zero, B A is",
     "pissa": "the r largest singular directions of W move into B A; W keeps the rest, the output stays",
     "olora": "the first r columns of W's QR move into B A; W keeps the rest, the output stays",
     "eva": "rows of A are the leading right singular vectors of the layer's inputs (see eva.py), B zero",

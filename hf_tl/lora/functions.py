@@ -2,10 +2,13 @@
 
 Written with torch's operators, `y + s * (drop(x) A') B'` keeps for the backward pass a copy of x in the adapter's
 dtype, the dropped x, and a mask of the same width. `add_low_rank` keeps x itself (which the queries, keys and values
-of a block share), one byte of mask per element, and x A', and adds to y in place where nobody else can see y.
+of a block share), one byte of mask per element, and x A', and adds to y in place where nobody else can see y. Where
+autocast narrows x, the narrow copy is made once for the layers that read the same x, and kept in its place.
 """
 
 from __future__ import annotations
+
+import weakref
 
 import torch
 from torch import Tensor
@@ -38,7 +41,8 @@ def add_low_rank(
     if not torch.is_grad_enabled():
         h = F.dropout(x.to(dtype), dropout).reshape(-1, x.shape[-1]) @ a.to(dtype).t()
         return _accumulate(y, h, b.to(dtype), scale, owned)
-    return _AddLowRank.apply(y, x, a, b, scale, dropout, dtype, owned and not y._is_view())
+    narrow = _narrowed(x, dtype) if dtype.itemsize < x.dtype.itemsize else None
+    return _AddLowRank.apply(y, x, narrow, a, b, scale, dropout, dtype, owned and not y._is_view())
 
 
 def _plain(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: float, dtype: torch.dtype) -> Tensor:
@@ -62,19 +66,19 @@ def _accumulate(y: Tensor, h: Tensor, b: Tensor, scale: float, owned: bool) -> T
 
 class _AddLowRank(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y, x, a, b, scale, dropout, dtype, owned):
-        dropped, mask = x.to(dtype), None
+    def forward(ctx, y, x, narrow, a, b, scale, dropout, dtype, owned):
+        dropped, mask = x.to(dtype) if narrow is None else narrow, None
         if dropout > 0:
             dropped, mask = torch.native_dropout(dropped, dropout, True)
         h = dropped.reshape(-1, x.shape[-1]) @ a.to(dtype).t()
         out = _accumulate(y, h, b.to(dtype), scale, owned)
         if out is y:
             ctx.mark_dirty(y)
-        needs_x, needs_a = ctx.needs_input_grad[1:3]
+        _, needs_x, _, needs_a, needs_b = ctx.needs_input_grad[:5]
         ctx.save_for_backward(
-            x if needs_a else None,
+            (x if narrow is None else narrow) if needs_a else None,
             mask if needs_a or needs_x else None,
-            h if ctx.needs_input_grad[3] else None,
+            h if needs_b else None,
             a,
             b,
         )
@@ -85,7 +89,7 @@ class _AddLowRank(torch.autograd.Function):
     def backward(ctx, grad):
         x, mask, h, a, b = ctx.saved_tensors
         shape, x_dtype = ctx.x
-        _, needs_x, needs_a, needs_b = ctx.needs_input_grad[:4]
+        needs_y, needs_x, _, needs_a, needs_b = ctx.needs_input_grad[:5]
         g = grad.reshape(-1, grad.shape[-1]).to(ctx.dtype)
         grad_x = grad_a = grad_b = None
         if needs_b:
@@ -103,7 +107,24 @@ class _AddLowRank(torch.autograd.Function):
             if mask is not None:
                 grad_x = torch.where(mask, grad_x, 0).mul_(1 / ctx.keep)
             grad_x = grad_x.to(x_dtype)
-        return grad if ctx.needs_input_grad[0] else None, grad_x, grad_a, grad_b, None, None, None, None
+        return grad if needs_y else None, grad_x, None, grad_a, grad_b, None, None, None, None
+
+
+_latest: tuple[weakref.ref, int, weakref.ref] | None = None  # the x that was narrowed last, its version, its copy
+
+
+def _narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a narrower dtype; the copy of a moment ago, if this is the same x, and something still holds that copy."""
+    global _latest
+    if _latest is not None:
+        wide, version, copy = _latest
+        found = copy()
+        if wide() is x and version == x._version and found is not None and found.dtype == dtype:
+            return found
+    with torch.no_grad():
+        found = x.to(dtype)
+    _latest = weakref.ref(x), x._version, weakref.ref(found)
+    return found
 
 
 def _scaled(value: Tensor, scale: float) -> Tensor:

@@ -66,7 +66,7 @@ def initialise(
 
 
 def _orthogonal(a: Tensor, b: Tensor) -> None:
-    """The odd rows of one orthogonal matrix span A, its even rows B: at the start, B A has no range in common."""
+    """Odd rows of one orthogonal matrix span A, even rows B, so that B A starts at zero though neither factor does."""
     rank = a.shape[0]
     if rank % 2:
         raise InputError(f"'orthogonal' splits the rank into halves, so it must be even; got {rank}")

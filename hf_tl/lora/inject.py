@@ -17,7 +17,8 @@ from hf_tl.errors import InputError
 from hf_tl.layers import is_inside
 from hf_tl.lora.adapters import set_adapter
 from hf_tl.lora.config import ALL_LINEAR, LoraConfig
-from hf_tl.lora.kinds import wrap
+from hf_tl.lora.kinds import unwrap, wrap
+from hf_tl.lora.layers import LoraLayer
 from hf_tl.lora.record import RECORD, AdapterRecord
 from hf_tl.lora.saved import SavedModule
 from hf_tl.lora.targets import (
@@ -62,7 +63,7 @@ def add_lora(
     """Puts a new adapter on the network, changed in place, and makes it the one that runs and trains.
 
     Everything else is frozen, but for the biases and `modules_to_save` of the config. The output stays what it
-    was, except with the inits "random" and "orthogonal".
+    was, except with the init "random".
 
     Args:
         model: any network; transformers' and timm's classifiers have their head found and trained in full.
@@ -129,19 +130,20 @@ def inject(model: nn.Module, plan: Plan, *, adapter: str = "default", empty: boo
     config = plan.config
     if config.bias != "none" and any(other.bias != "none" for other in record.configs.values()):
         raise InputError(f"bias={config.bias!r} cannot be shared by two adapters; use bias='none' for one of them")
-    layers = {t.name: record.layers.get(t.name) or wrap(model.get_submodule(t.name), t.name) for t in plan.targets}
+    layers: dict[str, LoraLayer] = {}
+    try:
+        for target in plan.targets:
+            name = target.name
+            layers[name] = record.layers.get(name) or wrap(model.get_submodule(name), name)
+            _add(layers[name], adapter, config, target, empty)
+    except InputError:  # leave everything as it was
+        for name, layer in layers.items():
+            if name in record.layers:
+                layer.delete_adapter(adapter)
+            else:
+                unwrap(layer)
+        raise
     nested = {f"{n}.base_layer.out_proj": m.base_layer.out_proj for n, m in layers.items() if _is_attention(m)}
-    for target in plan.targets:
-        for layer in (layers[target.name], nested.get(f"{target.name}.base_layer.out_proj")):
-            if layer is not None:
-                layer.add_adapter(
-                    adapter,
-                    config=config,
-                    rank=target.rank,
-                    alpha=target.alpha,
-                    parts=target.parts,
-                    empty=empty,
-                )
     if RECORD not in model.__dict__:
         model.__dict__[RECORD] = record
         model.requires_grad_(False)
@@ -162,6 +164,12 @@ def inject(model: nn.Module, plan: Plan, *, adapter: str = "default", empty: boo
     set_adapter(model, adapter)
     follow_trainer(model)
     return model
+
+
+def _add(layer: LoraLayer, adapter: str, config: LoraConfig, target: Target, empty: bool) -> None:
+    parts = [layer, layer.base_layer.out_proj] if _is_attention(layer) else [layer]
+    for part in parts:
+        part.add_adapter(adapter, config=config, rank=target.rank, alpha=target.alpha, parts=target.parts, empty=empty)
 
 
 def _found_by_name(config: LoraConfig) -> bool:

@@ -45,6 +45,14 @@ def wrap(module: nn.Module, name: str) -> LoraLayer:
     )
 
 
+def unwrap(layer: LoraLayer) -> nn.Module:
+    """The frozen layer, without the adapters inside it."""
+    base = layer.base_layer
+    if isinstance(layer, LoraAttention) and isinstance(base.out_proj, LoraLayer):
+        base.out_proj = base.out_proj.base_layer
+    return base.train(layer.training)
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether a module computes x W' + b."""
     return isinstance(module, nn.Linear) or is_conv1d(module)

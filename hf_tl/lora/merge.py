@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hf_tl.errors import InputError
 from hf_tl.lora.adapters import _set_biases, set_adapter
+from hf_tl.lora.kinds import unwrap
 from hf_tl.lora.layers import LoraLayer, LoraLinear
 from hf_tl.lora.record import RECORD, AdapterRecord, known, record_of
 from hf_tl.trace import Batch, evaluating, first_float, forward
@@ -137,7 +138,7 @@ def remove_lora(model: nn.Module, *, adapters: Sequence[str] | None = None, merg
             part.delete_adapter(adapter)
         del record.configs[adapter]
     for name in [name for name, layer in record.layers.items() if not layer.r and ".base_layer." not in name]:
-        record.put(name, _plain(record.layers.pop(name)))
+        record.put(name, unwrap(record.layers.pop(name)))
         record.layers.pop(f"{name}.base_layer.out_proj", None)
     for name in [name for name, saved in record.saved.items() if not saved.modules_to_save]:
         record.put(name, record.saved.pop(name).original_module)
@@ -149,7 +150,7 @@ def _unwrap(record: AdapterRecord, kept: bool) -> nn.Module:
     model = record.model
     for name, layer in record.layers.items():
         if ".base_layer." not in name:
-            record.put(name, _plain(layer))
+            record.put(name, unwrap(layer))
     for name, saved in record.saved.items():
         record.put(name, saved.current if kept else saved.original_module)
     record.restore_settings()
@@ -157,15 +158,6 @@ def _unwrap(record: AdapterRecord, kept: bool) -> nn.Module:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in record.trained_before)
     return model
-
-
-def _plain(layer: LoraLayer) -> nn.Module:
-    """The frozen layer, without the adapters inside it."""
-    base = layer.base_layer
-    if isinstance(base, nn.MultiheadAttention) and isinstance(base.out_proj, LoraLinear):
-        base.out_proj = base.out_proj.base_layer
-    base.train(layer.training)
-    return base
 
 
 def _add_in_place(layer: LoraLayer, adapters: Sequence[str]) -> bool:
