@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from peft_zoo import tiny_bert
+from peft_zoo import logits, tiny_bert
 from safetensors.torch import load_file
 from torch import nn
 from transformers import Trainer, TrainingArguments
@@ -16,7 +16,7 @@ from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.inject import add_lora
 from hf_tl.lora.loading import load_adapter
 from hf_tl.lora.record import adapter_state_dict
-from hf_tl.lora.trainer import follow_trainer
+from hf_tl.lora.trainer import follow_trainer, live_tensors
 from hf_tl.lora.trainer_callback import AdapterCallback
 
 
@@ -44,6 +44,19 @@ class TimmInside(nn.Module):
 
     def forward(self, pixel_values, labels=None):
         logits = self.network(pixel_values)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class Normalised(nn.Module):
+    """A convolution and a batch normalisation, whose statistics move though nothing of it is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, pixel_values, labels=None):
+        logits = self.head(self.body(pixel_values).mean((2, 3)))
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
@@ -79,6 +92,7 @@ KINDS = {
     "timm wrapper": (timm_wrapper, {"target_modules": ["qkv"], "modules_to_save": ["timm_model.head"]}),
     "timm inside": (TimmInside, {"target_modules": ["qkv"], "modules_to_save": ["network.head"]}),
     "plain": (Plain, {"target_modules": ["body.0", "body.3"], "modules_to_save": ["head"]}),
+    "batch norm": (Normalised, {"target_modules": ["body.0", "body.3"], "modules_to_save": ["head"]}),
 }
 PRETRAINED = ("bert", "timm wrapper")
 
@@ -129,8 +143,8 @@ def test_resumed_is_straight_bit_for_bit(kind, tmp_path, caplog):
     broken.train()
     resumed = trainer(kind, tmp_path / "broken")
     with torch.no_grad():  # whatever the adapter holds when training resumes, the checkpoint's values count
-        for tensor in adapter_state_dict(resumed.model).values():
-            tensor.add_(1.0)
+        for tensor in live_tensors(resumed.model).values():
+            tensor.add_(1)
     with caplog.at_level(logging.WARNING):
         resumed.train(resume_from_checkpoint=str(tmp_path / "broken" / "checkpoint-3"))
     assert equal(state(resumed.model), state(straight.model))
@@ -138,6 +152,25 @@ def test_resumed_is_straight_bit_for_bit(kind, tmp_path, caplog):
     assert "unexpected keys" not in caplog.text
     losses = [[row["loss"] for row in t.state.log_history if "loss" in row] for t in (straight, resumed)]
     assert losses[0] == losses[1]
+
+
+def test_a_decomposition_that_starts_the_adapter_is_resumed_too(tmp_path):
+    """PiSSA by a randomised decomposition: the part it took out of the weight is in the checkpoint."""
+
+    def made(seed):
+        torch.manual_seed(seed)
+        arguments = {"target_modules": ["query"], "modules_to_save": ["classifier"]}
+        return add_lora(bert(), LoraConfig(r=2, init_lora_weights="pissa_niter_1", **arguments))
+
+    straight = trainer("bert", tmp_path, model=made(0))
+    straight.train()
+    resumed = trainer("bert", tmp_path, model=made(1))
+    assert not equal(live_tensors(resumed.model), live_tensors(made(0)))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert equal(live_tensors(resumed.model), live_tensors(straight.model))
+    loaded = load_adapter(bert(), tmp_path / "checkpoint-6")
+    batch = {"input_ids": torch.randint(1, 99, (3, 7))}
+    assert torch.allclose(logits(loaded.eval(), batch), logits(straight.model.eval(), batch), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,11 +184,14 @@ def test_a_checkpoint_is_the_adapter_and_loads_as_one(kind, tmp_path):
     saved = load_file(checkpoint / "model.safetensors")
     assert equal(saved, state(done.model))
     assert not any("base_layer" in name or "original_module" in name for name in saved)
-    size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")) / 2
-    assert size < sum(p.numel() * 4 for p in done.model.parameters()) / 2
     torch.manual_seed(0)
     again = load_adapter(KINDS[kind][0](), checkpoint)
     assert equal(state(again), state(done.model))
+    if kind == "batch norm":
+        assert "base_model.model.body.1.running_mean" in saved
+        return
+    size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")) / 2
+    assert size < sum(p.numel() * 4 for p in done.model.parameters()) / 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
