@@ -17,12 +17,22 @@ if TYPE_CHECKING:
     from hf_tl.embedding.recipe import RECIPES, Recipe
     from hf_tl.errors import InputError
     from hf_tl.layers import Layer, Layers, list_layers, select
+    from hf_tl.lora.adapters import adapters_disabled, combine_adapters, set_adapter
+    from hf_tl.lora.config import LoraConfig
+    from hf_tl.lora.eva import initialise_eva
+    from hf_tl.lora.inject import add_lora
+    from hf_tl.lora.loading import load_adapter
+    from hf_tl.lora.merge import merge_lora, remove_lora, unmerge_lora
+    from hf_tl.lora.plus import lora_plus_groups
+    from hf_tl.lora.saving import save_adapter
+    from hf_tl.lora.trainer_callback import AdapterCallback
     from hf_tl.models import Network, load_network
     from hf_tl.probes.learning_curve import LearningCurve
     from hf_tl.probes.svm import LinearSVM
 
 __all__ = [
     "RECIPES",
+    "AdapterCallback",
     "Discretizer",
     "Embedding",
     "EmbeddingCallback",
@@ -34,6 +44,7 @@ __all__ = [
     "Layers",
     "LearningCurve",
     "LinearSVM",
+    "LoraConfig",
     "Network",
     "Recipe",
     "Rows",
@@ -41,12 +52,23 @@ __all__ = [
     "StreamedPCA",
     "Task",
     "TenCrops",
+    "adapters_disabled",
+    "add_lora",
+    "combine_adapters",
+    "initialise_eva",
     "list_layers",
+    "load_adapter",
     "load_network",
     "load_task",
+    "lora_plus_groups",
     "mean_feature",
     "mean_score",
+    "merge_lora",
+    "remove_lora",
+    "save_adapter",
     "select",
+    "set_adapter",
+    "unmerge_lora",
     "vote",
 ]
 
@@ -54,6 +76,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "RECIPES": "hf_tl.embedding.recipe",
+    "AdapterCallback": "hf_tl.lora.trainer_callback",
     "Discretizer": "hf_tl.embedding.preprocessing",
     "Embedding": "hf_tl.embedding.embedding",
     "EmbeddingCallback": "hf_tl.embedding.callback",
@@ -65,6 +88,7 @@ _HOMES = {
     "Layers": "hf_tl.layers",
     "LearningCurve": "hf_tl.probes.learning_curve",
     "LinearSVM": "hf_tl.probes.svm",
+    "LoraConfig": "hf_tl.lora.config",
     "Network": "hf_tl.models",
     "Recipe": "hf_tl.embedding.recipe",
     "Rows": "hf_tl.data",
@@ -72,12 +96,23 @@ _HOMES = {
     "StreamedPCA": "hf_tl.embedding.preprocessing",
     "Task": "hf_tl.data",
     "TenCrops": "hf_tl.embedding.crops",
+    "adapters_disabled": "hf_tl.lora.adapters",
+    "add_lora": "hf_tl.lora.inject",
+    "combine_adapters": "hf_tl.lora.adapters",
+    "initialise_eva": "hf_tl.lora.eva",
     "list_layers": "hf_tl.layers",
+    "load_adapter": "hf_tl.lora.loading",
     "load_network": "hf_tl.models",
     "load_task": "hf_tl.data",
+    "lora_plus_groups": "hf_tl.lora.plus",
     "mean_feature": "hf_tl.embedding.crops",
     "mean_score": "hf_tl.embedding.crops",
+    "merge_lora": "hf_tl.lora.merge",
+    "remove_lora": "hf_tl.lora.merge",
+    "save_adapter": "hf_tl.lora.saving",
     "select": "hf_tl.layers",
+    "set_adapter": "hf_tl.lora.adapters",
+    "unmerge_lora": "hf_tl.lora.merge",
     "vote": "hf_tl.embedding.crops",
 }
 

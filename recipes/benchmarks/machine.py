@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "timm", "datasets", "scikit-learn", "numpy")
+PACKAGES = ("torch", "transformers", "peft", "timm", "datasets", "scikit-learn", "numpy")
 
 
 def describe() -> dict:

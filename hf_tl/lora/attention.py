@@ -1,0 +1,83 @@
+"""Adapters beside nn.MultiheadAttention, which hides its projections from modules.
+
+The input projection (3 d x d) gets one adapter; the output projection is adapted by a LoraLinear of its own, found
+at `base_layer.out_proj`. As the attention reads both weights without calling a module, it runs on `W + scaling * B A`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hf_tl.errors import InputError
+from hf_tl.lora.config import LoraConfig
+from hf_tl.lora.layers import LoraLayer, LoraLinear
+
+
+class LoraOutput(LoraLinear):
+    """Adapters beside the output projection of nn.MultiheadAttention, at twice the scaling.
+
+    PEFT (0.21) adds this update twice, in the forward pass and in the merge, and lets gradients through one of the
+    two. What a file means is what PEFT computes from it, so it is the same here.
+    """
+
+    def add_adapter(
+        self,
+        adapter: str,
+        *,
+        config: LoraConfig,
+        rank: int,
+        alpha: float,
+        parts: str | None = None,
+        empty: bool = False,
+    ) -> None:
+        """See LoraLayer; `parts` are those of the input projection."""
+        super().add_adapter(adapter, config=config, rank=rank, alpha=alpha, empty=empty)
+        self.scaling[adapter] *= 2
+
+
+class LoraAttention(LoraLayer):
+    """Adapters beside nn.MultiheadAttention with queries, keys and values of one width."""
+
+    weight_name = "in_proj_weight"
+
+    def __init__(self, base_layer: nn.MultiheadAttention):
+        super().__init__(base_layer)
+        if base_layer.in_proj_weight is None:
+            raise InputError("adapters need queries, keys and values of one width, got kdim or vdim of their own")
+        base_layer.out_proj = LoraOutput(base_layer.out_proj)
+
+    def forward(self, query: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None]:
+        """Attention with the adapted projections; arguments as those of nn.MultiheadAttention."""
+        running = self._running()
+        if not running:
+            return self.base_layer(query, *args, **kwargs)
+        weights = {
+            "in_proj_weight": self._effective(self, running),
+            "out_proj.base_layer.weight": self._effective(self.base_layer.out_proj, running),
+        }
+        return torch.func.functional_call(self.base_layer, weights, (query, *args), kwargs)
+
+    @staticmethod
+    def _effective(layer: LoraLayer, adapters: list[str]) -> Tensor:
+        weight = layer._parameter()
+        for adapter in adapters:
+            a, b = layer.factors(adapter)
+            if isinstance(layer, LoraOutput):
+                delta = ((b @ a) * (layer.scaling[adapter] / 2)).to(weight.dtype)
+                weight = weight + delta + delta.detach()
+            else:
+                weight = weight + ((b @ a) * layer.scaling[adapter]).to(weight.dtype)
+        return weight
+
+    def _shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        rows, columns = self.base_layer.in_proj_weight.shape
+        return (rank, columns), (rows, rank)
+
+    def _refuse(self, config: LoraConfig) -> None:
+        unable = {"lora_dropout": config.lora_dropout > 0, "use_dora": config.use_dora, "lora_bias": config.lora_bias}
+        for name, wanted in unable.items():
+            if wanted:
+                raise InputError(
+                    f"{name} does not act inside nn.MultiheadAttention; leave it out, or exclude the module"
+                )

@@ -1,0 +1,89 @@
+"""Adapters beside convolutions over 1, 2 or 3 axes.
+
+A is a convolution with the frozen one's kernel, stride, padding, padding mode and dilation into r channels, B one of
+kernel 1. With groups only B is grouped, as in PEFT: every group reads r / groups channels of A, which sees all inputs.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_tl.errors import InputError
+from hf_tl.lora.config import LoraConfig
+from hf_tl.lora.layers import LoraLayer
+
+
+_CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+
+
+class LoraConv(LoraLayer):
+    """Adapters beside nn.Conv1d, nn.Conv2d or nn.Conv3d."""
+
+    def __init__(self, base_layer: nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        super().__init__(base_layer)
+        self.in_channels, self.out_channels = base_layer.in_channels, base_layer.out_channels
+        self.axes = base_layer.weight.dim() - 2
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """The convolution and what the active adapters add: (n, k, ...) -> (n, d, ...)."""
+        y = self.base_layer(x, *args, **kwargs)
+        dtype = y.dtype
+        for adapter in self._running():
+            a, b = self.factors(adapter)
+            dropout = self.lora_dropout[adapter] if self.training else 0.0
+            seen = F.dropout(x.to(a.dtype), dropout)
+            bias = self.lora_B[adapter].bias
+            delta = _CONVOLVE[b.dim()](self._convolve(seen, a), b, bias, groups=self.base_layer.groups)
+            delta = delta * self.scaling[adapter]
+            if self.use_dora[adapter]:
+                shape = self._magnitude_shape()
+                ratio = self.lora_magnitude_vector[adapter].weight / self.lengths(adapter).view(shape)
+                own = self.base_layer.bias
+                if dropout > 0:
+                    plain = self._convolve(seen, self.base_layer.weight.to(a.dtype))
+                else:
+                    plain = y if own is None else y - own.view(shape)
+                y = y + (ratio - 1) * plain + ratio * delta
+            else:
+                y = y + delta
+        return y.to(dtype)
+
+    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        base = self.base_layer
+        padding = base.padding
+        if base.padding_mode != "zeros":
+            x = F.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode)
+            padding = 0
+        return _CONVOLVE[weight.dim()](x, weight, None, base.stride, padding, base.dilation)
+
+    def merged_parameters(self, adapters: list[str]) -> dict[str, Tensor]:
+        """See LoraLayer.
+
+        Raises:
+            InputError: a grouped convolution, whose weight has no place for what A reads in the other groups.
+        """
+        groups = self.base_layer.groups
+        if groups > 1:
+            raise InputError(
+                f"an adapter of a convolution with {groups} groups reads all input channels, which the grouped "
+                "weight has no place for; leave it unmerged, or exclude such layers"
+            )
+        return super().merged_parameters(adapters)
+
+    def _shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        base = self.base_layer
+        if rank % base.groups:
+            raise InputError(
+                f"a convolution with {base.groups} groups needs a rank divisible by them, got {rank}; "
+                "choose another rank in rank_pattern or put the layer into exclude_modules"
+            )
+        ones = (1,) * self.axes
+        return (rank, self.in_channels, *base.kernel_size), (self.out_channels, rank // base.groups, *ones)
+
+    def _magnitude_shape(self) -> tuple[int, ...]:
+        return (1, -1, *(1,) * self.axes)
+
+    def _refuse(self, config: LoraConfig) -> None:
+        if config.use_dora and self.base_layer.groups > 1:
+            raise InputError(f"use_dora needs an ungrouped convolution, got one with {self.base_layer.groups} groups")

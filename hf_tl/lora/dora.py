@@ -1,0 +1,106 @@
+"""DoRA: the length of each row of the weight is learnt apart from its direction (Liu et al., ICML 2024).
+
+    W' = m * (W + s B A) / ||W + s B A||,  row by row, the length below the line taken as a constant (section 4.3).
+
+The lengths are found without building the d x k product B A:
+
+    ||W + s B A||^2 = ||W||^2 + 2 s sum((W A') * B) + s^2 sum((B (A A')) * B),  summed over each row.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Dense(Protocol):
+    """A frozen layer `x W' + b` whose weight can be read as (d, k)."""
+
+    base_layer: nn.Module
+
+    def matrix(self) -> Tensor:
+        """The frozen weight, (d, k)."""
+
+
+def row_lengths(weight: Tensor, a: Tensor, b: Tensor, *, scale: float) -> Tensor:
+    """`||W + scale * B A||` of every row, (d,), in float32 or wider; W (d, k), A (r, k), B (d, r)."""
+    with torch.no_grad():
+        wide = torch.promote_types(weight.dtype, a.dtype)
+        weight, a, b = weight.to(wide), a.to(wide), b.to(wide)
+        square = torch.linalg.vector_norm(weight, dim=1).square_()
+        square += 2 * scale * ((weight @ a.t()) * b).sum(1)
+        square += scale * scale * ((b @ (a @ a.t())) * b).sum(1)
+        return square.clamp_(min=0).sqrt_()
+
+
+def add_dora(
+    y: Tensor,
+    x: Tensor,
+    layer: Dense,
+    *,
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None,
+    ratio: Tensor,
+    scale: float,
+    dropout: float,
+) -> Tensor:
+    """The layer's output with the rows of `W + scale * B A` multiplied by `ratio`, in the dtype of y.
+
+    Args:
+        y: (..., d), what the frozen layer returned for x.
+        x: (..., k).
+        layer: the frozen layer.
+        a: (r, k).
+        b: (d, r).
+        bias: (d,), of B, or None.
+        ratio: (d,), learnt length over present length.
+        scale: the adapter's scaling.
+        dropout: probability; where it is not 0, the frozen weight is applied to the dropped input once more.
+    """
+    own = layer.base_layer.bias
+    simple = dropout == 0 and bias is None and y.dtype == x.dtype == a.dtype and torch.is_grad_enabled()
+    if simple and not torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type):
+        return _Dora.apply(y, x, a, b, ratio, own, scale)
+    x = x.to(a.dtype)
+    if dropout > 0:
+        x = F.dropout(x, dropout)
+        plain = F.linear(x, layer.matrix().to(x.dtype))
+    else:
+        plain = y if own is None else y - own
+    low = F.linear(F.linear(x, a), b, bias)
+    return (y + (ratio - 1) * plain + ratio * low * scale).to(y.dtype)
+
+
+class _Dora(torch.autograd.Function):
+    """`own + ratio * t` with `t = y - own + scale * x A' B'`; keeps x, x A' and t."""
+
+    @staticmethod
+    def forward(ctx, y, x, a, b, ratio, own, scale):
+        h = x.reshape(-1, x.shape[-1]) @ a.t()
+        t = y.reshape(-1, y.shape[-1])
+        t = torch.addmm(t if own is None else t - own, h, b.t(), alpha=scale)
+        ctx.save_for_backward(x, h, a, b, t, ratio)
+        ctx.scale = scale
+        out = t * ratio if own is None else torch.addcmul(own, t, ratio)
+        return out.view(y.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, h, a, b, t, ratio = ctx.saved_tensors
+        g = grad.reshape(-1, grad.shape[-1])
+        grad_ratio = (g * t).sum(0) if ctx.needs_input_grad[4] else None
+        gt = g * ratio
+        grad_x = grad_a = grad_b = None
+        if ctx.needs_input_grad[3]:
+            grad_b = (h.t() @ gt).t().mul(ctx.scale)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            gh = (gt @ b).mul_(ctx.scale)
+            if ctx.needs_input_grad[2]:
+                grad_a = gh.t() @ x.reshape(-1, x.shape[-1])
+            if ctx.needs_input_grad[1]:
+                grad_x = (gh @ a).view(x.shape)
+        return gt.view(grad.shape), grad_x, grad_a, grad_b, grad_ratio, None, None

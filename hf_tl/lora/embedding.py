@@ -1,0 +1,75 @@
+"""Adapters beside a table of embeddings: row i of the table gets `scaling * B A[:, i]`."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_tl.errors import InputError
+from hf_tl.lora.config import LoraConfig
+from hf_tl.lora.layers import LoraLayer
+
+
+class LoraEmbedding(LoraLayer):
+    """Adapters beside nn.Embedding; as in PEFT, A (r, rows) starts at zero, B (d, r) normal, and none is dropped."""
+
+    transposed = True
+
+    def __init__(self, base_layer: nn.Embedding):
+        super().__init__(base_layer)
+        self.lora_embedding_A = nn.ParameterDict()
+        self.lora_embedding_B = nn.ParameterDict()
+
+    def forward(self, ids: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """The embeddings and what the active adapters add: (...) of integers -> (..., d)."""
+        base = self.base_layer
+        y = base(ids, *args, **kwargs)
+        dtype = y.dtype
+        for adapter in self._running():
+            a, b = self.factors(adapter)
+            rows = F.embedding(
+                ids,
+                a.t(),
+                padding_idx=base.padding_idx,
+                max_norm=base.max_norm,
+                norm_type=base.norm_type,
+                scale_grad_by_freq=base.scale_grad_by_freq,
+                sparse=base.sparse,
+            )
+            delta = (rows @ b.t()) * self.scaling[adapter]
+            if isinstance(base, _Scaled):
+                delta = delta * base.embed_scale.to(delta.dtype)
+            if self.use_dora[adapter]:
+                ratio = self.lora_magnitude_vector[adapter].weight / self.lengths(adapter)
+                y = ratio * y + ratio * delta
+            else:
+                y = y + delta
+        return y.to(dtype)
+
+    def _shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        rows, dim = self.base_layer.weight.shape
+        return (rank, rows), (dim, rank)
+
+    def _refuse(self, config: LoraConfig) -> None:
+        if config.lora_bias:
+            raise InputError("lora_bias=True is for linear layers and convolutions; embeddings have no bias")
+
+    def _init(self, config: LoraConfig) -> str:
+        init = config.init_lora_weights
+        return "embedding" if init in ("kaiming", "gaussian", "gaussian_b") else init
+
+    def _hold(self, adapter: str, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
+        self.lora_embedding_A[adapter] = nn.Parameter(a)
+        self.lora_embedding_B[adapter] = nn.Parameter(b)
+
+    def _held(self, adapter: str) -> tuple[Tensor, Tensor]:
+        return self.lora_embedding_A[adapter], self.lora_embedding_B[adapter]
+
+
+@runtime_checkable
+class _Scaled(Protocol):
+    """A table whose rows are multiplied on the way out, such as Gemma's."""
+
+    embed_scale: Tensor

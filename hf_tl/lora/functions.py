@@ -1,0 +1,142 @@
+"""The low-rank side path with its own backward: the input is kept once, in its own dtype.
+
+Written with torch's operators, `y + s * (drop(x) A') B'` keeps for the backward pass a copy of x in the adapter's
+dtype, the dropped x, and a mask of the same width. `add_low_rank` keeps x itself (which the queries, keys and values
+of a block share), one byte of mask per element, and x A', and adds to y in place where nobody else can see y. Where
+autocast narrows x, the narrow copy is made once for the layers that read the same x, and kept in its place.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+_LONG_SUM = 1024  # rows
+
+
+def add_low_rank(
+    y: Tensor, x: Tensor, *, a: Tensor, b: Tensor, scale: float, dropout: float = 0.0, owned: bool = False
+) -> Tensor:
+    """`y + scale * drop(x) A' B'`, in the dtype of y.
+
+    Under autocast the adapter computes in autocast's dtype, otherwise in that of A, as PEFT does.
+
+    Args:
+        y: (..., d), what the frozen layer returned for x.
+        x: (..., k).
+        a: (r, k).
+        b: (d, r).
+        scale: the adapter's scaling.
+        dropout: probability; 0 where the layer is not training.
+        owned: nobody else holds y, so it may be written.
+    """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else a.dtype
+    if torch.compiler.is_compiling():  # the compiler decides better than we do what to keep
+        return _plain(y, x, a, b, scale, dropout, dtype)
+    if not torch.is_grad_enabled():
+        h = F.dropout(x.to(dtype), dropout).reshape(-1, x.shape[-1]) @ a.to(dtype).t()
+        return _accumulate(y, h, b.to(dtype), scale, owned)
+    narrow = _narrowed(x, dtype) if dtype.itemsize < x.dtype.itemsize else None
+    return _AddLowRank.apply(y, x, narrow, a, b, scale, dropout, dtype, owned and not y._is_view())
+
+
+def _plain(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: float, dtype: torch.dtype) -> Tensor:
+    h = F.linear(F.dropout(x.to(dtype), dropout), a.to(dtype))
+    return (y + F.linear(h, b.to(dtype)) * scale).to(y.dtype)
+
+
+def _accumulate(y: Tensor, h: Tensor, b: Tensor, scale: float, owned: bool) -> Tensor:
+    """`y + scale * h B'`: one pass over y where the dtypes agree, else through the wider of the two."""
+    y2 = y.reshape(-1, y.shape[-1])
+    if y.dtype == h.dtype:
+        if owned and y.is_contiguous():
+            y2.addmm_(h, b.t(), alpha=scale)
+            return y
+        return torch.addmm(y2, h, b.t(), alpha=scale).view(y.shape)
+    wide = torch.promote_types(y.dtype, h.dtype)
+    if wide == h.dtype:
+        return torch.addmm(y2.to(wide), h, b.t(), alpha=scale).to(y.dtype).view(y.shape)
+    return y2.add((h @ b.t()).to(wide), alpha=scale).to(y.dtype).view(y.shape)
+
+
+class _AddLowRank(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y, x, narrow, a, b, scale, dropout, dtype, owned):
+        dropped, mask = x.to(dtype) if narrow is None else narrow, None
+        if dropout > 0:
+            dropped, mask = torch.native_dropout(dropped, dropout, True)
+        h = dropped.reshape(-1, x.shape[-1]) @ a.to(dtype).t()
+        out = _accumulate(y, h, b.to(dtype), scale, owned)
+        if out is y:
+            ctx.mark_dirty(y)
+        _, needs_x, _, needs_a, needs_b = ctx.needs_input_grad[:5]
+        ctx.save_for_backward(
+            (x if narrow is None else narrow) if needs_a else None,
+            mask if needs_a or needs_x else None,
+            h if needs_b else None,
+            a,
+            b,
+        )
+        ctx.scale, ctx.keep, ctx.dtype, ctx.x = scale, 1 - dropout, dtype, (x.shape, x.dtype)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, mask, h, a, b = ctx.saved_tensors
+        shape, x_dtype = ctx.x
+        needs_y, needs_x, _, needs_a, needs_b = ctx.needs_input_grad[:5]
+        g = grad.reshape(-1, grad.shape[-1]).to(ctx.dtype)
+        grad_x = grad_a = grad_b = None
+        if needs_b:
+            grad_b = _scaled(_outer(g, h), ctx.scale).to(b.dtype)
+        if needs_a or needs_x:
+            gh = _scaled(g @ b.to(ctx.dtype), ctx.scale)
+        if needs_a:
+            dropped = x.to(ctx.dtype)
+            if mask is not None:
+                dropped = torch.where(mask, dropped, 0)
+            grad_a = gh.t() @ dropped.reshape(-1, shape[-1])
+            grad_a = (grad_a if mask is None else grad_a.mul_(1 / ctx.keep)).to(a.dtype)
+        if needs_x:
+            grad_x = (gh @ a.to(ctx.dtype)).view(shape)
+            if mask is not None:
+                grad_x = torch.where(mask, grad_x, 0).mul_(1 / ctx.keep)
+            grad_x = grad_x.to(x_dtype)
+        return grad if needs_y else None, grad_x, None, grad_a, grad_b, None, None, None, None
+
+
+_latest: tuple[weakref.ref, int, weakref.ref] | None = None  # the x that was narrowed last, its version, its copy
+
+
+def _narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a narrower dtype; the copy of a moment ago, if this is the same x, and something still holds that copy."""
+    global _latest
+    if _latest is not None:
+        wide, version, copy = _latest
+        found = copy()
+        if wide() is x and version == x._version and found is not None and found.dtype == dtype:
+            return found
+    with torch.no_grad():
+        found = x.to(dtype)
+    _latest = weakref.ref(x), x._version, weakref.ref(found)
+    return found
+
+
+def _scaled(value: Tensor, scale: float) -> Tensor:
+    return value if scale == 1 else value.mul_(scale)
+
+
+def _outer(g: Tensor, h: Tensor) -> Tensor:
+    """`g' h`, (n, d), (n, r) -> (d, r).
+
+    On CPUs torch sums this over n one after the other, which for a narrow h costs up to seven times what the
+    transposed product does and loses a digit; short sums are left as PEFT has them, to the last bit.
+    """
+    if g.shape[0] >= _LONG_SUM and g.device.type == "cpu":
+        return (h.t() @ g).t()
+    return g.t() @ h

@@ -1,0 +1,216 @@
+"""Adapters into the frozen weights and out again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hf_tl.errors import InputError
+from hf_tl.lora.adapters import _set_biases, set_adapter
+from hf_tl.lora.kinds import unwrap
+from hf_tl.lora.layers import LoraLayer, LoraLinear
+from hf_tl.lora.record import RECORD, AdapterRecord, known, record_of
+from hf_tl.trace import Batch, evaluating, first_float, forward
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What a merge did.
+
+    Attributes:
+        layers: how many layers it changed.
+        largest_change: the largest absolute difference of the network's output on the example, None without one.
+    """
+
+    layers: int
+    largest_change: float | None = None
+
+
+def merge_lora(
+    model: nn.Module,
+    *,
+    adapters: Sequence[str] | None = None,
+    safe: bool = False,
+    reversible: bool = True,
+    example: Batch | None = None,
+) -> Merge:
+    """Adds adapters to the frozen weights, in float32 with one rounding to the weight's dtype.
+
+    A weight that another module shares (tied embeddings) is copied first, so that the other keeps its own.
+
+    Args:
+        model: a network with adapters.
+        adapters: which; None for the active ones.
+        safe: refuse a merge whose result is not finite, leaving the network as it was.
+        reversible: keep the original weights, so that unmerge_lora restores them bit by bit.
+        example: a batch on which the network's outputs before and after are compared.
+
+    Raises:
+        InputError: no such adapter, already merged, not finite, or a layer whose weight cannot take its adapter.
+    """
+    record = record_of(model)
+    chosen = list(record.active if adapters is None else adapters)
+    for adapter in chosen:
+        known(record, adapter)
+    if any(layer.merged_adapters for layer in record.layers.values()):
+        raise InputError("adapters are merged already; call unmerge_lora first")
+    if example is not None and chosen != record.active:
+        raise InputError(
+            f"the example compares with the active adapters {record.active}, but {chosen} are to be merged"
+        )
+    before = None if example is None else _output(model, example)
+    held = {name: [a for a in chosen if a in layer.r] for name, layer in record.layers.items()}
+    held = {name: names for name, names in held.items() if names}
+    quick = not safe and not reversible
+    new = {} if quick else {name: record.layers[name].merged_parameters(names) for name, names in held.items()}
+    if safe:
+        for name, parameters in new.items():
+            _check_finite(name, parameters, record.layers[name])
+    tied = _shared(record, held)
+    for name, names in held.items():
+        layer = record.layers[name]
+        if not (quick and name not in tied and _add_in_place(layer, names)):
+            _set_parameters(layer, new.get(name) or layer.merged_parameters(names), untie=name in tied)
+        if not reversible:
+            layer.originals = []
+        layer.merged_adapters = names
+    after = None if before is None else _output(model, example)
+    return Merge(len(held), None if after is None else (after - before).abs().max().item())
+
+
+def unmerge_lora(model: nn.Module) -> None:
+    """Takes merged adapters out again: the original weights, bit by bit.
+
+    Raises:
+        InputError: nothing is merged, or the originals were not kept.
+    """
+    record = record_of(model)
+    merged = [layer for layer in record.layers.values() if layer.merged_adapters]
+    if not merged:
+        raise InputError("no adapter is merged; call merge_lora first")
+    if any(not layer.originals for layer in merged):
+        raise InputError("the original weights were not kept; merge with reversible=True to be able to unmerge")
+    for layer in merged:
+        for module, name, parameter, data in layer.originals:
+            parameter.data = data
+            module._parameters[name] = parameter
+        layer.originals, layer.merged_adapters = [], []
+
+
+def remove_lora(model: nn.Module, *, adapters: Sequence[str] | None = None, merge: bool = False) -> nn.Module:
+    """Takes adapters off the network; with the last one the original modules come back, bit by bit.
+
+    Args:
+        model: a network with adapters.
+        adapters: which; None for all.
+        merge: leave the effect of the active adapters in the weights, and their `modules_to_save` in place.
+
+    Returns:
+        the same model, without wrappers once no adapter is left.
+
+    Raises:
+        InputError: no such adapter, or merged adapters with some to stay.
+    """
+    record = record_of(model)
+    gone = list(record.configs if adapters is None else adapters)
+    for adapter in gone:
+        known(record, adapter)
+    stays = [name for name in record.configs if name not in gone]
+    merged = any(layer.merged_adapters for layer in record.layers.values())
+    if stays and (merge or merged):
+        raise InputError(f"{stays} would stay on weights with adapters merged into them; unmerge_lora, or remove all")
+    if merge and not merged:
+        merge_lora(model, reversible=False)
+    kept = merge or merged
+    if not kept:
+        _set_biases(record, {n: record.original_biases[n] for a in gone for n in record.biases[a]})
+    for adapter in gone:
+        for name in record.biases.pop(adapter):
+            record.original_biases.pop(name, None)
+            record.model.get_parameter(name).requires_grad_(False)
+    if not stays:
+        return _unwrap(record, kept)
+    for adapter in gone:
+        for part in (*record.layers.values(), *record.saved.values()):
+            part.delete_adapter(adapter)
+        del record.configs[adapter]
+    for name in [name for name, layer in record.layers.items() if not layer.r and ".base_layer." not in name]:
+        record.put(name, unwrap(record.layers.pop(name)))
+        record.layers.pop(f"{name}.base_layer.out_proj", None)
+    for name in [name for name, saved in record.saved.items() if not saved.modules_to_save]:
+        record.put(name, record.saved.pop(name).original_module)
+    set_adapter(model, *([a for a in record.active if a in stays] or stays[:1]))
+    return model
+
+
+def _unwrap(record: AdapterRecord, kept: bool) -> nn.Module:
+    model = record.model
+    for name, layer in record.layers.items():
+        if ".base_layer." not in name:
+            record.put(name, unwrap(layer))
+    for name, saved in record.saved.items():
+        record.put(name, saved.current if kept else saved.original_module)
+    record.restore_settings()
+    del model.__dict__[RECORD]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in record.trained_before)
+    return model
+
+
+def _add_in_place(layer: LoraLayer, adapters: Sequence[str]) -> bool:
+    """Adds `scaling * B A` to a float32 weight without a copy; False where more has to be done."""
+    weight = layer._parameter()
+    odd = any(layer.use_dora[a] or layer._extra_bias(a) is not None for a in adapters)
+    if not isinstance(layer, LoraLinear) or odd or weight.dtype != torch.float32:
+        return False
+    for adapter in adapters:
+        a, b = (factor.detach() for factor in layer.factor_matrices(adapter))
+        left, right = (a.t(), b.t()) if layer.transposed else (b, a)
+        weight.data.addmm_(left, right, alpha=layer.scaling[adapter])
+    return True
+
+
+def _set_parameters(layer: LoraLayer, values: Mapping[str, Tensor], *, untie: bool) -> None:
+    base = layer.base_layer
+    layer.originals = []
+    for name, value in values.items():
+        parameter = base._parameters[name]
+        layer.originals.append((base, name, parameter, parameter.data))
+        value = value.to(parameter.dtype).contiguous()
+        if untie:
+            base._parameters[name] = nn.Parameter(value, requires_grad=parameter.requires_grad)
+        else:
+            parameter.data = value
+
+
+def _shared(record: AdapterRecord, names: Mapping[str, object]) -> set[str]:
+    """Those of the adapted layers whose weight another module holds too."""
+    own = {id(record.layers[name]._parameter()): name for name in names}
+    holders: dict[int, int] = {}
+    for module in record.model.modules():
+        for parameter in module._parameters.values():
+            if id(parameter) in own:
+                holders[id(parameter)] = holders.get(id(parameter), 0) + 1
+    shared = {key for key, count in holders.items() if count > 1}
+    return {name for name in names if id(record.layers[name]._parameter()) in shared}
+
+
+def _check_finite(name: str, parameters: Mapping[str, Tensor], layer: LoraLayer) -> None:
+    for part, value in parameters.items():
+        rounded = value.to(layer.base_layer._parameters[part].dtype)
+        if not torch.isfinite(rounded).all():
+            raise InputError(
+                f"the merged {name}.{part} would not be finite in {rounded.dtype}; the network was left as it was: "
+                "look for NaN in the adapter, or merge into a wider dtype"
+            )
+
+
+def _output(model: nn.Module, example: Batch) -> Tensor:
+    with evaluating(model), torch.no_grad():
+        output = first_float(forward(model, example))
+    if output is None:
+        raise InputError("the network returned no floating point tensor for the example")
+    return output.float()

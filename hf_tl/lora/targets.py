@@ -1,0 +1,241 @@
+"""Which modules of a network get an adapter, at which rank, and which train in full."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from hf_tl.errors import InputError
+from hf_tl.layers import closest, head_names, is_inside
+from hf_tl.lora.config import ALL_LINEAR, LoraConfig
+from hf_tl.lora.kinds import CONVOLUTIONS, is_linear
+from hf_tl.lora.layers import LoraLayer
+from hf_tl.lora.saved import SavedModule
+from hf_tl.trace import Batch, Trace, trace
+
+
+ATTENTION = (  # the names of the query and value projections, by family
+    ("query", "value"),
+    ("q_proj", "v_proj"),
+    ("query_proj", "value_proj"),
+    ("q_lin", "v_lin"),
+    ("q", "v"),
+)
+FUSED = ("qkv", "c_attn", "query_key_value", "Wqkv", "qkv_proj", "in_proj")
+STACKED = ("qkv", "c_attn", "Wqkv", "qkv_proj", "in_proj")  # of those: queries, keys and values one below the other
+
+Matcher = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One module that gets an adapter.
+
+    Attributes:
+        name: its name in the network.
+        rank: of the update.
+        alpha: lora_alpha of this module.
+        parts: of a fused projection, the adapted thirds as letters of "qkv"; None for all of it.
+    """
+
+    name: str
+    rank: int
+    alpha: float
+    parts: str | None = None
+
+
+def find_targets(modules: Mapping[str, nn.Module], config: LoraConfig, *, heads: Sequence[str] = ()) -> list[Target]:
+    """The modules that the config chooses, in the network's order, with rank and alpha.
+
+    Args:
+        modules: the network's modules by name (`base_modules`).
+        config: what to adapt.
+        heads: names of modules that "all-linear" and the defaults spare, beside `modules_to_save`.
+
+    Raises:
+        InputError: nothing is chosen.
+    """
+    wanted = config.target_modules
+    spared = (*heads, *saved_names(modules, config.modules_to_save or ()))
+    if wanted is None:
+        wanted = default_targets(modules, heads=spared)
+        chosen = list(wanted)
+    elif isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
+        chosen = [n for n in modules if _is_dense(modules[n]) and not _hidden(n, modules) and not is_inside(n, spared)]
+    else:
+        matches = name_matcher(wanted)
+        saved = saved_names(modules, config.modules_to_save or ())
+        chosen = [n for n in modules if n and matches(n) and not is_inside(n, saved)]
+        chosen = [n for n in chosen if not _hidden(n, modules)]
+    if config.exclude_modules:
+        excluded = name_matcher(config.exclude_modules)
+        chosen = [n for n in chosen if not excluded(n)]
+    if config.layers_to_transform is not None:
+        chosen = [n for n in chosen if _in_blocks(n, config)]
+    if not chosen:
+        names = [name for name in modules if name]
+        first = wanted if isinstance(wanted, str) else next(iter(wanted), "")
+        raise InputError(
+            f"target_modules={config.target_modules!r} chooses none of the {len(names)} modules; "
+            f"{closest(first, names)}"
+        )
+    rank_of, alpha_of = pattern_lookup(config.rank_pattern), pattern_lookup(config.alpha_pattern)
+    targets = [Target(n, rank_of(n, config.r), alpha_of(n, config.lora_alpha)) for n in chosen]
+    return targets if config.fused_parts is None else [_part(t, modules[t.name], config) for t in targets]
+
+
+def default_targets(modules: Mapping[str, nn.Module], *, heads: Sequence[str] = ()) -> list[str]:
+    """What is adapted where the config does not say.
+
+    The queries and values of attention, or its fused projection (what PEFT's table says for text models); in a
+    network without attention every linear layer; without those, every ungrouped convolution after the first.
+    """
+    body = [n for n in modules if n and not is_inside(n, heads) and not _hidden(n, modules)]
+    for endings in (*ATTENTION, FUSED):
+        found = [n for n in body if n.rpartition(".")[2] in endings and is_linear(modules[n])]
+        if found:
+            return found
+    found = [n for n in body if isinstance(modules[n], nn.MultiheadAttention)]
+    found = found or [n for n in body if is_linear(modules[n])]
+    convolutions = [n for n in body if isinstance(modules[n], CONVOLUTIONS)]
+    return found or [n for n in convolutions[1:] if modules[n].groups == 1]
+
+
+def find_head(model: nn.Module, modules: Mapping[str, nn.Module], *, example: Batch | None = None) -> list[str]:
+    """Names of the modules that make up the head of the task, the one part that a new task always has to learn.
+
+    Language models have none: what turns their states into words is tied to the embeddings and knows the task.
+
+    Args:
+        model: transformers and timm tell what is outside the backbone.
+        modules: the network's modules by name.
+        example: a batch for a network of another make, which is traced.
+    """
+    if isinstance(model, _WritesWords) and model.get_output_embeddings() is not None:
+        return []
+    record = Trace(modules=list(modules)) if example is None else trace(model, example)
+    found = [name for name in head_names(model, record) if any(True for _ in modules[name].parameters())]
+    return [name for name in found if not is_inside(name, [other for other in found if other != name])]
+
+
+def output_embeddings(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
+    """The name of the layer that turns states into words, if there is one."""
+    if not isinstance(model, _WritesWords):
+        return []
+    words = model.get_output_embeddings()
+    return [name for name, module in modules.items() if words is not None and module is words]
+
+
+def saved_names(modules: Mapping[str, nn.Module], wanted: Sequence[str]) -> list[str]:
+    """The modules that the names of modules_to_save mean: whole names or their last parts."""
+    if not wanted:
+        return []
+    matches = name_matcher(tuple(wanted))
+    found = [name for name in modules if name and matches(name)]
+    for name in wanted:
+        if not any(n == name or n.endswith(f".{name}") for n in found):
+            raise InputError(f"modules_to_save names {name!r}, which is no module; {closest(name, list(modules))}")
+    return [name for name in found if not is_inside(name, [other for other in found if other != name])]
+
+
+def with_running_statistics(modules: Mapping[str, nn.Module]) -> list[str]:
+    """Names of the normalisations whose statistics move during training."""
+    return [n for n, m in modules.items() if isinstance(m, _NormBase) and m.running_mean is not None]
+
+
+def base_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The network's modules by name as they were before any adapter, in `named_modules` order."""
+    return dict(_walk(model, ""))
+
+
+def exact_targets(names: Sequence[str], modules: Mapping[str, nn.Module]) -> list[str] | str:
+    """What to write into target_modules so that exactly `names` are chosen: a list, or a pattern if that would not do.
+
+    In a list, "0" also means every module whose name ends in ".0".
+    """
+    matches = name_matcher(tuple(names))
+    if [n for n in modules if n and matches(n)] == list(names):
+        return sorted(names)
+    return "|".join(re.escape(name) for name in sorted(names))
+
+
+def name_matcher(wanted: Sequence[str] | str) -> Matcher:
+    """A test of module names: a pattern must match in full; a listed name must be the whole or the last parts."""
+    if isinstance(wanted, str):
+        return re.compile(wanted).fullmatch
+    exact = frozenset(wanted)
+    lengths = sorted({name.count(".") + 1 for name in exact})
+
+    def matches(name: str) -> bool:
+        parts = name.split(".")
+        return any(".".join(parts[-k:]) in exact for k in lengths)
+
+    return matches
+
+
+def pattern_lookup(patterns: Mapping[str, float]) -> Callable[[str, float], float]:
+    """A function (name, default) -> the value of the first pattern that matches the name's last parts."""
+    compiled = [(re.compile(rf"(.*\.)?({pattern})$"), value) for pattern, value in patterns.items()]
+
+    def look_up(name: str, default: float) -> float:
+        return next((value for pattern, value in compiled if pattern.match(name)), default)
+
+    return look_up
+
+
+def _walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(module, LoraLayer):
+        module = module.base_layer
+    elif isinstance(module, SavedModule):
+        module = module.original_module
+    yield name, module
+    for child, inner in module._modules.items():
+        if inner is not None:
+            yield from _walk(inner, f"{name}.{child}" if name else child)
+
+
+def _is_dense(module: nn.Module) -> bool:
+    return is_linear(module) or isinstance(module, nn.MultiheadAttention)
+
+
+def _hidden(name: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a module is the output projection of a torch attention, which is adapted with it, if at all."""
+    parent, _, child = name.rpartition(".")
+    return child == "out_proj" and isinstance(modules.get(parent), nn.MultiheadAttention)
+
+
+def _part(target: Target, module: nn.Module, config: LoraConfig) -> Target:
+    kind = target.name.rpartition(".")[2]
+    rows, columns = (0, 0)
+    if is_linear(module):
+        rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
+    if kind not in STACKED or rows != 3 * columns:
+        raise InputError(
+            f"fused_parts={config.fused_parts!r} needs projections of queries, keys and values one below the other "
+            f"(named {', '.join(STACKED)}), but target_modules chooses {target.name!r} ({rows} x {columns})"
+        )
+    n = len(config.fused_parts)
+    scaled = target.alpha * (n**0.5 if config.use_rslora else n)  # the scaling stays that of one part
+    return Target(target.name, target.rank * n, scaled, config.fused_parts)
+
+
+def _in_blocks(name: str, config: LoraConfig) -> bool:
+    index = config.layers_to_transform
+    wanted = {index} if isinstance(index, int) else set(index)
+    pattern = config.layers_pattern
+    if not pattern:
+        match = re.match(r"(?:.*?\.)?[^.]*\.(\d+)\.", name)
+    else:
+        lists = [pattern] if isinstance(pattern, str) else pattern
+        match = next((m for p in lists if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", name))), None)
+    return match is not None and int(match.group(1)) in wanted
+
+
+@runtime_checkable
+class _WritesWords(Protocol):
+    def get_output_embeddings(self) -> nn.Module | None: ...

@@ -1,0 +1,226 @@
+"""Merging, unmerging, removing, and new adapters made of old ones."""
+
+import copy
+
+import peft
+import pytest
+import torch
+from parity_rows import ROWS, make_pair, randomise
+from torch import nn
+
+from hf_tl import (
+    InputError,
+    LoraConfig,
+    add_lora,
+    combine_adapters,
+    merge_lora,
+    remove_lora,
+    set_adapter,
+    unmerge_lora,
+)
+from hf_tl.lora.adapters import adapters_disabled, truncate
+from hf_tl.lora.record import adapter_state_dict, exported_adapter, record_of
+
+
+def adapted(dtype=torch.float32, **config):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).to(dtype)
+    add_lora(model, LoraConfig(**{"r": 4, "target_modules": ["0", "2"], **config}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name and "magnitude" not in name:
+                parameter.normal_(std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once(dtype):
+    model = adapted(dtype)
+    layer = model[0]
+    a, b = layer.factor_matrices("default")
+    exact = layer.base_layer.weight.double() + layer.scaling["default"] * b.double() @ a.double()
+    merge_lora(model)
+    assert torch.equal(layer.base_layer.weight, exact.float().to(dtype))
+
+
+def test_two_adapters_in_half_precision_are_rounded_once():
+    model = adapted(torch.bfloat16)
+    add_lora(model, LoraConfig(r=2, target_modules=["0"]), adapter="second")
+    with torch.no_grad():
+        model[0].lora_B["second"].weight.normal_(std=0.1)
+    layer, exact = model[0], model[0].base_layer.weight.double()
+    for adapter in ("default", "second"):
+        a, b = layer.factor_matrices(adapter)
+        exact = exact + layer.scaling[adapter] * b.double() @ a.double()
+    once = exact.float().bfloat16()
+    twice = layer.base_layer.weight.detach().clone()
+    for adapter in ("default", "second"):
+        a, b = layer.factor_matrices(adapter)
+        twice = (twice.double() + layer.scaling[adapter] * b.double() @ a.double()).bfloat16()
+    merge_lora(model, adapters=["default", "second"])
+    merged = layer.base_layer.weight
+    assert (merged == once).float().mean() > 0.999  # but for float32's own rounding at a tie
+    assert (twice == once).float().mean() < 0.95
+
+
+@pytest.mark.parametrize("config", [{}, {"use_dora": True}, {"lora_bias": True}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_unmerging_is_exact(dtype, config):
+    model, x = adapted(dtype, **config), torch.randn(5, 64, dtype=dtype)
+    state, expected = copy.deepcopy(model.state_dict()), model(x)
+    parameters = dict(model.named_parameters())
+    for _ in range(3):
+        report = merge_lora(model, example=x)
+        assert 0 < report.largest_change < (1e-4 if dtype == torch.float32 else 0.2)
+        unmerge_lora(model)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
+    assert torch.equal(model(x), expected)
+
+
+def test_a_safe_merge_refuses_what_is_not_finite():
+    for value, dtype in ((float("nan"), torch.float32), (1e20, torch.float16)):
+        model = adapted(dtype)
+        with torch.no_grad():
+            model[2].lora_B["default"].weight[3, 1] = value
+        state = copy.deepcopy(model.state_dict())
+        with pytest.raises(InputError, match=r"merged 2\.weight would not be finite in torch\.float.*look for NaN"):
+            merge_lora(model, safe=True)
+        assert all(torch.equal(t, state[n]) or t.isnan().any() for n, t in model.state_dict().items())
+        assert not model[0].merged
+
+
+def test_a_merge_that_keeps_nothing_says_so():
+    model, x = adapted(), torch.randn(5, 64)
+    expected = model(x)
+    merge_lora(model, reversible=False)
+    assert torch.allclose(model(x), expected, atol=1e-5)
+    with pytest.raises(InputError, match="original weights were not kept; merge with reversible=True"):
+        unmerge_lora(model)
+
+
+def test_messages():
+    model = adapted()
+    with pytest.raises(InputError, match="no adapter is merged; call merge_lora first"):
+        unmerge_lora(model)
+    with pytest.raises(InputError, match="there is no adapter 'other'; there are 'default'"):
+        merge_lora(model, adapters=["other"])
+    merge_lora(model)
+    with pytest.raises(InputError, match="merged already"):
+        merge_lora(model)
+    with pytest.raises(InputError, match="call unmerge_lora before"):
+        set_adapter(model, "default")
+    with pytest.raises(InputError, match="merged adapters cannot be disabled"), adapters_disabled(model):
+        pass
+    unmerge_lora(model)
+    model = adapted(lora_bias=True)
+    model[0].base_layer.bias = None
+    with pytest.raises(InputError, match="lora_bias cannot be merged into a layer without a bias"):
+        merge_lora(model)
+
+
+def test_removing_brings_everything_back():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    model[0].requires_grad_(False)
+    x, state = torch.randn(3, 8), copy.deepcopy(model.state_dict())
+    trains, expected = [p.requires_grad for p in model.parameters()], model(x)
+    add_lora(model, LoraConfig(r=2, target_modules=["0", "1"], modules_to_save=["2"], bias="all"))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(x).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(model(x), expected)
+    with adapters_disabled(model):
+        assert torch.equal(model(x), expected)
+    assert not torch.equal(model(x), expected)
+    assert remove_lora(model) is model
+    assert torch.equal(model(x), expected)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert [p.requires_grad for p in model.parameters()] == trains
+    assert list(model.state_dict()) == list(state)
+    with pytest.raises(InputError, match="has no adapters"):
+        record_of(model)
+
+
+def test_removing_one_of_two():
+    model, x = adapted(), torch.randn(3, 64)
+    add_lora(model, LoraConfig(r=2, target_modules=["2"]), adapter="second")
+    set_adapter(model, "default")
+    expected = model(x)
+    remove_lora(model, adapters=["second"])
+    assert torch.equal(model(x), expected)
+    assert sorted(record_of(model).configs) == ["default"]
+    assert not [name for name in model.state_dict() if "second" in name]
+    add_lora(model, LoraConfig(r=2, target_modules=["2"]), adapter="second")
+    remove_lora(model, adapters=["default"])
+    assert isinstance(model[0], nn.Linear)
+    assert list(record_of(model).layers) == ["2"]
+    add_lora(model, LoraConfig(r=2, target_modules=["0"]), adapter="third")
+    with pytest.raises(InputError, match=r"\['second'\] would stay"):
+        remove_lora(model, adapters=["third"], merge=True)
+
+
+@pytest.mark.parametrize("method", ["linear", "cat", "svd"])
+@pytest.mark.parametrize("name", ["mlp", "embedding", "conv2d", "Conv1D"])
+def test_weighted_merges_are_peft_s(name, method):
+    pair = make_pair(next(row for row in ROWS if row.name == name))
+    randomise(pair)
+    pair.peft.add_adapter("second", peft.LoraConfig(**pair.row.config))
+    add_lora(pair.ours, LoraConfig(modules_to_save=(), **pair.row.config), adapter="second")
+    for key, tensor in peft.get_peft_model_state_dict(
+        pair.peft, adapter_name="second", save_embedding_layers=False
+    ).items():
+        tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2)) * 0.1)
+        adapter_state_dict(pair.ours, adapter="second")[key].copy_(tensor)
+    pair.peft.base_model.add_weighted_adapter(
+        ["default", "second"], [0.7, -0.4], "new", combination_type=method, svd_rank=None
+    )
+    pair.peft.base_model.set_adapter("new")
+    combine_adapters(pair.ours, {"default": 0.7, "second": -0.4}, name="new", method=method)
+    expected = pair.peft.eval()(pair.batch)
+    assert torch.allclose(pair.ours.eval()(pair.batch), expected, atol=1e-4)
+    assert record_of(pair.ours).active == ["new"]
+    config, tensors = exported_adapter(pair.ours, adapter="new")
+    assert config.r == next(iter(tensors.values())).shape[0]
+
+
+def test_cat_is_the_exact_sum():
+    model, x = adapted(), torch.randn(5, 64)
+    add_lora(model, LoraConfig(r=3, lora_alpha=5, target_modules=["2"]), adapter="second")
+    with torch.no_grad():
+        model[2].lora_B["second"].weight.normal_(std=0.1)
+    set_adapter(model, "default", "second")
+    expected = model(x)
+    combine_adapters(model, {"default": 1.0, "second": 1.0}, name="both")
+    assert torch.allclose(model(x), expected, atol=1e-5)
+    assert (model[0].r["both"], model[2].r["both"]) == (4, 7)
+    assert record_of(model).configs["both"].rank_pattern == {"^0": 4}
+
+
+def test_combining_refuses():
+    model = adapted()
+    add_lora(model, LoraConfig(r=2, target_modules=["0"]), adapter="second")
+    for weights, options, message in (
+        ({"default": 1, "second": 1}, {"method": "linear"}, r"one rank, got \[2, 4\]; use 'cat' or 'svd'"),
+        ({"default": 1}, {"method": "mean"}, "method must be 'linear', 'cat' or 'svd', got 'mean'"),
+        ({"third": 1}, {}, "there is no adapter 'third'"),
+        ({}, {}, "at least one adapter"),
+    ):
+        with pytest.raises(InputError, match=message):
+            combine_adapters(model, weights, name="new", **options)
+        assert "new" not in record_of(model).configs
+        assert not [name for name in model.state_dict() if ".new." in name]
+    with pytest.raises(InputError, match="is a DoRA adapter"):
+        combine_adapters(adapted(use_dora=True), {"default": 1}, name="new")
+
+
+def test_truncation_is_the_best_at_its_rank():
+    torch.manual_seed(0)
+    a, b = torch.randn(12, 30), torch.randn(20, 12)
+    u, s, vh = torch.linalg.svd(b @ a)
+    for rank in (1, 5, 12):
+        new_a, new_b = truncate(a, b, rank=rank)
+        assert (new_a.shape, new_b.shape) == ((rank, 30), (20, rank))
+        assert torch.allclose(new_b @ new_a, u[:, :rank] * s[:rank] @ vh[:rank], atol=1e-3)
+    wide_a, wide_b = truncate(a, b, rank=15)
+    assert wide_a.shape == (15, 30)
+    assert torch.allclose(wide_b @ wide_a, b @ a, atol=1e-3)

@@ -1,0 +1,221 @@
+"""Which modules are adapted, what is found by itself, and what is said when nothing fits."""
+
+import copy
+import re
+import warnings
+
+import peft
+import pytest
+import torch
+from parity_rows import NETWORKS, live_names
+from torch import nn
+
+from hf_tl import InputError, LoraConfig, add_lora, remove_lora
+from hf_tl.lora.record import adapter_state_dict, exported_adapter, record_of
+from hf_tl.lora.targets import base_modules, default_targets, exact_targets, find_head
+from hf_tl.trace import first_float, forward
+
+
+def adapted(model, **config):
+    return record_of(add_lora(copy.deepcopy(model), LoraConfig(**config)))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "deberta-v2", "t5", "gpt2", "llama", "opt", "mpt"])
+def test_default_targets_of_text_models_are_peft_s(kind):
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TABLE
+    from transformers import AutoConfig, AutoModel
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.for_model(kind))
+    names = default_targets(base_modules(model))
+    assert {name.rpartition(".")[2] for name in names} == set(TABLE[kind])
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "swin", "deit", "clip_vision_model", "beit", "convnext", "resnet"])
+def test_vision_models_have_default_targets(kind):
+    from transformers import AutoConfig, AutoModel
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.for_model(kind))
+    names = default_targets(base_modules(model))
+    assert len(names) >= 12
+    add_lora(model, LoraConfig(r=4))
+    assert set(names) <= set(record_of(model).layers)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv2_100", "mixer_s16_224"]
+)
+def test_timm_models_need_no_names(name):
+    import timm
+
+    model = timm.create_model(name, num_classes=3)
+    record = record_of(add_lora(model, LoraConfig(r=4)))
+    classifier = next(n for n, m in base_modules(model).items() if isinstance(m, nn.Linear) and m.out_features == 3)
+    assert classifier not in record.layers
+    assert any(
+        classifier == head or classifier.startswith(f"{head}.") for head in record.configs["default"].modules_to_save
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("bert", ["classifier"]), ("vit", ["classifier"]), ("resnet", ["classifier"]), ("timm-vit", ["head"])],
+)
+def test_the_head_is_found_trained_and_saved(name, head):
+    model, _ = NETWORKS[name]()
+    modules = base_modules(model)
+    assert find_head(model, modules) == head
+    ours = add_lora(copy.deepcopy(model), LoraConfig(r=2))
+    assert set(head) <= set(record_of(ours).configs["default"].modules_to_save)
+    trains = {n for n, p in live_names(ours).items() if p.requires_grad and "lora_" not in n}
+    assert trains
+    assert all(n.startswith(tuple(head)) for n in trains)
+    assert any(key.startswith(f"base_model.model.{head[0]}") for key in adapter_state_dict(ours))
+
+
+def test_language_models_keep_their_words():
+    for name in ("gpt2", "llama", "t5"):
+        model, _ = NETWORKS[name]()
+        assert find_head(model, base_modules(model)) == []
+        assert "lm_head" not in adapted(model, target_modules="all-linear").layers
+
+
+def test_the_head_of_a_network_of_ones_own_is_traced():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    ours = add_lora(copy.deepcopy(model), LoraConfig(r=2, target_modules="all-linear"), example=torch.zeros(1, 4))
+    assert record_of(ours).configs["default"].modules_to_save == ("4",)
+    assert sorted(record_of(ours).layers) == ["0", "2"]
+    silent = add_lora(copy.deepcopy(model), LoraConfig(r=2, target_modules="all-linear"))
+    assert record_of(silent).configs["default"].modules_to_save is None
+
+
+def test_all_linear_spares_the_head_and_what_torch_never_calls():
+    model, _ = NETWORKS["timm-vit"]()
+    record = adapted(model, target_modules="all-linear")
+    assert "head" not in record.layers
+    assert {name.rpartition(".")[2] for name in record.layers} == {"qkv", "proj", "fc1", "fc2"}
+    attention, batch = NETWORKS["attention"]()
+    ours = add_lora(copy.deepcopy(attention), LoraConfig(r=2, target_modules="all-linear"), example=batch)
+    assert sorted(record_of(ours).layers) == ["attention", "attention.base_layer.out_proj"]
+
+
+def test_blocks_by_index_at_the_top_of_the_network():
+    model, _ = NETWORKS["timm-vit"]()
+    record = adapted(model, target_modules=["qkv"], layers_to_transform=[1])
+    assert list(record.layers) == ["blocks.1.attn.qkv"]
+    assert record.configs["default"].target_modules == ["blocks.1.attn.qkv"]
+    assert record.configs["default"].layers_to_transform is None
+
+
+def test_names_that_end_alike_are_told_apart():
+    modules = {"": None, "0": None, "deep": None, "deep.0": None, "deep.1": None}
+    assert exact_targets(["deep.0", "deep.1"], modules) == ["deep.0", "deep.1"]
+    pattern = exact_targets(["0"], modules)
+    assert [name for name in modules if re.fullmatch(pattern, name)] == ["0"]
+
+
+@pytest.mark.parametrize("statistics", ["save", "freeze", "ignore"])
+def test_running_statistics(statistics):
+    model, batch = NETWORKS["norm"]()
+    ours = add_lora(
+        copy.deepcopy(model),
+        LoraConfig(r=4, target_modules=["conv0", "conv1"], modules_to_save=["fc"]),
+        running_statistics=statistics,
+    )
+    trains = {name for name, p in live_names(ours).items() if p.requires_grad and "lora_" not in name}
+    assert trains == {"fc.modules_to_save.default.weight", "fc.modules_to_save.default.bias"}
+    before = model.bn0.running_mean.clone()
+    ours.train()(batch)
+    moved = not torch.equal(ours.bn0.running_mean, before)
+    assert moved == (statistics != "freeze")
+    key = "base_model.model.bn0.running_mean"
+    state = adapter_state_dict(ours)
+    assert (key in state) == (statistics == "save")
+    if statistics == "save":
+        assert torch.equal(state[key], ours.bn0.running_mean)
+        remove_lora(ours)
+        assert torch.equal(ours.bn0.running_mean, before)
+
+
+def test_peft_reads_what_was_found_by_itself(tmp_path):
+    """The head and the statistics, found by hf_tl, in a config and tensors that PEFT understands."""
+    model, batch = NETWORKS["resnet"]()
+    ours = add_lora(copy.deepcopy(model), LoraConfig(r=4))
+    ours.train()
+    for _ in range(3):
+        first_float(forward(ours, batch))
+    config, tensors = exported_adapter(ours)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.get_peft_model(copy.deepcopy(model), as_peft(config))
+        result = peft.set_peft_model_state_dict(theirs, tensors)
+    assert not result.unexpected_keys
+    expected = first_float(forward(ours.eval(), batch))
+    assert torch.equal(first_float(forward(theirs.eval(), batch)), expected)
+
+
+def as_peft(config: LoraConfig) -> peft.LoraConfig:
+    saved = config.modules_to_save and list(config.modules_to_save)
+    return peft.LoraConfig(
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        target_modules=config.target_modules,
+        modules_to_save=saved,
+        rank_pattern=dict(config.rank_pattern),
+        alpha_pattern=dict(config.alpha_pattern),
+        use_rslora=config.use_rslora,
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"target_modules": ["lin9"]}, r"\['lin9'\] chooses none of the 4 modules; the closest are 'lin"),
+        ({"target_modules": ["norm"]}, "chooses 'norm', a LayerNorm, but adapters are made for nn.Linear"),
+        ({"target_modules": ["lin0"], "modules_to_save": ["haed"]}, "names 'haed', which is no module.*'head'"),
+        ({"target_modules": ["lin0"], "fused_parts": "qv"}, r"chooses 'lin0' \(20 x 10\)"),
+        ({"target_modules": ["lin0"], "init_lora_weights": "pissa", "r": 11}, "finds 10 directions"),
+        ({"target_modules": ["lin0"], "init_lora_weights": "orthogonal", "r": 3}, "must be even; got 3"),
+    ],
+)
+def test_a_refusal_leaves_the_network_as_it_was(config, message):
+    model, batch = NETWORKS["mlp"]()
+    before, names = model(batch), list(model.state_dict())
+    with pytest.raises(InputError, match=message):
+        add_lora(model, LoraConfig(**config))
+    assert torch.equal(model(batch), before)
+    assert list(model.state_dict()) == names
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"r": 0}, "r must be a whole number of at least 1, got 0; remove_lora"),
+        ({"rank_pattern": {"x": 1.5}}, "got 1.5"),
+        ({"lora_alpha": float("nan")}, "lora_alpha must be a finite number, got nan"),
+        ({"lora_dropout": 1.0}, "probability below 1, got 1.0"),
+        ({"bias": "some"}, "one of none, all, lora_only, got 'some'"),
+        ({"init_lora_weights": "gausian"}, "unknown init_lora_weights 'gausian'; the closest are 'gaussian'"),
+        ({"target_modules": "(", "r": 2}, "is not a regular expression"),
+        ({"modules_to_save": "head"}, "modules_to_save must be a list of module names, got 'head'"),
+        ({"target_modules": "all-linear", "layers_to_transform": [0]}, "needs target_modules as a list"),
+        ({"layers_pattern": "h"}, "layers_pattern='h' needs layers_to_transform"),
+        ({"fused_parts": "qx"}, "letters of 'qkv'"),
+    ],
+)
+def test_a_config_is_checked_when_it_is_made(config, message):
+    with pytest.raises(InputError, match=message):
+        LoraConfig(**config)
+
+
+def test_two_adapters_of_one_name_and_none_at_all():
+    model, _ = NETWORKS["mlp"]()
+    with pytest.raises(InputError, match=r"this Mlp has no adapters; call add_lora"):
+        record_of(model)
+    add_lora(model, LoraConfig(r=2, target_modules=["lin0"]))
+    with pytest.raises(InputError, match="adapter 'default' already"):
+        add_lora(model, LoraConfig(r=2, target_modules=["lin1"]))
+    with pytest.raises(InputError, match=r"word without dots, got 'a.b'"):
+        add_lora(model, LoraConfig(r=2, target_modules=["lin1"]), adapter="a.b")

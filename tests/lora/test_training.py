@@ -1,0 +1,341 @@
+"""Adapters in training: the same steps as PEFT's, under every way of running a network."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from parity_rows import ROWS, Row, copy_to_ours, live_names, make_pair, randomise
+from torch import nn
+
+from hf_tl import LoraConfig, add_lora, lora_plus_groups, merge_lora, remove_lora, set_adapter, unmerge_lora
+from hf_tl.lora.functions import add_low_rank
+from hf_tl.lora.record import adapter_state_dict, record_of
+from hf_tl.trace import first_float, forward
+
+
+def row(name) -> Row:
+    return next(row for row in ROWS if row.name == name)
+
+
+def train(model, batch, *, steps=20, autocast=None, scaler=None, seed=11):
+    """Losses of AdamW's steps towards fixed random outputs."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    losses = []
+    for step in range(steps):
+        torch.manual_seed(seed + step)
+        with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+            value = first_float(forward(model.train(), batch)).float()
+            target = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+            loss = (value - target).square().mean()
+        losses.append(loss.item())
+        if scaler is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        optimizer.zero_grad()
+    return losses
+
+
+def trained(model):
+    return {name: p.detach() for name, p in live_names(model).items() if p.requires_grad}
+
+
+def far(ours, theirs):
+    return max(((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max()).item() for name in theirs)
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp head", "bert dense", "conv2d and linear", "llama all-linear", "timm vit", "gpt2"]
+)
+def test_twenty_steps_of_adamw_are_peft_s(name):
+    pair = make_pair(row(name))
+    ours, theirs = train(pair.ours, pair.batch), train(pair.peft, pair.batch)
+    assert ours == theirs if pair.row.exact else ours == pytest.approx(theirs, rel=1e-5)
+    assert ours[-1] < ours[0]
+    assert far(trained(pair.ours), trained(pair.peft)) <= (0.0 if pair.row.exact else 1e-4)
+
+
+@pytest.mark.parametrize("name", ["bert dropout", "mlp dora", "mlp odd scaling"])
+def test_twenty_steps_that_round_differently_stay_close(name):
+    pair = make_pair(row(name))
+    assert train(pair.ours, pair.batch) == pytest.approx(train(pair.peft, pair.batch), rel=1e-3)
+
+
+def test_float16_with_a_gradient_scaler():
+    pair = make_pair(row("bert dense"))
+    losses = []
+    for model in (pair.ours, pair.peft):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        losses.append(train(model, pair.batch, autocast=torch.float16, scaler=scaler, steps=10))
+        assert scaler.get_scale() == 2.0**10  # no step overflowed
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+    assert losses[0][-1] < losses[0][0]
+
+
+@pytest.mark.parametrize("name", ["bert dense", "bert dropout", "vit", "conv2d", "embedding", "mlp dora"])
+def test_autocast(name):
+    pair = make_pair(row(name))
+    assert train(pair.ours, pair.batch, autocast=torch.bfloat16, steps=5) == pytest.approx(
+        train(pair.peft, pair.batch, autocast=torch.bfloat16, steps=5), rel=3e-2
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_changes_nothing(reentrant):
+    pair = make_pair(row("bert dropout"))
+    straight, again = pair.ours, copy.deepcopy(pair.ours)
+    again.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    assert train(again, pair.batch, steps=4) == train(straight, pair.batch, steps=4)
+    assert far(trained(again), trained(straight)) == 0.0
+    assert all(p.grad is None for name, p in live_names(again).items() if not p.requires_grad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert dense", "bert dropout", "vit", "mlp dora", "conv2d", "embedding"])
+def test_one_graph_under_compile(name):
+    torch._dynamo.reset()
+    pair = make_pair(row(name))
+    randomise(pair)
+    model = pair.ours.eval() if pair.row.config.get("lora_dropout") else pair.ours.train()
+    for module in model.modules():  # the network's own dropout draws other numbers when compiled
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    values, gradients = [], []
+    for one in (model, compiled):
+        model.zero_grad()
+        value = first_float(forward(one, pair.batch))
+        value.square().sum().backward()
+        values.append(value.detach())
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert torch.allclose(values[0], values[1], rtol=1e-5, atol=1e-6)
+    assert far(gradients[1], gradients[0]) < 1e-4
+
+
+def test_two_active_adapters_add_up_as_in_peft():
+    pair = make_pair(row("mlp"))
+    randomise(pair)
+    second = {"r": 4, "lora_alpha": 16, "target_modules": ["lin1", "head"]}
+    pair.peft.add_adapter("second", peft.LoraConfig(**second))
+    add_lora(pair.ours, LoraConfig(modules_to_save=(), **second), adapter="second")
+    theirs = peft.get_peft_model_state_dict(pair.peft, adapter_name="second")
+    ours = adapter_state_dict(pair.ours, adapter="second")
+    assert sorted(ours) == sorted(theirs)
+    for name, tensor in theirs.items():
+        tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2)) * 0.1)
+        ours[name].copy_(tensor)
+    for active in (["default"], ["second"], ["default", "second"]):
+        pair.peft.base_model.set_adapter(active)
+        set_adapter(pair.ours, *active)
+        expected = pair.peft(pair.batch)
+        assert torch.equal(pair.ours(pair.batch), expected), active
+        merged = copy.deepcopy(pair.ours)
+        merge_lora(merged)
+        assert torch.allclose(merged(pair.batch), expected, atol=1e-5)
+        unmerge_lora(merged)
+        assert torch.equal(merged(pair.batch), expected)
+    assert train(pair.ours, pair.batch) == train(pair.peft, pair.batch)
+    remove_lora(pair.ours, adapters=["default"])
+    pair.peft.delete_adapter("default")
+    pair.peft.base_model.set_adapter(["second"])
+    assert record_of(pair.ours).active == ["second"]
+    assert torch.equal(pair.ours(pair.batch), pair.peft(pair.batch))
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT reads it
+def test_tied_embeddings_stay_tied_and_merge_apart():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=30, tie_word_embeddings=True, pad_token_id=0, **sizes))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    config = {"r": 4, "target_modules": ["embed_tokens", "q_proj"]}
+    theirs = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(**config))
+    ours = add_lora(copy.deepcopy(model), LoraConfig(**config))
+    pair = type("Pair", (), {"peft": theirs, "ours": ours})
+    randomise(pair)
+    ids = torch.arange(1, 9)[None]
+    expected = theirs(input_ids=ids).logits
+    assert torch.equal(ours(input_ids=ids).logits, expected)
+    merge_lora(ours)
+    assert torch.allclose(ours(input_ids=ids).logits, expected, atol=1e-5)  # the words' side keeps the old table
+    assert ours.lm_head.weight is not ours.model.embed_tokens.weight
+    unmerge_lora(ours)
+    assert ours.lm_head.weight is ours.model.embed_tokens.weight
+    assert torch.equal(ours(input_ids=ids).logits, expected)
+
+
+def test_hooks_on_the_frozen_layer_see_its_own_output():
+    pair = make_pair(row("mlp"))
+    randomise(pair)
+    seen = []
+    handle = pair.ours.lin0.base_layer.register_forward_hook(lambda module, args, output: seen.append(output))
+    expected = pair.base.lin0(pair.batch)
+    pair.ours(pair.batch).sum().backward()
+    assert torch.equal(seen[0], expected)
+    handle.remove()
+
+
+def test_a_quantised_layer_is_adapted_beside():
+    class Quantised(nn.Linear):
+        """Weights of eight bits, as quantisers store them."""
+
+        def __init__(self, linear):
+            super().__init__(linear.in_features, linear.out_features)
+            self.scale = linear.weight.detach().abs().max() / 127
+            self.weight = nn.Parameter(
+                (linear.weight.detach() / self.scale).round().to(torch.int8), requires_grad=False
+            )
+            self.bias = linear.bias
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Quantised(nn.Linear(8, 8)), nn.ReLU(), Quantised(nn.Linear(8, 8)))
+    x = torch.randn(4, 8)
+    expected = model(x)
+    add_lora(model, LoraConfig(r=2, target_modules=["0", "2"]))
+    assert torch.equal(model(x), expected)
+    losses = train(model, x, steps=10)
+    assert losses[-1] < losses[0]
+    with pytest.raises(ValueError, match=r"torch\.int8 cannot take an adapter in"):
+        merge_lora(model)
+
+
+def test_frozen_a_keeps_only_the_narrow_product():
+    kept = {}
+    for freeze in (False, True):
+        model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+        add_lora(model, LoraConfig(r=2, target_modules=["0", "1"], freeze_a=freeze))
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t
+        ):
+            model(torch.randn(100, 64)).sum().backward()
+        kept[freeze] = max(sizes)
+        assert model[0].lora_A["default"].weight.grad is None or not freeze
+        assert model[0].lora_B["default"].weight.grad is not None
+    assert kept[False] == 100 * 64
+    assert kept[True] == 64 * 64  # the frozen weight: no activation is as large
+
+
+def test_long_sums_are_closer_to_float64_than_peft_s():
+    """From 1024 rows on the gradient of B is summed in another order; it differs from PEFT's because PEFT's is off."""
+    torch.manual_seed(0)
+    x, grad = torch.randn(4096, 32), torch.randn(4096, 48)
+    a, b = torch.randn(4, 32), torch.randn(48, 4, requires_grad=True)
+    add_low_rank(torch.zeros(4096, 48), x, a=a, b=b, scale=2.0).backward(grad)
+    exact = 2 * grad.double().t() @ (x.double() @ a.double().t())
+    peft_s = 2 * (grad.t() @ (x @ a.t()))
+    error = (b.grad - exact).abs().max()
+    assert error < (peft_s - exact).abs().max()
+    assert error / exact.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_backward_pass_is_what_torch_derives(dtype, dropout):
+    torch.manual_seed(0)
+    x, a, b = torch.randn(3, 5, 8), torch.randn(2, 8), torch.randn(6, 2)
+    grads = []
+    for own in (True, False):
+        leaves = [t.to(dtype if i == 0 else torch.float32).requires_grad_(True) for i, t in enumerate((x, a, b))]
+        torch.manual_seed(4)
+        y = torch.zeros(3, 5, 6, dtype=dtype)
+        if own:
+            out = add_low_rank(y, leaves[0], a=leaves[1], b=leaves[2], scale=1.7, dropout=dropout)
+        else:
+            low = nn.functional.dropout(leaves[0].float(), dropout) @ leaves[1].t() @ leaves[2].t()
+            out = (y + 1.7 * low).to(dtype)
+        out.backward(torch.ones_like(out))
+        grads.append([leaf.grad for leaf in leaves])
+    for ours, torch_s in zip(*grads, strict=True):
+        assert ours.dtype == torch_s.dtype
+        assert torch.allclose(ours, torch_s, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-5)
+
+
+def test_double_precision_gradients_by_differences():
+    torch.manual_seed(0)
+    x, a, b = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((7, 5), (3, 5), (4, 3)))
+    y = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    run = lambda y, x, a, b: add_low_rank(y, x, a=a, b=b, scale=0.7)  # noqa: E731
+    assert torch.autograd.gradcheck(run, (y, x, a, b))
+
+
+def test_one_narrow_copy_serves_the_layers_that_read_one_input():
+    class Siblings(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v = nn.Linear(64, 8), nn.Linear(64, 8), nn.Linear(64, 8)
+
+        def forward(self, x):
+            return self.q(x) + self.k(x) + self.v(x)
+
+    model = add_lora(Siblings(), LoraConfig(r=2, target_modules=["q", "k", "v"]))
+    kept = {}
+
+    def pack(tensor):
+        if tensor.numel() == 100 * 64:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", dtype=torch.bfloat16):
+        model(torch.randn(100, 64))
+    assert [tensor.dtype for tensor in kept.values()] == [torch.bfloat16]
+
+
+def test_lora_plus_groups_reach_trainer(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    pair = make_pair(row("bert dense"))
+    groups = lora_plus_groups(pair.ours, lr=1e-3, ratio=8.0, weight_decay=0.1)
+    assert {group["name"]: (group["lr"], group["weight_decay"]) for group in groups} == {
+        "lora_A": (1e-3, 0.1),
+        "lora_B": (8e-3, 0.1),
+        "other": (1e-3, 0.1),
+        "other (no decay)": (1e-3, 0.0),
+    }
+    assert sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in pair.ours.parameters())
+    rows = [{"input_ids": [1, 2, 3], "labels": i % 3} for i in range(8)]
+    args = TrainingArguments(tmp_path, max_steps=4, per_device_train_batch_size=4, report_to=[], use_cpu=True)
+    trainer = Trainer(pair.ours, args, train_dataset=rows, optimizers=(torch.optim.AdamW(groups), None))
+    trainer.train()
+    rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
+    assert rates["lora_B"] == pytest.approx(8 * rates["lora_A"])
+    with pytest.raises(ValueError, match="ratio must be above 0, got -1"):
+        lora_plus_groups(pair.ours, lr=1e-3, ratio=-1)
+
+
+WORKER = Path(__file__).parent / "ddp_worker.py"
+
+
+@pytest.mark.dist
+def test_two_processes_make_the_steps_of_one(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+    subprocess.run([*command, str(WORKER), str(tmp_path / "two.pt")], check=True, timeout=240, capture_output=True)
+    subprocess.run([sys.executable, str(WORKER), str(tmp_path / "one.pt")], check=True, timeout=240)
+    two, one = torch.load(tmp_path / "two.pt"), torch.load(tmp_path / "one.pt")
+    assert two["world"] == 2
+    assert one["world"] == 1
+    assert far(two["adapter"], one["adapter"]) < 1e-4
+    assert two["same on both"]
+
+
+def test_copies_keep_apart():
+    pair = make_pair(row("mlp head"))
+    other = copy.deepcopy(pair.ours)
+    assert record_of(other).model is other
+    randomise(pair)
+    assert not torch.equal(pair.ours(pair.batch), other(pair.batch))
+    copy_to_ours(pair)
