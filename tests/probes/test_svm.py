@@ -6,7 +6,6 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from hf_tl import LinearSVM
-from hf_tl.probes.svm import gram_factor
 
 
 def ternary(rows, features, classes, seed=0):
@@ -38,7 +37,7 @@ def cases():
 @pytest.mark.parametrize(("x", "y"), [pytest.param(x, y, id=name) for name, x, y in cases()])
 def test_same_solution_as_linearsvc(x, y, C):
     test = ternary(300, x.shape[1], 3, seed=1)[0].astype(x.dtype)
-    ours = LinearSVM(C, tol=1e-8, max_iter=100_000).fit(x, y)
+    ours = LinearSVM(C).fit(x, y)
     oracle = LinearSVC(C=C, tol=1e-8, max_iter=1_000_000, dual=True, random_state=0).fit(x.astype(float), y)
     assert ours.coef_.shape == oracle.coef_.shape
     np.testing.assert_allclose(ours.coef_, oracle.coef_, atol=1e-5)
@@ -53,19 +52,18 @@ def test_class_weight_is_passed_on():
     x, y = ternary(60, 200, 3)
     keep = (y != 2) | (np.arange(60) < 12)
     x, y = x[keep], y[keep]
-    ours = LinearSVM(1e-3, class_weight="balanced", tol=1e-8, max_iter=100_000).fit(x, y)
+    ours = LinearSVM(1e-3, class_weight="balanced").fit(x, y)
     oracle = LinearSVC(C=1e-3, class_weight="balanced", tol=1e-8, max_iter=1_000_000, dual=True).fit(
         x.astype(float), y
     )
     np.testing.assert_allclose(ours.coef_, oracle.coef_, atol=1e-6)
-    plain = LinearSVM(1e-3, tol=1e-8).fit(x, y)
+    plain = LinearSVM(1e-3).fit(x, y)
     assert not np.allclose(ours.coef_, plain.coef_, atol=1e-6)
 
 
 def test_the_factor_has_the_same_gram_matrix_and_drops_what_is_redundant():
     x, _ = ternary(20, 9000, 2)  # more than one part of features
     x = np.concatenate([x, x[:5]])
-    factor, vectors, scale = gram_factor(x)
     assert factor.shape[1] == 20
     np.testing.assert_allclose(factor @ factor.T, x.astype(float) @ x.T.astype(float), atol=1e-8)
     np.testing.assert_allclose(factor @ ((vectors / scale).T @ x), x, atol=1e-9)
