@@ -23,7 +23,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from hf_tl.probes.features import LazyRows, read_rows
+from hf_tl.probes.features import ROWS_AT_ONCE, LazyRows, read_rows
 
 
 BLOCK = 2**24  # numbers of X on the device at once
@@ -119,12 +119,15 @@ class _Reader:
 
     def read(self, rows: np.ndarray) -> Tensor:
         """Some rows, ascending: (rows, n_features)."""
-        span = slice(int(rows[0]), int(rows[-1]) + 1)
-        values = read_rows(self.X, span)
-        if len(values) > len(rows):
-            values = values[rows - rows[0]]
         block = torch.ones(len(rows), self.n_features, dtype=self.dtype, device=self.device)
-        block[:, :-1] = torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+        window = min(self.at_once, ROWS_AT_ONCE)
+        for start in range(int(rows[0]), int(rows[-1]) + 1, window):  # scattered rows must not pull in all between
+            mine = slice(*np.searchsorted(rows, [start, start + window]).tolist())
+            wanted = rows[mine]
+            if len(wanted):
+                values = read_rows(self.X, slice(int(wanted[0]), int(wanted[-1]) + 1))
+                values = values if len(values) == len(wanted) else values[wanted - wanted[0]]
+                block[mine, :-1] = torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self.device)
         return block
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import Tags
+from sklearn.utils import Tags, column_or_1d
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from hf_tl.probes.active_set import solve
@@ -181,9 +181,12 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         if _is_lazy(X):
             if len(X.shape) != 2 or len(y) != X.shape[0]:
                 raise ValueError(f"expected X of {len(y)} rows and y of as many labels, got X of shape {X.shape}")
+            if X.dtype.kind == "f" and not all(np.isfinite(read_rows(X, rows)).all() for rows in row_blocks(X)):
+                raise ValueError("X holds NaN or infinity; expected finite features")
             self.n_features_in_ = X.shape[1]
             return X, np.asarray(y)
-        return validate_data(self, X, y, dtype=None, ensure_min_samples=2, multi_output=True)
+        X, y = validate_data(self, X, y, dtype=None, ensure_min_samples=2, multi_output=True)
+        return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
 
     def _values(self, X: LazyRows) -> np.ndarray:
         X = plain_values(X)
@@ -205,8 +208,8 @@ def strata_of(targets: Targets) -> np.ndarray:
 
 
 def _is_lazy(X: object) -> bool:
-    """Whether X has to be read in blocks: an array that is neither numpy's nor a sparse matrix or a frame."""
-    return isinstance(X, LazyRows) and not isinstance(X, np.ndarray)
+    """Whether X has to be read in blocks: memory-mapped, or lazy, which no sparse matrix or frame is."""
+    return isinstance(X, np.memmap) or (isinstance(X, LazyRows) and not isinstance(X, np.ndarray))
 
 
 def _squared_length(lengths: np.ndarray, weights: np.ndarray) -> float:
