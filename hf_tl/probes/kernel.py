@@ -43,11 +43,13 @@ class KernelSVM(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: LazyRows) -> np.ndarray:
         """(n_rows, n_classes), or (n_rows,) for two classes."""
-        return self.svc_.decision_function(self._kernel(X))
+        kernel = self._kernel(X)
+        return self.svc_.decision_function(kernel)
 
     def predict(self, X: LazyRows) -> np.ndarray:
         """The class of each row: (n_rows,)."""
-        return self.svc_.predict(self._kernel(X))
+        kernel = self._kernel(X)
+        return self.svc_.predict(kernel)
 
     def _kernel(self, X: LazyRows) -> np.ndarray:
         check_is_fitted(self)

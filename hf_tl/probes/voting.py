@@ -46,7 +46,9 @@ def majority(predictions: np.ndarray, images: np.ndarray, *, scores: np.ndarray,
     predictions, classes = np.asarray(predictions), np.asarray(classes)
     unknown = np.setdiff1d(predictions, classes)
     if len(unknown):
-        raise InputError(f"prediction {unknown[0]!r} is none of the {len(classes)} classes {classes[:5].tolist()} ...")
+        raise InputError(
+            f"prediction {unknown.tolist()[0]!r} is none of the {len(classes)} classes {classes[:5].tolist()} ..."
+        )
     names, means = mean_scores(scores, images)
     if means.ndim == 1:
         means = np.stack([-means, means], axis=1)
