@@ -51,7 +51,7 @@ def test_the_examples_of_help_run_as_printed(tmp_path, timm_folder, text_folder,
             assert main(line.split()[1:]) == 0, line
             assert table_rows(capsys.readouterr().out)
             ran += 1
-    assert ran == 7
+    assert ran == 9
 
 
 def test_probe_of_a_stored_embedding_equals_probe_of_the_images(timm_folder, image_folder, tmp_path, capsys):

@@ -95,9 +95,7 @@ def _knn(C: float | Sequence[float] | str, shape: tuple[int, int]) -> Head:
     from sklearn.neighbors import KNeighborsClassifier
 
     neighbours = min(NEIGHBOURS, shape[0])
-    return _in_row_space(
-        KNeighborsClassifier(neighbours, metric="cosine", algorithm="brute", weights=weight_by_similarity)
-    )
+    return KNeighborsClassifier(neighbours, metric="cosine", algorithm="brute", weights=weight_by_similarity)
 
 
 def _lda(C: float | Sequence[float] | str, shape: tuple[int, int]) -> Head:

@@ -13,7 +13,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from test_svm import ternary
 
 from hf_tl import InputError
-from hf_tl.probes.heads import HEADS, make_head, weight_by_similarity
+from hf_tl.probes.heads import HEADS, make_head
 from hf_tl.probes.kernel import KernelSVM
 from hf_tl.probes.row_space import RowSpace
 
@@ -38,7 +38,7 @@ def test_the_row_space_has_the_same_gram_matrix_and_drops_what_is_redundant():
     [
         LogisticRegression(C=1e-3, tol=1e-10, max_iter=10_000),
         RidgeClassifier(alpha=100.0),
-        KNeighborsClassifier(5, metric="cosine", weights=weight_by_similarity),
+        KNeighborsClassifier(5, metric="cosine"),
     ],
     ids=lambda estimator: type(estimator).__name__,
 )
