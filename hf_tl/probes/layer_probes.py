@@ -167,7 +167,7 @@ class LayerProbes:
         axes.set_title(title, fontsize=11, loc="left")
         axes.grid(axis="y", linewidth=0.4, alpha=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower right", fontsize=8, ncols=2)
+        axes.legend(loc="lower right", fontsize=8, ncols=2, facecolor="white", framealpha=1, edgecolor="none")
         caption = f"bands: 95 % intervals; linear SVM, C = {RELATIVE_C:g} / mean squared length; {self.judged_on}"
         figure.supxlabel(caption, fontsize=8, color="#555555")
         figure.savefig(path)

@@ -15,8 +15,9 @@ NEGLIGIBLE = 1e-12  # eigenvalues this far below the largest are rounding: dupli
 class RowSpace(TransformerMixin, BaseEstimator):
     """Rows X (n_rows, n_features) -> Z (n_rows, rank) with Z Z^T = X X^T, rank <= n_rows.
 
-    An L2-penalised linear model does not see the rotation between X and Z, nor does the order of cosine distances: `make_pipeline(RowSpace(), LogisticRegression())` has the decision values of `LogisticRegression()` on X, in
-    a fraction of its time where features are many. What a new row has outside the space is left out; no linear model
+    An L2-penalised linear model does not see the rotation between X and Z, nor does the order of cosine distances:
+    `make_pipeline(RowSpace(), LogisticRegression())` has the decision values of `LogisticRegression()` on X, in a
+    fraction of its time where features are many. What a new row has outside the space is left out; no linear model
     that was fitted on the training rows can see it.
 
     Args:
