@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
+from tqdm import tqdm
 
 from hf_tl.probes.features import ROWS_AT_ONCE, LazyRows, read_rows
 
@@ -191,6 +192,7 @@ def _solve_level(
     problem.place(weights)
     while problem.live.any() and problem.passes < max_passes:
         problem.step(tol)
+    problem.bar.close()
     return problem.weights, passes + problem.passes, problem.decrement.cpu().numpy()
 
 
@@ -215,6 +217,7 @@ class _Problem:
         self.failures = torch.zeros(n_columns, dtype=torch.long, device=device)
         self.decrement = torch.full((n_columns,), torch.inf, dtype=torch.float64, device=device)
         self.passes = 0
+        self.bar = tqdm(desc=f"SVM on {len(rows):,} rows", unit="pass", disable=len(rows) <= FEWEST, leave=False)
 
     def place(self, weights: Tensor) -> None:
         """Starts from given weights."""
@@ -222,7 +225,7 @@ class _Problem:
         self.values = torch.empty(len(self.rows), weights.shape[1], dtype=weights.dtype, device=weights.device)
         for part, block in self.reader.blocks(self.rows):
             self.values[part] = block @ weights
-        self.passes += 1
+        self._passed()
         self.objective = self._objective(self.weights, self.values, self._curvature(slice(None)), slice(None))
 
     def step(self, tol: float) -> None:
@@ -237,7 +240,7 @@ class _Problem:
         for part, block in self.reader.blocks(self.rows):
             residual += block.T @ push[part]
         del push, slack
-        self.passes += 1
+        self._passed()
         inverse = self.precondition.at(self._sample_curvature(columns, weights))
         change, changed_values, gain = self._newton(residual, inside, inverse)
         del inside
@@ -254,6 +257,10 @@ class _Problem:
         self.objective[columns] = self._objective(self.weights[:, columns], self.values[:, columns], loss, columns)
         self.live[columns] = (self.decrement[columns] > tol) | worse
 
+    def _passed(self) -> None:
+        self.passes += 1
+        self.bar.update()
+
     def _newton(self, residual: Tensor, inside: Tensor, inverse: _Inverse) -> tuple[Tensor, Tensor, Tensor]:
         """Conjugate gradients for the Newton system: the step, what it adds to the values, its gain times 2."""
         change, first = torch.zeros_like(residual), residual.clone()
@@ -266,7 +273,7 @@ class _Problem:
             for part, block in self.reader.blocks(self.rows):
                 seen[part] = block @ direction
                 product += block.T @ (inside[part] * seen[part])
-            self.passes += 1
+            self._passed()
             ratio = length / (direction * product).sum(0).clamp(min=1e-30)
             change += ratio * direction
             added += ratio * seen
