@@ -2,7 +2,8 @@
 
 HF_TL_REAL_DATA=path/to/data python recipes/benchmarks/bench_svm.py [--repeats 2] [--threads 1] [--sweep dtd10]
 
-Seconds are of processor time, which with one thread is what a quiet machine's clock would show. One fit at C=1; a sweep of 9 values of C over 5 folds; 1,360 made-up rows of 17,056 ternary features in 136 classes.
+One fit at C=1; a sweep of 9 values of C over 5 folds; 1,360 made-up rows of 17,056 ternary features in 136 classes.
+Seconds are of processor time: with one thread, what the clock of a quiet machine would show.
 """
 
 import argparse
@@ -45,7 +46,8 @@ def main() -> None:
     print(
         f"136 classes, 1,360 rows, C=1: {many['seconds']['median']:.1f} s, test accuracy {many['test_accuracy']:.3f}"
     )
-    keep("svm", {"clock": "process time", "threads": options.threads, "one_fit_C_1": fits, "sweep": {"dataset": options.sweep, **swept},
+    keep("svm", {"clock": "process time",
+                 "threads": options.threads, "one_fit_C_1": fits, "sweep": {"dataset": options.sweep, **swept},
                  "136_classes_C_1": many})  # fmt: skip
 
 
