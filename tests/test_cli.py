@@ -52,7 +52,7 @@ def test_the_examples_of_help_run_as_printed(tmp_path, timm_folder, text_folder,
             assert main(shlex.split(line)[1:]) == 0, line
             assert table_rows(capsys.readouterr().out)
             ran += 1
-    assert ran == 8
+    assert ran == 10
     assert (tmp_path / "ladder.png").stat().st_size > 10_000
 
 

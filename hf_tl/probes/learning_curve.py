@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from tqdm import tqdm
 
+from hf_tl.errors import InputError
+from hf_tl.probes.features import LayeredFeatures, needed_labels
+from hf_tl.probes.heads import make_head
+from hf_tl.probes.intervals import half_width
+from hf_tl.probes.power_law import FEWEST, PowerLaw, fit_power_law
 from hf_tl.table import format_table
 
 
+SHOTS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100)
+SPLITS = 5
+HELD_OUT = 4  # one row in so many is judged where no test rows are given
+Prepare = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 STYLES = (("#8c8c8c", "s"), ("#d1752b", "^"), ("#5b9bd5", "o"), ("#1f4e8c", "D"), ("#3f8f5f", "v"), ("#8e5ea2", "P"))
 
 
@@ -22,11 +33,44 @@ class LearningCurve:
         shots: training samples per class, ascending.
         accuracy: method -> (shots, draws) test accuracies; a draw's rows are the same for every method.
         chance: the accuracy of guessing.
+        metric: what is measured, in words.
     """
 
     shots: tuple[int, ...]
     accuracy: dict[str, np.ndarray]
     chance: float
+    metric: str = "test accuracy"
+
+    def beside(self, other: LearningCurve) -> LearningCurve:
+        """The methods of both, measured with the same shots, draws and metric.
+
+        Raises:
+            InputError: curves that cannot be compared.
+        """
+        shapes = {np.shape(draws) for curve in (self, other) for draws in curve.accuracy.values()}
+        if self.shots != other.shots or self.metric != other.metric or len(shapes) > 1:
+            raise InputError(
+                f"curves over the same shots, draws and metric can stand side by side, got {self.metric} at "
+                f"{_listed(self.shots)} and {other.metric} at {_listed(other.shots)}"
+            )
+        return replace(self, accuracy={**self.accuracy, **other.accuracy})
+
+    def law(self, method: str) -> PowerLaw | None:
+        """a - b n^-c through a method's means; None for fewer than four shots."""
+        accuracy = self.accuracy[method]
+        return fit_power_law(self.shots, accuracy) if len(self.shots) >= FEWEST else None
+
+    def outlook(self) -> str:
+        """What twice the samples would give each method, in sentences, with the range that the fits leave open."""
+        lines = []
+        for method in self.accuracy:
+            law = self.law(method)
+            if law is not None:
+                n = 2 * self.shots[-1]
+                low, high = law.range_at(n)
+                said = f"{law.at(n):.2f} ({low:.2f} .. {high:.2f})"
+                lines.append(f"{method}: {law}; with {n} samples per class it leads one to expect {said}")
+        return "\n".join(lines)
 
     def table(self) -> str:
         """Mean and 95 % interval, one row a method, one column a number of samples per class."""
@@ -61,8 +105,15 @@ class LearningCurve:
         method = max(means, key=means.__getitem__)
         return f"With {self.shots[-1]} samples per class the highest mean is that of {method}: {means[method]:.2f}."
 
-    def plot(self, path: str | Path, *, title: str, note: str = "") -> None:
-        """Draws one curve a method, with 95 % intervals, into a PNG or SVG file."""
+    def plot(self, path: str | Path, *, title: str, note: str = "", extrapolate: bool = False) -> None:
+        """Draws one curve a method, with 95 % intervals, into a PNG or SVG file.
+
+        Args:
+            path: the file.
+            title: above the axes.
+            note: below them.
+            extrapolate: whether fitted power laws are drawn, up to twice the samples, with their range.
+        """
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7.2, 4.6), layout="constrained", dpi=150)
@@ -82,13 +133,20 @@ class LearningCurve:
                 elinewidth=1,
                 label=method,
             )
+            law = self.law(method) if extrapolate else None
+            if law is not None:
+                ahead = np.geomspace(shots[0], 2 * shots[-1], 60)
+                axes.plot(ahead, law.at(ahead), color=colour, linewidth=1, linestyle="--")
+                beyond = np.geomspace(shots[-1], 2 * shots[-1], 12)
+                spans = np.array([law.range_at(n) for n in beyond])
+                axes.fill_between(beyond, spans[:, 0], spans[:, 1], color=colour, alpha=0.18, linewidth=0)
         axes.axhline(self.chance, color="black", linewidth=0.8, linestyle=":", label="chance")
         axes.set_xscale("log")
         axes.set_xticks(shots, [str(n) for n in self.shots])
         axes.minorticks_off()
         axes.set_ylim(0, 1)
         axes.set_xlabel("training samples per class")
-        axes.set_ylabel("test accuracy")
+        axes.set_ylabel(self.metric)
         axes.set_title(title, fontsize=11, loc="left")
         axes.grid(axis="y", linewidth=0.4, alpha=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -99,11 +157,83 @@ class LearningCurve:
         figure.savefig(path)
 
 
-def half_width(draws: np.ndarray) -> float:
-    """Half the width of Student's 95 % interval of the mean of a few draws: (draws,) -> a number."""
-    from scipy.stats import t
+def learning_curve(
+    embedding: LayeredFeatures,
+    test: LayeredFeatures | None = None,
+    *,
+    shots: Sequence[int] = SHOTS,
+    splits: int = SPLITS,
+    head: str = "svm",
+    C: float | Sequence[float] | Literal["auto"] = "auto",
+    prepare: Prepare | None = None,
+    method: str = "full network",
+    seed: int = 0,
+    progress: bool = True,
+) -> LearningCurve:
+    """What a classifier reaches with few samples per class: mean per-class accuracy.
 
-    return float(t.ppf(0.975, len(draws) - 1) * draws.std(ddof=1) / np.sqrt(len(draws)))
+    The samples of a split are nested: five contain the two that two contain. Whatever is chosen, such as C, is chosen
+    on the samples themselves; no further rows help.
+
+    Args:
+        embedding: rows with labels, from which samples are drawn.
+        test: rows to judge by; None to hold out a quarter of each class, another in each split.
+        shots: samples per class, ascending; numbers that the smallest class cannot give are left out.
+        splits: independent draws, 2 or more.
+        head: see `make_head`.
+        C: see `make_head`.
+        prepare: (values of the samples, values of the test rows) -> their features, for features that are scaled
+            with statistics of the samples alone; None to take the values as they are.
+        method: what the curve is called.
+        seed: decides the draws; the same for rows with the same labels, so that curves can be compared in pairs.
+        progress: whether a progress bar is drawn.
+
+    Raises:
+        InputError: no labels, fewer than two splits, or no number of samples that every class has.
+    """
+    labels = needed_labels(embedding, "training")
+    if splits < 2:
+        raise InputError(f"splits must be 2 or more, for an interval, got {splits}")
+    classes, counts = np.unique(labels, return_counts=True)
+    fewest = int(counts.min()) if test is not None else int(counts.min() - np.ceil(counts.min() / HELD_OUT))
+    used = tuple(sorted({int(n) for n in shots if 1 <= n <= fewest}))
+    if not used or len(classes) < 2:
+        raise InputError(
+            f"expected two classes or more with at least {min(shots, default=1)} samples each, got {len(classes)} "
+            f"classes, the smallest with {fewest} to draw from; give more rows, or fewer shots"
+        )
+    accuracy = np.zeros((len(used), splits))
+    with tqdm(total=accuracy.size, desc=f"learning curve, {method}", unit="fit", disable=not progress) as bar:
+        for j in range(splits):
+            pool, judged, truth = _split(embedding, test, labels, seed=seed + j)
+            order = np.random.default_rng((seed, j)).permutation(pool)
+            for i, n in enumerate(used):
+                rows = np.sort(np.concatenate([order[labels[order] == value][:n] for value in classes]))
+                values = np.asarray(embedding.values[rows])
+                features, others = prepare(values, judged) if prepare is not None else (values, judged)
+                fitted = make_head(head, features.shape, C=C, seed=seed).fit(features, labels[rows])
+                accuracy[i, j] = per_class_accuracy(truth, fitted.predict(others))
+                bar.update()
+    return LearningCurve(used, {method: accuracy}, 1 / len(classes), "mean per-class accuracy")
+
+
+def per_class_accuracy(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """The mean over the classes in `truth` of the share of their rows that is right: (rows,), (rows,) -> a number."""
+    return float(np.mean([(predicted[truth == value] == value).mean() for value in np.unique(truth)]))
+
+
+def _split(
+    embedding: LayeredFeatures, test: LayeredFeatures | None, labels: np.ndarray, *, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows to draw from, and the values and labels of the rows to judge by."""
+    if test is not None:
+        return np.arange(len(labels)), np.asarray(test.values), needed_labels(test, "test")
+    out = np.zeros(len(labels), dtype=bool)
+    generator = np.random.default_rng(seed)
+    for value in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == value))
+        out[rows[: int(np.ceil(len(rows) / HELD_OUT))]] = True
+    return np.flatnonzero(~out), np.asarray(embedding.values[np.flatnonzero(out)]), labels[out]
 
 
 def _listed(numbers: Sequence[int]) -> str:

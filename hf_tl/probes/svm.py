@@ -2,131 +2,222 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.svm import LinearSVC
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils import Tags, column_or_1d
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from hf_tl.probes.active_set import solve
+from hf_tl.probes.features import LazyRows, gram, plain_values, read_rows, row_blocks, weighted_rows
+from hf_tl.probes.selection import Search, find_grid, search, stratified_folds
+from hf_tl.probes.targets import Targets, decide
 
 
-FEATURES_AT_ONCE = 4096
-NEGLIGIBLE = 1e-12  # eigenvalues this far below the largest are rounding: duplicate rows, constant features
+GRAM_ROWS = 15_000  # a Gram matrix of 1.8 GB
+HELD_OUT = 10  # one row in so many chooses C where there are too many rows for folds
 
 
 class LinearSVM(ClassifierMixin, BaseEstimator):
-    """One-against-the-rest linear SVM with squared hinge loss: scikit-learn's `LinearSVC`, solved among the rows.
+    """One-against-the-rest linear SVM with squared hinge loss: the objective of scikit-learn's `LinearSVC`.
 
-    With fewer rows than features, the solution lies in the span of the rows, so `LinearSVC` is fitted on an
-    (n_rows, n_rows) factor Z of the Gram matrix, X X^T = Z Z^T, and its coefficients are mapped back. An L2 penalty
-    does not see the rotation between X and Z: the solution is the same, in seconds where `LinearSVC` on X takes
-    a minute. With more rows than features, X is used as it is.
+    The solution lies in the span of the rows, so it is found among them: one Gram matrix serves every class, every C
+    and every fold (`hf_tl.probes.active_set`), in a second where `LinearSVC` takes a minute. Beyond 15,000 rows it is
+    found among the features, with the rows read in blocks, so that they need not fit into memory
+    (`hf_tl.probes.primal`).
 
-    As in liblinear, the intercept is penalised like a weight of a feature that is always 1.
+    As in liblinear, the intercept is penalised like the weight of a feature that is always 1.
 
     Args:
-        C: weight of the loss against the penalty. The rows of a discretised embedding have squared lengths near
-            10^4, so C=1, the choice of the full-network embedding paper, is practically a hard margin.
+        C: weight of the loss against the penalty; several values, of which the best is chosen on splits of the
+            training rows; or "auto", nine values from 0.1 to 1000 over the mean squared length of a row. The rows of a
+            discretised embedding have squared lengths near 10^4, so C=1, the choice of the full-network embedding
+            paper, is practically a hard margin.
         class_weight: None, "balanced", or class -> weight.
-        tol: `LinearSVC`'s stopping tolerance.
-        max_iter: `LinearSVC`'s limit on iterations.
-        random_state: seed of the order in which `LinearSVC` visits the rows.
+        solver: "rows" (Gram matrix), "features" (blocks of rows), or "auto".
+        tol: relative distance of the objective from its minimum at which the solver "features" stops; "rows" is
+            exact.
+        max_passes: passes over the rows after which the solver "features" stops in any case.
+        device: where the solver "features" multiplies.
 
     Attributes:
         classes_: (n_classes,).
         coef_: (n_classes, n_features), or (1, n_features) for two classes, float64.
         intercept_: (n_classes,) or (1,).
-        n_iter_: iterations of `LinearSVC`.
+        C_: the C in use.
+        search_: how it was chosen; None where one was given.
+        n_iter_: passes over the rows of the solver "features", else 1.
     """
 
     def __init__(
         self,
-        C: float = 1.0,
+        C: float | Sequence[float] | Literal["auto"] = 1.0,
         *,
         class_weight: dict | str | None = None,
-        tol: float = 1e-4,
-        max_iter: int = 20_000,
-        random_state: int | None = 0,
+        solver: Literal["auto", "rows", "features"] = "auto",
+        tol: float = 1e-5,
+        max_passes: int = 1000,
+        device: str = "cpu",
     ):
         self.C = C
         self.class_weight = class_weight
+        self.solver = solver
         self.tol = tol
-        self.max_iter = max_iter
-        self.random_state = random_state
+        self.max_passes = max_passes
+        self.device = device
 
-    def fit(self, X: np.ndarray, y: np.ndarray) -> LinearSVM:
-        """Fits on X (n_rows, n_features), real or integer, and y (n_rows,), integers or strings.
+    def fit(self, X: LazyRows, y: np.ndarray, sample_weight: np.ndarray | None = None) -> LinearSVM:
+        """Fits on X (n_rows, n_features), real or integer, an embedding, a memory-mapped or a lazy array.
+
+        Args:
+            X: the rows.
+            y: (n_rows,) integers or strings, or (n_rows, n_labels) of 0 and 1 for label sets.
+            sample_weight: (n_rows,) factors of the rows' losses, 0 or more.
 
         Raises:
             ValueError: one class only, NaN, or lengths that differ.
         """
-        X, y = validate_data(self, X, y, dtype=None, ensure_min_samples=2)
-        check_classification_targets(y)
-        self.classes_ = np.unique(y)
-        if len(self.classes_) < 2:
-            raise ValueError(f"expected two classes or more, got one class only: {self.classes_.tolist()}")
-        svc = LinearSVC(
-            C=self.C,
-            class_weight=self.class_weight,
-            tol=self.tol,
-            max_iter=self.max_iter,
-            random_state=self.random_state,
-            dual=len(X) <= X.shape[1],
+        if self.solver not in ("auto", "rows", "features"):
+            raise ValueError(f"solver should be 'auto', 'rows' or 'features', got {self.solver!r}")
+        X, y = self._checked(X, y)
+        targets = Targets.of(y)
+        weights = _check_sample_weight(
+            sample_weight, np.empty((len(y), 0)), dtype=np.float64, ensure_non_negative=True
         )
-        if len(X) < X.shape[1]:
-            factor, vectors, scale = gram_factor(X)
-            svc.fit(factor, y)
-            self.coef_ = _blockwise(((svc.coef_ / scale) @ vectors.T), X)
+        self.classes_, self._kind = targets.classes, targets.kind
+        negative, positive = targets.weights(self.class_weight, y)
+        if self.solver == "rows" or (self.solver == "auto" and X.shape[0] <= GRAM_ROWS):
+            self._fit_among_rows(X, targets, weights, np.stack([negative, positive]))
         else:
-            self.coef_ = svc.fit(X.astype(np.float64), y).coef_
-        self.intercept_ = np.atleast_1d(svc.intercept_)
-        self.n_iter_ = svc.n_iter_
+            self._fit_among_features(X, targets, weights, np.stack([negative, positive]))
         return self
 
-    def decision_function(self, X: np.ndarray) -> np.ndarray:
+    def decision_function(self, X: LazyRows) -> np.ndarray:
         """Signed distances times the norm of the weights: (n_rows, n_classes), or (n_rows,) for two classes."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=None, reset=False)
-        scores = self.intercept_ + sum(
-            X[:, part].astype(np.float64) @ self.coef_[:, part].T for part in _parts(X.shape[1])
+        values = self._values(X)
+        return values.ravel() if self._kind == "binary" else values
+
+    def predict(self, X: LazyRows) -> np.ndarray:
+        """The class of each row, (n_rows,), or its labels, (n_rows, n_labels)."""
+        check_is_fitted(self)
+        return decide(self._values(X), self.classes_, self._kind)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+    def _fit_among_rows(self, X: LazyRows, targets: Targets, weights: np.ndarray, factors: np.ndarray) -> None:
+        among = gram(X) + 1
+        narrow = None
+        if X.shape[1] < X.shape[0]:
+            narrow = np.column_stack([np.asarray(X, dtype=np.float64), np.ones(X.shape[0])])
+        grid = find_grid(self.C, _squared_length(among.diagonal(), weights))
+        loss = 2 * weights[:, None] * np.where(targets.signs > 0, factors[1], factors[0])
+        if len(grid) == 1:
+            self.C_, self.search_ = grid[0], None
+            found = solve(among, targets.signs.astype(np.float64), grid[0] * loss, features=narrow)
+        else:
+            strata = strata_of(targets)
+            self.search_, found = search(among, targets, lambda C: C * loss, grid, strata=strata, features=narrow)
+            self.C_ = self.search_.chosen
+        self.coef_, self.intercept_ = weighted_rows(found.alpha, X), found.alpha.sum(axis=0)
+        self.n_iter_ = 1
+
+    def _fit_among_features(self, X: LazyRows, targets: Targets, weights: np.ndarray, factors: np.ndarray) -> None:
+        grid = find_grid(self.C, _sampled_squared_length(X, weights) if self.C == "auto" else 1.0)
+        self.search_ = None if len(grid) == 1 else self._search_among_features(X, targets, weights, factors, grid)
+        self.C_ = grid[0] if self.search_ is None else self.search_.chosen
+        coef, intercept, self.n_iter_ = self._solve_among_features(X, targets, weights, factors, (self.C_,))
+        self.coef_, self.intercept_ = coef[0], intercept[0]
+
+    def _search_among_features(
+        self, X: LazyRows, targets: Targets, weights: np.ndarray, factors: np.ndarray, grid: tuple[float, ...]
+    ) -> Search:
+        """One split, all values of C at once."""
+        out = np.flatnonzero(stratified_folds(strata_of(targets), folds=HELD_OUT) == 0)
+        kept = weights.copy()
+        kept[out] = 0
+        coef, intercept, _ = self._solve_among_features(X, targets, kept, factors, grid)
+        truth = decide(targets.signs[out].astype(np.float64), self.classes_, self._kind)
+        right = np.zeros(len(grid))
+        for rows in row_blocks(X):
+            mine = (out >= rows.start) & (out < rows.stop)
+            block = read_rows(X, rows)[out[mine] - rows.start].astype(np.float64)
+            for i in range(len(grid)):
+                found = decide(block @ coef[i].T + intercept[i], self.classes_, self._kind)
+                right[i] += (found == truth[mine]).reshape(mine.sum(), -1).mean(axis=1).sum()
+        accuracy = right[:, None] / len(out)
+        return Search(
+            grid,
+            accuracy,
+            grid[int(np.argmax(accuracy[:, 0]))],
+            f"{len(out)} rows held out of the {X.shape[0]} training rows",
         )
-        return scores.ravel() if len(self.classes_) == 2 else scores
 
-    def predict(self, X: np.ndarray) -> np.ndarray:
-        """The class of each row: (n_rows,)."""
-        scores = self.decision_function(X)
-        chosen = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
-        return self.classes_[chosen]
+    def _solve_among_features(
+        self, X: LazyRows, targets: Targets, weights: np.ndarray, factors: np.ndarray, grid: tuple[float, ...]
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        """(values of C, columns, n_features), (values of C, columns), passes."""
+        from hf_tl.probes.primal import Columns, solve_primal, warn_if_unsolved
+
+        n_columns = targets.signs.shape[1]
+        columns = Columns(
+            signs=np.tile(targets.signs, (1, len(grid))),
+            scale=np.concatenate([2 * C * factors[0] for C in grid]),
+            positive=np.tile(factors[1] / factors[0], len(grid)),
+            weights=weights,
+        )
+        found = solve_primal(X, columns, tol=self.tol, max_passes=self.max_passes, device=self.device)
+        warn_if_unsolved(found, self.tol)
+        shape = (len(grid), n_columns)
+        return found.coef.reshape(*shape, -1), found.intercept.reshape(shape), found.passes
+
+    def _checked(self, X: LazyRows, y: np.ndarray) -> tuple[LazyRows, np.ndarray]:
+        X = plain_values(X)
+        if _is_lazy(X):
+            if len(X.shape) != 2 or len(y) != X.shape[0]:
+                raise ValueError(f"expected X of {len(y)} rows and y of as many labels, got X of shape {X.shape}")
+            if X.dtype.kind == "f" and not all(np.isfinite(read_rows(X, rows)).all() for rows in row_blocks(X)):
+                raise ValueError("X holds NaN or infinity; expected finite features")
+            self.n_features_in_ = X.shape[1]
+            return X, np.asarray(y)
+        X, y = validate_data(self, X, y, dtype=None, ensure_min_samples=2, multi_output=True)
+        return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
+
+    def _values(self, X: LazyRows) -> np.ndarray:
+        X = plain_values(X)
+        if not _is_lazy(X):
+            X = validate_data(self, X, dtype=None, reset=False)
+        elif X.shape[1] != self.n_features_in_:
+            raise ValueError(f"X has {X.shape[1]} features, but LinearSVM was fitted on {self.n_features_in_}")
+        values = np.empty((X.shape[0], len(self.coef_)))
+        for rows in row_blocks(X):
+            values[rows] = read_rows(X, rows).astype(np.float64) @ self.coef_.T
+        return values + self.intercept_
 
 
-def gram_factor(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Z with Z Z^T = X X^T, from the eigenvectors of the Gram matrix.
-
-    Args:
-        X: (n_rows, n_features).
-
-    Returns:
-        Z (n_rows, rank), the eigenvectors V (n_rows, rank) and the square roots s of their eigenvalues (rank,):
-        Z = V s, and the rows' coordinates are X = Z (V / s)^T X.
-    """
-    gram = np.zeros((len(X), len(X)))
-    for part in _parts(X.shape[1]):
-        block = X[:, part].astype(np.float64)
-        gram += block @ block.T
-    eigenvalues, vectors = np.linalg.eigh(gram)
-    if eigenvalues[-1] <= 0:  # every feature of every row is 0
-        return np.zeros((len(X), 1)), vectors[:, -1:], np.ones(1)
-    kept = eigenvalues > NEGLIGIBLE * eigenvalues[-1]
-    scale, vectors = np.sqrt(eigenvalues[kept]), vectors[:, kept]
-    return vectors * scale, vectors, scale
+def strata_of(targets: Targets) -> np.ndarray:
+    """What folds are balanced by: the class, or for label sets nothing."""
+    if targets.kind == "multilabel":
+        return np.zeros(len(targets.signs), dtype=int)
+    return targets.signs[:, 0] > 0 if targets.kind == "binary" else targets.signs.argmax(axis=1)
 
 
-def _blockwise(weights: np.ndarray, X: np.ndarray) -> np.ndarray:
-    """weights @ X in float64, without a float64 copy of X."""
-    out = np.empty((len(weights), X.shape[1]))
-    for part in _parts(X.shape[1]):
-        out[:, part] = weights @ X[:, part].astype(np.float64)
-    return out
+def _is_lazy(X: object) -> bool:
+    """Whether X has to be read in blocks: memory-mapped, or lazy, which no sparse matrix or frame is."""
+    return isinstance(X, np.memmap) or (isinstance(X, LazyRows) and not isinstance(X, np.ndarray))
 
 
-def _parts(n_features: int) -> list[slice]:
-    return [slice(start, start + FEATURES_AT_ONCE) for start in range(0, n_features, FEATURES_AT_ONCE)]
+def _squared_length(lengths: np.ndarray, weights: np.ndarray) -> float:
+    counted = lengths[weights > 0]
+    return float(counted.mean()) if len(counted) else 1.0
+
+
+def _sampled_squared_length(X: LazyRows, weights: np.ndarray) -> float:
+    rows = next(iter(row_blocks(X)))
+    block = read_rows(X, rows).astype(np.float64)
+    return _squared_length(np.einsum("nd,nd->n", block, block) + 1, weights[rows])

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "peft", "timm", "datasets", "scikit-learn", "numpy")
@@ -35,6 +37,23 @@ def spread(values: Sequence[float]) -> dict:
         "max": round(max(values), 3),
         "runs": len(values),
     }
+
+
+def ternary_rows(
+    rows: int, features: int, classes: int, *, seed: int | Sequence[int], noise: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Made-up discretised rows (rows, features) int8 and their classes: hidden factors around a centre a class.
+
+    Different seeds draw different rows of the same task.
+    """
+    task, generator = np.random.default_rng(0), np.random.default_rng(seed)
+    n_factors = 64
+    centres = task.standard_normal((classes, n_factors), dtype=np.float32)
+    weights = task.standard_normal((n_factors, features), dtype=np.float32) / np.sqrt(np.float32(n_factors))
+    labels = generator.integers(0, classes, rows)
+    factors = 0.6 * centres[labels] + generator.standard_normal((rows, n_factors), dtype=np.float32)
+    values = factors @ weights + np.float32(noise) * generator.standard_normal((rows, features), dtype=np.float32)
+    return (values > 0.15).astype(np.int8) - (values < -0.25).astype(np.int8), labels
 
 
 def real_data() -> Path:

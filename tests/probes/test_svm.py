@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from hf_tl import LinearSVM
-from hf_tl.probes.svm import gram_factor
+from hf_tl.probes.selection import stratified_folds
 
 
 def ternary(rows, features, classes, seed=0):
@@ -19,56 +20,115 @@ def ternary(rows, features, classes, seed=0):
 
 
 def cases():
+    """Name, rows, classes, row weights."""
     x, y = ternary(60, 400, 3)
-    duplicates = np.concatenate([x[:30], x[:30]])
     constant = x.copy()
     constant[:, ::2] = 1
-    yield "more features than rows", x, y
-    yield "duplicate rows", duplicates, np.concatenate([y[:30], y[:30]])
-    yield "constant features", constant, y
-    yield "two classes", x, y % 2
-    yield "one row a class", *ternary(8, 100, 8)
-    yield "more rows than features", *ternary(200, 30, 4)
-    yield "as many rows as features", *ternary(50, 50, 3)
-    yield "float features", x.astype(np.float32) * 0.3 + 0.1, y
-    yield "string labels", x, np.array(["cat", "dog", "eel"])[y]
+    weights = np.random.default_rng(0).choice([0.0, 0.5, 3.0], 60)
+    yield "more features than rows", x, y, None
+    yield "duplicate rows", np.concatenate([x[:30], x[:30]]), np.concatenate([y[:30], y[:30]]), None
+    yield "constant columns", constant, y, None
+    yield "two classes", x, y % 2, None
+    yield "one row a class", *ternary(8, 100, 8), None
+    yield "more rows than features", *ternary(200, 30, 4), None
+    yield "as many rows as features", *ternary(50, 50, 3), None
+    yield "200 classes", *ternary(400, 500, 200), None
+    yield "row weights", x, y, weights
+    yield "float features", x.astype(np.float32) * 0.3 + 0.1, y, None
+    yield "float64, far from zero", x * 0.3 + 5.0, y, None
+    yield "string labels", x, np.array(["cat", "dog", "eel"])[y], None
+
+
+def objectives(svm, x, y, weights):
+    """What LinearSVC minimises, for each column."""
+    x, weights = x.astype(np.float64), np.ones(len(x)) if weights is None else weights
+    signs = np.where(y[:, None] == svm.classes_[-len(svm.coef_) :], 1, -1)
+    hinge = np.maximum(0, 1 - signs * (x @ svm.coef_.T + svm.intercept_))
+    penalty = (svm.coef_**2).sum(axis=1) + svm.intercept_**2
+    return penalty / 2 + svm.C * (weights[:, None] * hinge**2).sum(axis=0)
 
 
 @pytest.mark.parametrize("C", [1.0, 1e-3])
-@pytest.mark.parametrize(("x", "y"), [pytest.param(x, y, id=name) for name, x, y in cases()])
-def test_same_solution_as_linearsvc(x, y, C):
-    test = ternary(300, x.shape[1], 3, seed=1)[0].astype(x.dtype)
-    ours = LinearSVM(C, tol=1e-8, max_iter=100_000).fit(x, y)
-    oracle = LinearSVC(C=C, tol=1e-8, max_iter=1_000_000, dual=True, random_state=0).fit(x.astype(float), y)
+@pytest.mark.parametrize(("x", "y", "weights"), [pytest.param(*rest, id=name) for name, *rest in cases()])
+def test_same_solution_as_linearsvc(x, y, weights, C):
+    test = ternary(1000, x.shape[1], 3, seed=1)[0].astype(x.dtype)
+    ours = LinearSVM(C).fit(x, y, sample_weight=weights)
+    oracle = LinearSVC(C=C, tol=1e-6, max_iter=1_000_000, dual=True, random_state=0)
+    oracle.fit(x.astype(float), y, sample_weight=weights)
     assert ours.coef_.shape == oracle.coef_.shape
-    np.testing.assert_allclose(ours.coef_, oracle.coef_, atol=1e-5)
-    np.testing.assert_allclose(ours.intercept_, oracle.intercept_, atol=1e-5)
+    assert ours.classes_.tolist() == oracle.classes_.tolist()
+    np.testing.assert_allclose(objectives(ours, x, y, weights), objectives(oracle, x, y, weights), rtol=1e-5)
+    assert (objectives(ours, x, y, weights) <= objectives(oracle, x, y, weights) * (1 + 1e-9)).all()
     np.testing.assert_allclose(ours.decision_function(test), oracle.decision_function(test.astype(float)), atol=1e-3)
     assert (ours.predict(test) == oracle.predict(test.astype(float))).mean() >= 0.999
-    assert ours.classes_.tolist() == oracle.classes_.tolist()
-    assert ours.score(x, y) == oracle.score(x.astype(float), y)
 
 
-def test_class_weight_is_passed_on():
-    x, y = ternary(60, 200, 3)
-    keep = (y != 2) | (np.arange(60) < 12)
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_class_weights_count_as_in_liblinear(n_classes):
+    x, y = ternary(60, 200, n_classes)
+    keep = (y != 1) | (np.arange(60) < 12)
     x, y = x[keep], y[keep]
-    ours = LinearSVM(1e-3, class_weight="balanced", tol=1e-8, max_iter=100_000).fit(x, y)
-    oracle = LinearSVC(C=1e-3, class_weight="balanced", tol=1e-8, max_iter=1_000_000, dual=True).fit(
-        x.astype(float), y
-    )
-    np.testing.assert_allclose(ours.coef_, oracle.coef_, atol=1e-6)
-    plain = LinearSVM(1e-3, tol=1e-8).fit(x, y)
-    assert not np.allclose(ours.coef_, plain.coef_, atol=1e-6)
+    for weight in ("balanced", {0: 1.0, 1: 5.0} | ({2: 0.5} if n_classes == 3 else {})):
+        ours = LinearSVM(1e-3, class_weight=weight).fit(x, y)
+        oracle = LinearSVC(C=1e-3, class_weight=weight, tol=1e-8, max_iter=1_000_000, dual=True)
+        np.testing.assert_allclose(ours.coef_, oracle.fit(x.astype(float), y).coef_, atol=1e-6)
+        features = LinearSVM(1e-3, class_weight=weight, solver="features", tol=1e-10).fit(x, y)
+        np.testing.assert_allclose(ours.coef_, features.coef_, atol=1e-4)
 
 
-def test_the_factor_has_the_same_gram_matrix_and_drops_what_is_redundant():
-    x, _ = ternary(20, 9000, 2)  # more than one part of features
-    x = np.concatenate([x, x[:5]])
-    factor, vectors, scale = gram_factor(x)
-    assert factor.shape[1] == 20
-    np.testing.assert_allclose(factor @ factor.T, x.astype(float) @ x.T.astype(float), atol=1e-8)
-    np.testing.assert_allclose(factor @ ((vectors / scale).T @ x), x, atol=1e-9)
+def test_label_sets_are_one_problem_a_label():
+    x, y = ternary(60, 200, 3)
+    sets = np.stack([y == 0, y <= 1, np.ones(60)], axis=1).astype(int)
+    fitted = LinearSVM(1e-3).fit(x, sets)
+    for column in (0, 1):
+        alone = LinearSVM(1e-3).fit(x, sets[:, column])
+        np.testing.assert_allclose(fitted.coef_[column], alone.coef_[0], atol=1e-9)
+    assert fitted.predict(x).shape == (60, 3)
+    assert fitted.score(x, sets) == 1
+    with pytest.raises(ValueError, match="class_weight is for one class a row"):
+        LinearSVM(class_weight="balanced").fit(x, sets)
+
+
+def test_auto_chooses_c_on_the_training_rows_and_reports_it():
+    x, y = ternary(90, 200, 3)
+    x[::4] = ternary(90, 200, 3, seed=5)[0][::4]  # noise, so that C matters
+    fitted = LinearSVM("auto").fit(x, y)
+    assert fitted.search_.grid[0] < fitted.C_ <= fitted.search_.grid[-1]
+    assert fitted.search_.accuracy.shape == (9, 5)
+    assert str(fitted.search_).startswith(f"C={fitted.C_:.2g} of 9 values from ")
+    assert "5 folds of the 90 training rows" in str(fitted.search_)
+    np.testing.assert_allclose(fitted.coef_, LinearSVM(fitted.C_).fit(x, y).coef_, atol=1e-9)
+    scaled = LinearSVM("auto").fit(x * 8.0, y)
+    assert (scaled.search_.accuracy == fitted.search_.accuracy).mean() > 0.9  # only the intercept sees the scale
+    held_out = LinearSVM([1e-4, 1e-2], solver="features").fit(x, y)
+    assert held_out.C_ in (1e-4, 1e-2)
+    assert "held out of the 90 training rows" in str(held_out.search_)
+
+
+def test_cross_validation_is_fits_without_the_fold():
+    x, y = ternary(60, 200, 3)
+    x[::3] = ternary(60, 200, 3, seed=5)[0][::3]
+    fitted = LinearSVM([1e-4, 1.0]).fit(x, y)
+    fold = stratified_folds(y)
+    for i, C in enumerate((1e-4, 1.0)):
+        for k in range(5):
+            svc = LinearSVC(C=C, tol=1e-8, max_iter=1_000_000, dual=True).fit(x[fold != k].astype(float), y[fold != k])
+            assert fitted.search_.accuracy[i, k] == pytest.approx(svc.score(x[fold == k].astype(float), y[fold == k]))
+
+
+def test_one_row_a_class_leaves_nothing_to_choose_by():
+    x, y = ternary(8, 100, 8)
+    fitted = LinearSVM("auto").fit(x, y)
+    assert "too few rows" in str(fitted.search_)
+    assert fitted.score(x, y) == 1
+
+
+def test_probabilities_through_scikit_learns_calibration():
+    x, y = ternary(120, 200, 3)
+    calibrated = CalibratedClassifierCV(LinearSVM(1e-3), cv=3).fit(x, y)
+    probabilities = calibrated.predict_proba(x)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    assert (probabilities.argmax(axis=1) == y).mean() > 0.95
 
 
 def test_all_zero_features_are_no_crash():
@@ -90,6 +150,19 @@ def test_all_zero_features_are_no_crash():
 def test_wrong_input_is_refused(x, y, message):
     with pytest.raises(ValueError, match=message):
         LinearSVM().fit(x, y)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"C": 0}, "C should be above 0 and finite, got 0"),
+        ({"C": "scale"}, "C should be a number, several numbers or 'auto', got 'scale'"),
+        ({"solver": "dual"}, "solver should be 'auto', 'rows' or 'features', got 'dual'"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LinearSVM(**options).fit(*ternary(10, 20, 2))
 
 
 @parametrize_with_checks([LinearSVM()])

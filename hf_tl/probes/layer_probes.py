@@ -1,0 +1,307 @@
+"""Which layers to use: the accuracy of each layer, of every range of depth, and of all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from hf_tl.errors import InputError
+from hf_tl.probes.active_set import solve
+from hf_tl.probes.features import LayeredFeatures, gram, needed_labels
+from hf_tl.probes.intervals import paired_gain, wilson
+from hf_tl.probes.selection import FOLDS, stratified_folds, usable_folds
+from hf_tl.probes.svm import strata_of
+from hf_tl.probes.targets import Targets, decide
+from hf_tl.table import format_table
+
+
+RELATIVE_C = 10.0  # C times the mean squared length of a row: the same for a narrow and a wide layer
+LAST = "last"  # the copy of the last layer that an embedding may hold for the usual baseline
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What one set of layers reaches.
+
+    Attributes:
+        name: the layer's name, or "first .. last" of a range.
+        n_features: number of columns.
+        right: (rows,) bool, which of the judged rows it got right.
+    """
+
+    name: str
+    n_features: int
+    right: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        """Share of rows that are right."""
+        return float(self.right.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the accuracy, 95 %."""
+        return wilson(np.count_nonzero(self.right), len(self.right))
+
+
+@dataclass(frozen=True)
+class LayerProbes:
+    """Every layer judged on the same rows.
+
+    Attributes:
+        single: one a layer, from data to task.
+        first_to: of the layers 0 .. i, for each i.
+        to_last: of the layers i .. last, for each i.
+        depths: (layers,) 0 for the layer nearest to the data, 1 for the one nearest to the task.
+        chance: accuracy of always saying the most frequent class.
+        judged_on: which rows, in words.
+        random: the same layers of the same network with random weights, or None.
+    """
+
+    single: tuple[Probed, ...]
+    first_to: tuple[Probed, ...]
+    to_last: tuple[Probed, ...]
+    depths: tuple[float, ...]
+    chance: float
+    judged_on: str
+    random: LayerProbes | None = None
+
+    @property
+    def whole(self) -> Probed:
+        """All layers."""
+        return self.first_to[-1]
+
+    @property
+    def best_layer(self) -> Probed:
+        """The single layer with the highest accuracy."""
+        return max(self.single, key=lambda probed: probed.accuracy)
+
+    @property
+    def best_range(self) -> Probed:
+        """The range, or the whole, with the highest accuracy; the one with fewest features of several."""
+        return max((*self.first_to, *self.to_last), key=lambda probed: (probed.accuracy, -probed.n_features))
+
+    def gains(self) -> list[tuple[float, float, float]]:
+        """For each single layer, what all layers have over it, with the paired 95 % interval."""
+        return [paired_gain(self.whole.right, probed.right) for probed in self.single]
+
+    def table(self) -> str:
+        """One row a layer: alone, with all before it, with all after it, and the whole's gain over it alone."""
+        header = ["layer", "features", "alone", "95 %", "first .. here", "here .. last", "all - alone", "95 %"]
+        random = self.random.single if self.random is not None else [None] * len(self.single)
+        rows = []
+        for i, (probed, gain, untrained) in enumerate(zip(self.single, self.gains(), random, strict=True)):
+            row = [
+                probed.name,
+                probed.n_features,
+                probed.accuracy,
+                _span(probed.interval),
+                self.first_to[i].accuracy,
+                self.to_last[i].accuracy,
+                f"{gain[0]:+.3f}",
+                _signed_span(gain[1:]),
+            ]
+            rows.append([*row, untrained.accuracy] if untrained is not None else row)
+        return format_table([*header, "random weights"] if self.random is not None else header, rows)
+
+    def __str__(self) -> str:
+        whole, layer, best = self.whole, self.best_layer, self.best_range
+        gain = paired_gain(whole.right, layer.right)
+        beaten = sum(low > 0 for _, low, _ in self.gains())
+        lines = [
+            f"all {len(self.single)} layers: {whole.accuracy:.3f} ({_span(whole.interval)}), "
+            f"{whole.n_features:,} features; chance {self.chance:.3f}; {self.judged_on}",
+            f"best single layer: {layer.name}, {layer.accuracy:.3f} ({_span(layer.interval)}); "
+            f"all layers have {gain[0]:+.3f} ({_signed_span(gain[1:])}, paired) over it",
+            f"best range: {best.name}, {best.accuracy:.3f} ({_span(best.interval)}), {best.n_features:,} features",
+            f"all layers are above {sum(g[0] > 0 for g in self.gains())} of {len(self.single)} single layers, "
+            f"clearly (the paired interval excludes 0) above {beaten}",
+        ]
+        if self.random is not None:
+            lines.append(
+                f"the same network with random weights: all layers {self.random.whole.accuracy:.3f}, "
+                f"best single layer {self.random.best_layer.name}, {self.random.best_layer.accuracy:.3f}"
+            )
+        return "\n".join(lines)
+
+    def plot(self, path: str | Path, *, title: str) -> None:
+        """Draws accuracy against depth into a PNG or SVG file."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8, 4.8), layout="constrained", dpi=130)
+        axes = figure.add_subplot()
+        at = np.arange(len(self.single))
+        low, high = np.array([probed.interval for probed in self.single]).T
+        alone = np.array([probed.accuracy for probed in self.single])
+        axes.fill_between(at, low, high, color="#5b9bd5", alpha=0.25, linewidth=0)
+        axes.plot(at, alone, "o-", color="#2f75b5", markersize=3.5, linewidth=1.2, label="one layer alone")
+        for probes, colour, label in (
+            (self.first_to, "#3f8f5f", "first layer .. this one"),
+            (self.to_last, "#d1752b", "this layer .. last"),
+        ):
+            axes.plot(at, [probed.accuracy for probed in probes], color=colour, linewidth=1.8, label=label)
+        axes.axhline(self.whole.accuracy, color="#1f3864", linewidth=1, linestyle="--", label="all layers")
+        axes.axhspan(*self.whole.interval, color="#1f3864", alpha=0.08, linewidth=0)
+        if self.random is not None:
+            untrained = [probed.accuracy for probed in self.random.single]
+            axes.plot(at, untrained, color="#8c8c8c", linewidth=1.2, label="one layer alone, random weights")
+        axes.axhline(self.chance, color="black", linewidth=0.8, linestyle=":", label="chance")
+        best = int(np.argmax(alone))
+        axes.annotate(
+            f"best alone: {self.single[best].name}, {alone[best]:.3f}",
+            (best, alone[best]),
+            xytext=(0.98, 0.3),
+            textcoords="axes fraction",
+            ha="right",
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": "#555555", "linewidth": 0.6},
+        )
+        axes.set_ylim(0, 1)
+        axes.set_xlim(-0.5, len(at) - 0.5)
+        axes.set_xlabel("layer, from data to task")
+        axes.set_ylabel("accuracy")
+        axes.set_title(title, fontsize=11, loc="left")
+        axes.grid(axis="y", linewidth=0.4, alpha=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="lower right", fontsize=8, ncols=2, facecolor="white", framealpha=1, edgecolor="none")
+        caption = f"bands: 95 % intervals; linear SVM, C = {RELATIVE_C:g} / mean squared length; {self.judged_on}"
+        figure.supxlabel(caption, fontsize=8, color="#555555")
+        figure.savefig(path)
+
+
+def layer_probes(
+    embedding: LayeredFeatures,
+    test: LayeredFeatures | None = None,
+    *,
+    random: tuple[LayeredFeatures, LayeredFeatures | None] | None = None,
+    relative_C: float = RELATIVE_C,
+    folds: int = FOLDS,
+    progress: bool = True,
+) -> LayerProbes:
+    """Judges a linear SVM on each layer, on each range that starts at the first or ends at the last, and on all.
+
+    The Gram matrix of several layers is the sum of theirs, so the ranges cost no products of features. A layer
+    called "last" beside others is a copy of one of them, for the usual baseline, and is left out.
+
+    Args:
+        embedding: training rows with labels.
+        test: rows to judge by; None to judge each training row by a fit without its fold.
+        random: the same for the same network with random weights: training rows, and test rows or None.
+        relative_C: C times the mean squared length of a row, one for all layers so that none is favoured by a search.
+        folds: without `test`, at most so many.
+        progress: whether a progress bar is drawn.
+
+    Raises:
+        InputError: no labels, layers that differ between the rows, or too few rows for folds.
+    """
+    if not relative_C > 0:
+        raise InputError(f"relative_C must be above 0, got {relative_C}")
+    judge = _Judge(embedding, test, relative_C, folds)
+    untrained = None
+    if random is not None:
+        if [span.name for span in random[0].layers] != [span.name for span in embedding.layers]:
+            raise InputError(
+                f"the random network has other layers: {len(random[0].layers)} against {len(embedding.layers)}; "
+                f"embed the same architecture with the same taps"
+            )
+        if (random[1] is None) != (test is None):
+            raise InputError("give test rows of the random network where there are test rows, and only there")
+        untrained = layer_probes(random[0], random[1], relative_C=relative_C, folds=folds, progress=progress)
+    n_layers = len(judge.spans)
+    single, first_to, to_last = [], [], []
+    with tqdm(total=3 * n_layers, desc="layers", unit="probe", disable=not progress) as bar:
+        before = after = None
+        for i, (own, backward) in enumerate(zip(judge.grams(), judge.grams(reverse=True), strict=True)):
+            single.append(judge(own, [i], narrow=True))
+            before = own if before is None else _add(before, own)
+            first_to.append(judge(before, range(i + 1)))
+            after = backward if after is None else _add(after, backward)
+            to_last.append(judge(after, range(n_layers - 1 - i, n_layers)))
+            bar.update(3)
+    return LayerProbes(
+        single=tuple(single),
+        first_to=tuple(first_to),
+        to_last=tuple(reversed(to_last)),
+        depths=tuple(span.depth for span in judge.spans),
+        chance=judge.chance,
+        judged_on=judge.judged_on,
+        random=untrained,
+    )
+
+
+Grams = tuple[np.ndarray, np.ndarray | None]
+"""Inner products of the training rows, and of test with training rows."""
+
+
+class _Judge:
+    """Fits and judges one set of layers after another, on the same rows."""
+
+    def __init__(self, embedding: LayeredFeatures, test: LayeredFeatures | None, relative_C: float, folds: int):
+        labels = needed_labels(embedding, "training")
+        self.spans = [span for span in embedding.layers if span.name != LAST] or list(embedding.layers)
+        self.train, self.test = embedding.values, None if test is None else test.values
+        self.relative_C, self.targets = relative_C, Targets.of(labels)
+        self.signs = self.targets.signs.astype(np.float64)
+        if test is None:
+            n_folds = usable_folds(labels, folds=folds)
+            if n_folds == 0:
+                raise InputError(f"{len(labels)} rows, about one a class, cannot be split; give test rows")
+            self.fold, self.truth = stratified_folds(strata_of(self.targets), folds=n_folds), labels
+            self.judged_on = f"{len(labels)} training rows, each by a fit without its fold of {n_folds}"
+        else:
+            if [span.name for span in test.layers] != [span.name for span in embedding.layers]:
+                raise InputError(
+                    f"training and test rows have different layers: {len(embedding.layers)} and {len(test.layers)}; "
+                    f"use the same network and layers for both"
+                )
+            self.fold, self.truth = None, needed_labels(test, "test")
+            self.judged_on = f"{len(self.truth)} test rows, {len(labels)} training rows"
+        values, counts = np.unique(labels, return_counts=True)
+        self.chance = float((self.truth == values[counts.argmax()]).mean())
+
+    def grams(self, *, reverse: bool = False) -> Iterator[Grams]:
+        """Of each layer."""
+        for span in reversed(self.spans) if reverse else self.spans:
+            own = np.asarray(self.train[:, span.start : span.stop])
+            across = None
+            if self.test is not None:
+                across = gram(np.asarray(self.test[:, span.start : span.stop]), own)
+            yield gram(own), across
+
+    def __call__(self, grams: Grams, layers: Sequence[int], *, narrow: bool = False) -> Probed:
+        spans = [self.spans[i] for i in layers]
+        among, across = grams[0] + 1, grams[1]
+        n_features = sum(span.stop - span.start for span in spans)
+        features = None
+        if narrow and n_features < len(among):
+            values = np.asarray(self.train[:, spans[0].start : spans[0].stop], dtype=np.float64)
+            features = np.column_stack([values, np.ones(len(values))])
+        curvature = np.full(self.signs.shape, 2 * self.relative_C / among.diagonal().mean())
+        whole = solve(among, self.signs, curvature, features=features)
+        if across is not None:
+            values = (across + 1) @ whole.alpha
+        else:
+            values = np.empty(self.signs.shape)
+            for k in range(self.fold.max() + 1):
+                out = self.fold == k
+                part = solve(among, self.signs, curvature * ~out[:, None], features=features, start=whole.active)
+                values[out] = part.values[out]
+        right = decide(values, self.targets.classes, self.targets.kind) == self.truth
+        name = spans[0].name if len(spans) == 1 else f"{spans[0].name} .. {spans[-1].name}"
+        return Probed(name, n_features, right)
+
+
+def _add(first: Grams, second: Grams) -> Grams:
+    return first[0] + second[0], None if first[1] is None else first[1] + second[1]
+
+
+def _span(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.3f} .. {interval[1]:.3f}"
+
+
+def _signed_span(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:+.3f} .. {interval[1]:+.3f}"

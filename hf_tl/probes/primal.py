@@ -1,0 +1,316 @@
+"""The squared hinge loss for more rows than a Gram matrix can hold: Newton steps that read the rows in blocks.
+
+All classes and all values of C are columns of one problem, so a block of rows is read once for all of them, on a CPU
+or an accelerator alike. With X the rows that end in a 1 (the intercept), a column's weights w minimise
+
+    1/2 |w|^2 + 1/2 sum_i curvature_i max(0, 1 - y_i x_i w)^2,   curvature_i = 2 C weight_i.
+
+For the rows within the margin, S, the loss is a quadratic with Hessian I + X_S^T curvature X_S; its minimum is found
+by conjugate gradients, one pass over the rows a step, and S is looked up again (finite Newton: Keerthi, DeCoste,
+"A Modified Finite Newton Method for Fast Solution of Large Scale Linear SVMs", JMLR 6, 2005). Two things keep the
+passes few: the problem is solved on an eighth of the rows first, and the leading directions of a sample of the rows
+are solved for exactly in every step.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+from tqdm import tqdm
+
+from hf_tl.probes.features import ROWS_AT_ONCE, LazyRows, read_rows
+
+
+BLOCK = 2**24  # numbers of X on the device at once
+SMALL = 2**24  # numbers of X up to which everything is float64
+SAMPLE, DIRECTIONS = 2048, 128
+COARSER, FEWEST = 8, 8192  # a level has an eighth of the rows, while that is so many
+FORCING = 0.05  # how far a Newton system is solved
+STEPS = 60  # conjugate gradient steps of one system
+PATIENCE = 3  # steps that may increase the objective before it is searched along them
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The problems to be solved together.
+
+    Attributes:
+        signs: (rows, columns) int8 in {-1, 1}.
+        scale: (columns,) 2 C.
+        positive: (columns,) factor of the rows with sign 1.
+        weights: (rows,) of the rows, 0 for rows that do not count.
+    """
+
+    signs: np.ndarray
+    scale: np.ndarray
+    positive: np.ndarray
+    weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The solutions.
+
+    Attributes:
+        coef: (columns, n_features) float64.
+        intercept: (columns,) float64.
+        passes: how often all rows were read, the coarser levels counted by their share.
+        decrement: (columns,) estimated distance of the objective from its minimum, relative to it.
+    """
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    passes: float
+    decrement: np.ndarray
+
+
+def solve_primal(
+    X: LazyRows, columns: Columns, *, tol: float = 1e-5, max_passes: int = 1000, device: str = "cpu"
+) -> Weights:
+    """The SVMs of all columns.
+
+    Args:
+        X: (rows, n_features), in memory, memory-mapped or lazy; never converted as a whole.
+        columns: signs and weights.
+        tol: distance of each objective from its minimum, relative to it, at which to stop.
+        max_passes: passes over the rows of a level after which to stop in any case.
+        device: where blocks of rows are multiplied.
+    """
+    reader = _Reader(X, device)
+    weights, passes, decrement = _solve_level(
+        reader, columns, np.arange(X.shape[0]), _Preconditioner(reader), tol=tol, max_passes=max_passes
+    )
+    weights = weights.double().cpu().numpy()
+    return Weights(weights[:-1].T.copy(), weights[-1].copy(), passes, decrement)
+
+
+def warn_if_unsolved(found: Weights, tol: float) -> None:
+    """Warns where a column is farther from its minimum than it should be."""
+    worst = float(found.decrement.max(initial=0))
+    if not worst <= tol:
+        warnings.warn(
+            f"after {found.passes:.0f} passes over the rows, {int((found.decrement > tol).sum())} of "
+            f"{len(found.decrement)} problems are not solved to tol={tol:g}, the farthest is {worst:.2g} away; choose "
+            f"a smaller C (the closer to a hard margin, the slower), or more max_passes",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+
+class _Reader:
+    """Blocks of rows on the device, with a last column of ones."""
+
+    def __init__(self, X: LazyRows, device: str):
+        self.X = X
+        self.device = device
+        self.n_features = X.shape[1] + 1
+        self.dtype = torch.float64 if X.shape[0] * X.shape[1] <= SMALL and device == "cpu" else torch.float32
+        self.at_once = max(1, BLOCK // self.n_features)
+
+    def blocks(self, rows: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, len(rows), self.at_once):
+            part = slice(start, min(start + self.at_once, len(rows)))
+            yield part, self.read(rows[part])
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """Some rows, ascending: (rows, n_features)."""
+        block = torch.ones(len(rows), self.n_features, dtype=self.dtype, device=self.device)
+        window = min(self.at_once, ROWS_AT_ONCE)
+        for start in range(int(rows[0]), int(rows[-1]) + 1, window):  # scattered rows must not pull in all between
+            mine = slice(*np.searchsorted(rows, [start, start + window]).tolist())
+            wanted = rows[mine]
+            if len(wanted):
+                values = read_rows(self.X, slice(int(wanted[0]), int(wanted[-1]) + 1))
+                values = values if len(values) == len(wanted) else values[wanted - wanted[0]]
+                block[mine, :-1] = torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self.device)
+        return block
+
+
+class _Preconditioner:
+    """An inverse of the Hessian that is exact in the leading directions of a sample of the rows."""
+
+    def __init__(self, reader: _Reader):
+        n_rows = reader.X.shape[0]
+        chosen = np.sort(np.random.default_rng(0).permutation(n_rows)[:SAMPLE])
+        among = torch.cat([block for _, block in reader.blocks(chosen)])
+        _, vectors = torch.linalg.eigh(
+            (among.T @ among if reader.n_features < len(among) else among @ among.T).double()
+        )
+        leading = vectors[:, -DIRECTIONS:].to(reader.dtype)
+        if reader.n_features >= len(among):
+            leading = among.T @ leading
+        self.rows = chosen
+        self.share = len(chosen) / n_rows
+        self.directions = torch.linalg.qr(leading.double())[0].to(reader.dtype)
+        self.coordinates = among @ self.directions
+        self.beyond = (among.square().sum(1) - self.coordinates.square().sum(1)).clamp(min=0)
+        self.beyond /= max(reader.n_features - self.directions.shape[1], 1)
+
+    def at(self, curvature: Tensor) -> _Inverse:
+        """For the curvature (sample rows, columns) of the sample's rows, 0 beyond the margin."""
+        curvature = curvature / self.share
+        n_columns, k = curvature.shape[1], self.coordinates.shape[1]
+        inner = torch.empty(n_columns, k, k, dtype=curvature.dtype, device=curvature.device)
+        for j in range(n_columns):
+            inner[j] = self.coordinates.T @ (curvature[:, j, None] * self.coordinates)
+        inner.diagonal(dim1=1, dim2=2).add_(1)
+        return _Inverse(self.directions, torch.linalg.inv(inner), 1 + self.beyond @ curvature)
+
+
+@dataclass(frozen=True)
+class _Inverse:
+    directions: Tensor
+    inner: Tensor
+    rest: Tensor
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """(n_features, columns) -> the same."""
+        inside = self.directions.T @ vectors
+        solved = torch.einsum("cij,jc->ic", self.inner, inside)
+        return vectors / self.rest + self.directions @ (solved - inside / self.rest)
+
+
+def _solve_level(
+    reader: _Reader, columns: Columns, rows: np.ndarray, precondition: _Preconditioner, *, tol: float, max_passes: int
+) -> tuple[Tensor, float, np.ndarray]:
+    n_columns, passes = columns.signs.shape[1], 0.0
+    if len(rows) >= COARSER * FEWEST:
+        fewer = np.sort(np.random.default_rng(len(rows)).permutation(rows)[: len(rows) // COARSER])
+        weights, passes, _ = _solve_level(
+            reader, columns, fewer, precondition, tol=max(tol, 1e-2), max_passes=max_passes
+        )
+        passes /= COARSER
+    else:
+        weights = torch.zeros(reader.n_features, n_columns, dtype=reader.dtype, device=reader.device)
+    problem = _Problem(reader, columns, rows, precondition)
+    problem.place(weights)
+    while problem.live.any() and problem.passes < max_passes:
+        problem.step(tol)
+    problem.bar.close()
+    return problem.weights, passes + problem.passes, problem.decrement.cpu().numpy()
+
+
+class _Problem:
+    """The columns on some rows: weights, decision values, and one Newton step for those not yet solved."""
+
+    def __init__(self, reader: _Reader, columns: Columns, rows: np.ndarray, precondition: _Preconditioner):
+        self.reader, self.rows, self.precondition = reader, rows, precondition
+        device, dtype = reader.device, reader.dtype
+        share = len(rows) / reader.X.shape[0]  # fewer rows stand for all
+        self.signs = torch.from_numpy(columns.signs[rows]).to(device)
+        self.row_weights = torch.from_numpy(columns.weights[rows] / share).to(device, dtype)
+        self.scale = torch.from_numpy(columns.scale).to(device, dtype)
+        self.positive = torch.from_numpy(columns.positive).to(device, dtype)
+        sample = precondition.rows
+        self.sample = (
+            torch.from_numpy(columns.signs[sample]).to(device),
+            torch.from_numpy(columns.weights[sample]).to(device, dtype),
+        )
+        n_columns = len(self.scale)
+        self.live = torch.ones(n_columns, dtype=torch.bool, device=device)
+        self.failures = torch.zeros(n_columns, dtype=torch.long, device=device)
+        self.decrement = torch.full((n_columns,), torch.inf, dtype=torch.float64, device=device)
+        self.passes = 0
+        self.bar = tqdm(desc=f"SVM on {len(rows):,} rows", unit="pass", disable=len(rows) <= FEWEST, leave=False)
+
+    def place(self, weights: Tensor) -> None:
+        """Starts from given weights."""
+        self.weights = weights.clone()
+        self.values = torch.empty(len(self.rows), weights.shape[1], dtype=weights.dtype, device=weights.device)
+        for part, block in self.reader.blocks(self.rows):
+            self.values[part] = block @ weights
+        self._passed()
+        self.objective = self._objective(self.weights, self.values, self._curvature(slice(None)), slice(None))
+
+    def step(self, tol: float) -> None:
+        """One Newton step of all columns that are not solved."""
+        columns = torch.nonzero(self.live)[:, 0]
+        signs, weights, values = self.signs[:, columns], self.weights[:, columns], self.values[:, columns]
+        loss = self._curvature(columns)
+        slack = 1 - signs * values
+        inside = torch.where(slack > 0, loss, 0)
+        residual = -weights
+        push = inside * signs * slack
+        for part, block in self.reader.blocks(self.rows):
+            residual += block.T @ push[part]
+        del push, slack
+        self._passed()
+        inverse = self.precondition.at(self._sample_curvature(columns, weights))
+        change, changed_values, gain = self._newton(residual, inside, inverse)
+        del inside
+        self.decrement[columns] = gain.double() / 2 / self.objective[columns].clamp(min=1e-300)
+        after = self._objective(weights + change, values + changed_values, loss, columns)
+        worse = after > self.objective[columns] * (1 + 1e-6)
+        self.failures[columns] += worse.long()
+        searched = worse & (self.failures[columns] > PATIENCE)
+        length = torch.ones_like(self.scale[columns])
+        if searched.any():
+            length[searched] = self._search(columns[searched], change[:, searched], changed_values[:, searched])
+        self.weights[:, columns] = weights + length * change
+        self.values[:, columns] = values + length * changed_values
+        self.objective[columns] = self._objective(self.weights[:, columns], self.values[:, columns], loss, columns)
+        self.live[columns] = (self.decrement[columns] > tol) | worse
+
+    def _passed(self) -> None:
+        self.passes += 1
+        self.bar.update()
+
+    def _newton(self, residual: Tensor, inside: Tensor, inverse: _Inverse) -> tuple[Tensor, Tensor, Tensor]:
+        """Conjugate gradients for the Newton system: the step, what it adds to the values, its gain times 2."""
+        change, first = torch.zeros_like(residual), residual.clone()
+        added = torch.zeros_like(inside)
+        solved = inverse(residual)
+        direction, length = solved.clone(), (residual * solved).sum(0)
+        goal = FORCING**2 * length
+        for _ in range(STEPS):
+            product, seen = direction.clone(), torch.empty_like(inside)
+            for part, block in self.reader.blocks(self.rows):
+                seen[part] = block @ direction
+                product += block.T @ (inside[part] * seen[part])
+            self._passed()
+            ratio = length / (direction * product).sum(0).clamp(min=1e-30)
+            change += ratio * direction
+            added += ratio * seen
+            residual = residual - ratio * product
+            solved = inverse(residual)
+            after = (residual * solved).sum(0)
+            if bool((after <= goal).all()):
+                break
+            direction = solved + after / length.clamp(min=1e-30) * direction
+            length = after
+        return change, added, (change * first).sum(0).clamp(min=0)
+
+    def _curvature(self, columns: Tensor | slice) -> Tensor:
+        factor = torch.where(self.signs[:, columns] > 0, self.positive[columns], 1.0)
+        return factor * self.scale[columns] * self.row_weights[:, None]
+
+    def _sample_curvature(self, columns: Tensor, weights: Tensor) -> Tensor:
+        """Of the preconditioner's rows, whose decision values are seen in its directions."""
+        signs, row_weights = self.sample
+        signs = signs[:, columns]
+        seen = self.precondition.coordinates @ (self.precondition.directions.T @ weights)
+        factor = torch.where(signs > 0, self.positive[columns], 1.0) * self.scale[columns] * row_weights[:, None]
+        return torch.where(signs * seen < 1, factor, 0)
+
+    def _objective(self, weights: Tensor, values: Tensor, loss: Tensor, columns: Tensor | slice) -> Tensor:
+        hinge = (1 - self.signs[:, columns] * values).clamp_(min=0)
+        return (weights.square().sum(0, dtype=torch.float64)
+                + (loss * hinge.square_()).sum(0, dtype=torch.float64)) / 2  # fmt: skip
+
+    def _search(self, columns: Tensor, change: Tensor, added: Tensor) -> Tensor:
+        """The best step length in [0, 1], by bisection on the derivative of the convex objective."""
+        signs, values, loss = self.signs[:, columns], self.values[:, columns], self._curvature(columns)
+        weights = self.weights[:, columns]
+        low, high = torch.zeros_like(self.scale[columns]), torch.ones_like(self.scale[columns])
+        for _ in range(30):
+            middle = (low + high) / 2
+            hinge = (1 - signs * (values + middle * added)).clamp_(min=0)
+            slope = ((weights + middle * change) * change).sum(0) - (loss * signs * added * hinge).sum(0)
+            low, high = torch.where(slope < 0, middle, low), torch.where(slope < 0, high, middle)
+        return (low + high) / 2

@@ -1,0 +1,67 @@
+"""All 52 layers of MobileNetV2 probed, and learning curves: seconds, figures, and the plots of docs/probes.md.
+
+HF_TL_REAL_DATA=path/to/data python recipes/benchmarks/bench_probes.py [--plots docs/images]
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from machine import keep
+from real_embeddings import SETS, features
+
+from hf_tl import layer_probes, learning_curve
+
+
+TITLES = {"flowers12": "flowers12", "dtd10": "dtd10 (textures)", "fashion900": "fashion900"}
+CURVES = ("flowers12", "dtd10")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plots", type=Path, default=Path("docs/images"))
+    plots = parser.parse_args().plots
+    plots.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for name in SETS:
+        train, test = features(name)
+        start = time.perf_counter()
+        layer_probes(train, test, progress=False)
+        seconds = time.perf_counter() - start
+        probes = layer_probes(train, test, random=features(name, trained=False), progress=False)
+        print(f"{name}: {len(probes.single)} layers and all ranges, {len(train)} rows, {seconds:.1f} s\n{probes}\n")
+        gains = probes.gains()
+        results[name] = {
+            "seconds": round(seconds, 1),
+            "rows": len(train),
+            "all_layers": [round(probes.whole.accuracy, 4), *(round(v, 4) for v in probes.whole.interval)],
+            "best_layer": [probes.best_layer.name, round(probes.best_layer.accuracy, 4)],
+            "best_range": [probes.best_range.name, round(probes.best_range.accuracy, 4)],
+            "smallest_gain_over_a_single_layer": [round(value, 4) for value in min(gains)],
+            "single_layers_clearly_beaten": sum(low > 0 for _, low, _ in gains),
+            "random_weights": round(probes.random.whole.accuracy, 4),
+        }
+        if name in CURVES:
+            probes.plot(plots / f"layers-{name}.png", title=f"MobileNetV2 (ImageNet) on {TITLES[name]}")
+            results[name]["curve"] = curve(name, plots)
+    keep("probes", {"results": results})
+
+
+def curve(name: str, plots: Path) -> dict:
+    start = time.perf_counter()
+    whole = learning_curve(*features(name), progress=False)
+    last = learning_curve(*features(name, recipe="l2", taps="last"), method="last layer", progress=False)
+    both = whole.beside(last)
+    print(f"{name}: learning curves, {time.perf_counter() - start:.1f} s")
+    print(f"{both.table()}\n{both.compare('full network', 'last layer')}\n{both.outlook()}\n")
+    both.plot(
+        plots / f"curve-{name}.png",
+        title=f"MobileNetV2 (ImageNet) on {TITLES[name]}, linear SVM",
+        note="C chosen on the samples; dashed: fitted a - b n^-c",
+        extrapolate=True,
+    )
+    return {method: [round(float(draws.mean()), 4) for draws in values] for method, values in both.accuracy.items()}
+
+
+if __name__ == "__main__":
+    main()

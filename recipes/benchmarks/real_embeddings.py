@@ -1,0 +1,54 @@
+"""Raw full-network activations of the real data sets, read once and kept for the benchmarks that judge them.
+
+They go to $HF_TL_BENCH_CACHE, or to a folder beside other temporary files.
+"""
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from machine import real_data
+
+from hf_tl import Embedding, FullNetworkEmbedding, Network, load_network, load_task
+
+
+SETS = ("flowers12", "dtd10", "fashion900")
+IMAGE_SIZE = 160
+
+
+def raw_embeddings(name: str, *, trained: bool = True) -> tuple[Embedding, Embedding]:
+    """Raw activations of training and test rows, all layers and the last, of MobileNetV2.
+
+    Args:
+        name: one of the folders in sets/.
+        trained: ImageNet weights, or the same network as it is before training (seed 0).
+    """
+    cache = Path(os.environ.get("HF_TL_BENCH_CACHE", Path(tempfile.gettempdir()) / "hf-tl-bench"))
+    folder = cache / f"{name}-{'trained' if trained else 'random'}"
+    if not (folder / "test" / "embedding.json").is_file():
+        network = load_network(str(real_data() / "weights" / "mobilenetv2_100.tf2_in1k"), image_size=IMAGE_SIZE)
+        task = load_task(str(real_data() / "sets" / name), modality="image")
+        reader = FullNetworkEmbedding(
+            network if trained else untrained(network), recipe="raw", taps=["auto", "last"], batch_size=32
+        )
+        for split, rows in (("train", task.train), ("test", task.test)):
+            reader.activations(rows).save(folder / split)
+    return Embedding.load(folder / "train"), Embedding.load(folder / "test")
+
+
+def features(name: str, *, recipe: str = "paper", taps: str = "auto", trained: bool = True):
+    """The embedding of training and test rows by a recipe, with the training rows' statistics."""
+    train, test = raw_embeddings(name, trained=trained)
+    fne = FullNetworkEmbedding(recipe=recipe, taps=taps)
+    return fne.fit_transform(train), fne.transform(test)
+
+
+def untrained(network: Network) -> Network:
+    """The same architecture with its initial random weights."""
+    import timm
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return replace(network, model=timm.create_model("mobilenetv2_100", pretrained=False).eval())

@@ -1,0 +1,126 @@
+"""Layer probes: each set of layers is judged as LinearSVM on its columns is."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from hf_tl import InputError, LinearSVM
+from hf_tl.probes.intervals import paired_gain, wilson
+from hf_tl.probes.layer_probes import layer_probes
+from hf_tl.probes.selection import stratified_folds
+
+
+@dataclass
+class Span:
+    name: str
+    start: int
+    stop: int
+    depth: float
+
+
+@dataclass
+class Features:
+    values: np.ndarray
+    layers: tuple
+    labels: np.ndarray | None
+
+
+WIDTHS, SIGNAL = (4, 30, 60, 200), (0.0, 0.3, 0.6, 0.2)
+
+
+def features(rows=90, seed=0, signal=SIGNAL, last=False):
+    generator = np.random.default_rng(seed)
+    y = np.arange(rows) % 3
+    parts, spans, at = [], [], 0
+    for i, (width, strength) in enumerate(zip(WIDTHS, signal, strict=True)):
+        centres = np.random.default_rng(i).normal(0, strength, (3, width))
+        parts.append(np.sign(centres[y] + generator.normal(size=(rows, width))).astype(np.int8))
+        spans.append(Span(f"layer{i}", at, at + width, i / 3))
+        at += width
+    if last:
+        parts.append(parts[-1])
+        spans.append(Span("last", at, at + WIDTHS[-1], 1.0))
+    return Features(np.concatenate(parts, axis=1), tuple(spans), y)
+
+
+def right(train, test, columns):
+    x, z = train.values[:, columns], test.values[:, columns]
+    squared = (x.astype(float) ** 2).sum(axis=1).mean() + 1
+    return LinearSVM(10.0 / squared).fit(x, train.labels).predict(z) == test.labels
+
+
+def test_each_set_of_layers_is_judged_as_a_svm_on_its_columns():
+    train, test = features(), features(60, seed=1)
+    probes = layer_probes(train, test, progress=False)
+    stops = np.cumsum(WIDTHS)
+    for i, stop in enumerate(stops):
+        assert (probes.single[i].right == right(train, test, slice(stop - WIDTHS[i], stop))).all()
+        assert (probes.first_to[i].right == right(train, test, slice(0, stop))).all()
+        assert (probes.to_last[i].right == right(train, test, slice(stop - WIDTHS[i], None))).all()
+    assert probes.whole.n_features == sum(WIDTHS)
+    assert (probes.whole.right == probes.to_last[0].right).all()
+    assert probes.best_layer.name == "layer2"
+    assert probes.depths == (0, 1 / 3, 2 / 3, 1)
+    assert probes.chance == pytest.approx(1 / 3)
+
+
+def test_without_test_rows_each_row_is_judged_by_a_fit_without_its_fold():
+    train = features()
+    probes = layer_probes(train, progress=False)
+    fold = stratified_folds(train.labels)
+    columns = slice(4, 34)
+    x = train.values[:, columns].astype(float)
+    C = 10.0 / ((x**2).sum(axis=1).mean() + 1)
+    for k in range(5):
+        svm = LinearSVM(C).fit(x[fold != k], train.labels[fold != k])
+        assert (probes.single[1].right[fold == k] == (svm.predict(x[fold == k]) == train.labels[fold == k])).all()
+    assert "each by a fit without its fold of 5" in str(probes)
+
+
+def test_a_second_copy_of_the_last_layer_is_left_out():
+    assert [probed.name for probed in layer_probes(features(last=True), progress=False).single][-1] == "layer3"
+
+
+def test_sentences_table_and_plot(tmp_path):
+    train, test = features(), features(60, seed=1)
+    noise = features(signal=(0, 0, 0, 0)), features(60, seed=1, signal=(0, 0, 0, 0))
+    probes = layer_probes(train, test, random=noise, progress=False)
+    assert "best single layer: layer2, " in str(probes)
+    assert "the same network with random weights: all layers 0." in str(probes)
+    lines = probes.table().splitlines()
+    assert len(lines) == 2 + 4
+    assert "random weights" in lines[0]
+    assert probes.random.whole.accuracy < probes.whole.accuracy - 0.2
+    probes.plot(tmp_path / "layers.png", title="title")
+    assert (tmp_path / "layers.png").stat().st_size > 10_000
+
+
+def test_wrong_input_is_refused():
+    train = features()
+    with pytest.raises(InputError, match="the training embedding has no labels"):
+        layer_probes(Features(train.values, train.layers, None))
+    with pytest.raises(InputError, match="different layers: 4 and 5"):
+        layer_probes(train, features(last=True))
+    with pytest.raises(InputError, match="relative_C must be above 0"):
+        layer_probes(train, relative_C=0)
+    with pytest.raises(InputError, match="give test rows"):
+        layer_probes(Features(train.values[:3], train.layers, train.labels[:3]))
+
+
+def test_wilsons_interval_is_the_published_one():
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I
+    assert wilson(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
+
+
+def test_a_paired_interval_covers_and_is_narrower_than_two():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        hard = generator.random(200)
+        first, second = hard < 0.8 + 0.05 * generator.normal(size=200), hard < 0.7
+        _, low, high = paired_gain(first, second)
+        covered += low <= 0.1 <= high
+    assert 0.92 <= covered / 400 <= 0.99
+    assert high - low < sum(np.diff(wilson(np.sum(r), 200))[0] for r in (first, second))
+    assert paired_gain(second, second)[0] == 0
