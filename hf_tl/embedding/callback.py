@@ -18,7 +18,7 @@ from hf_tl.data import Rows
 from hf_tl.embedding.full_network import FullNetworkEmbedding
 from hf_tl.embedding.processes import alone
 from hf_tl.embedding.recipe import Recipe
-from hf_tl.embedding.taps import Selection
+from hf_tl.embedding.tap import Selection
 from hf_tl.errors import InputError
 from hf_tl.models import Network
 

@@ -14,7 +14,8 @@ import numpy as np
 from hf_tl.embedding.codec import Codec
 from hf_tl.embedding.store import INDEX, Store, replace_file
 from hf_tl.embedding.stored_array import StoredArray
-from hf_tl.embedding.taps import Selection, select_names
+from hf_tl.embedding.tap import Selection
+from hf_tl.embedding.taps import select_names
 from hf_tl.errors import InputError
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from hf_tl.data import Rows
 from hf_tl.embedding.reader import TapReader
-from hf_tl.embedding.taps import Tap
+from hf_tl.embedding.tap import Tap
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.models import Network
 from hf_tl.trace import Batch

@@ -22,7 +22,8 @@ from hf_tl.embedding.processes import Processes, find_processes
 from hf_tl.embedding.recipe import Recipe, find_recipe
 from hf_tl.embedding.statistics import Statistics
 from hf_tl.embedding.store import Store
-from hf_tl.embedding.taps import Selection, describe_taps, find_taps, with_pooling
+from hf_tl.embedding.tap import Selection
+from hf_tl.embedding.taps import describe_taps, find_taps, with_pooling
 from hf_tl.errors import InputError
 from hf_tl.models import Network, example_batch, load_network
 

@@ -16,7 +16,8 @@ from hf_tl.embedding.fingerprint import fingerprint_batch, fingerprint_json, fin
 from hf_tl.embedding.pooling import Pooling
 from hf_tl.embedding.processes import Processes
 from hf_tl.embedding.store import Store
-from hf_tl.embedding.taps import Selection, Tap, find_taps, with_pooling
+from hf_tl.embedding.tap import Selection, Tap
+from hf_tl.embedding.taps import find_taps, with_pooling
 from hf_tl.errors import InputError
 from hf_tl.models import Network
 from hf_tl.trace import Batch

@@ -18,7 +18,8 @@ from sklearn.utils.validation import check_is_fitted
 from hf_tl.embedding.embedding import Embedding, LayerColumns, feature_names
 from hf_tl.embedding.recipe import RECIPES, Recipe, normalise_layers
 from hf_tl.embedding.statistics import Statistics
-from hf_tl.embedding.taps import Selection, select_names
+from hf_tl.embedding.tap import Selection
+from hf_tl.embedding.taps import select_names
 from hf_tl.errors import InputError
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hf_tl.embedding.pooling import pool
-from hf_tl.embedding.taps import Tap, n_rows
+from hf_tl.embedding.tap import Tap
+from hf_tl.embedding.taps import n_rows
 from hf_tl.errors import InputError
 from hf_tl.trace import Batch, evaluating, first_float, forward
 

@@ -1,6 +1,7 @@
 """What reading every layer costs: over the bare forward pass, and against the `fne` package.
 
-python recipes/benchmarks/bench_extraction.py [--parts forward,outside,whole] [--repeats 7] [--device cpu] [--fne DIR]
+python recipes/benchmarks/bench_extraction.py [--parts forward,outside,whole] [--repeats 7] [--images 1000,5000]
+                                              [--device cpu] [--fne DIR]
 
 forward   one batch through the network, and the same with all taps read, pooled and written to a store; the two
           take turns, in one precision and layout
@@ -132,11 +133,11 @@ class Loader(list):
     batch_size = 16
 
 
-def outside_part(repeats: int, fne: object) -> list[dict]:
+def outside_part(repeats: int, fne: object, sizes: list[int]) -> list[dict]:
     results = []
     model = Free().eval()
     names = [f"layers.{i}" for i in range(len(VGG))]
-    for n in (1000, 5000):
+    for n in sizes:
         rows = torch.randn(n, 1)
         batches = [(part, torch.zeros(len(part))) for part in rows.split(16)]
         embedding = FullNetworkEmbedding(Network(model, torch.stack), taps="linear", batch_size=16, progress=False)
@@ -149,7 +150,7 @@ def outside_part(repeats: int, fne: object) -> list[dict]:
         result = {"images": n, **{f"{part}_seconds": spread(values) for part, values in seconds.items()}}
         if fne is not None:
             result["ratio"] = ratio(seconds, "fne", "hf_tl")
-        results.append({**result, "limit": 10 if n == 1000 else 50})
+        results.append({**result, "limit": 10 if n < 5000 else 50})
     return results
 
 
@@ -204,6 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="forward,outside,whole")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--images", default="1000,5000", help="of the part `outside`")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--fne", help="folder with the fne package")
     options = parser.parse_args()
@@ -217,7 +219,7 @@ def main() -> None:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     parts = {
         "forward": lambda: forward_part(options.repeats, options.device),
-        "outside": lambda: outside_part(options.repeats, fne),
+        "outside": lambda: outside_part(options.repeats, fne, [int(n) for n in options.images.split(",")]),
         "whole": lambda: whole_part(max(3, options.repeats // 2), fne),
     }
     results = {"threads": torch.get_num_threads(), "device": options.device}
