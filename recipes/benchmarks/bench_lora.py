@@ -167,6 +167,7 @@ def time_management(repeats: int) -> dict:
             "hf_tl": lambda: remove_lora(made["hf_tl"].pop(), merge=True),
         }
         results["merge"] = in_turns(merge, repeats, faster=True)
+        made = copies = None  # a few gigabytes
         results["load"] = time_loading(model, config, repeats)
     return results
 
@@ -200,15 +201,16 @@ def main() -> None:
     path = RESULTS / "lora.json"
     results = json.loads(path.read_text())["results"] if path.exists() else {}
     for part in parts:
-        results[part] = runs[part]()
-    keep("lora", {"threads": options.threads, "results": results})
-    for part in parts:
-        print(f"\n{part}\n{format_table(*_table(results[part]))}")
+        results[part] = {"threads": options.threads, **runs[part]()}
+        keep("lora", {"results": results})
+        print(f"\n{part}\n{format_table(*_table(results[part]))}\n", flush=True)
 
 
 def _table(results: dict) -> tuple[list[str], list[list]]:
     rows = []
     for name, result in results.items():
+        if name == "threads":
+            continue
         measure = next(key for key in ("milliseconds", "mebibytes") if key in result)
         values = result[measure]
         sides = [v["median"] if isinstance(v, dict) else v for v in (values["peft"], values["hf_tl"])]
@@ -216,8 +218,8 @@ def _table(results: dict) -> tuple[list[str], list[list]]:
         middle = ratio["median"] if isinstance(ratio, dict) else ratio
         bounds = f"{ratio['min']} - {ratio['max']}" if isinstance(ratio, dict) else ""
         rows.append([name, *sides, middle, bounds])
-    unit = "MiB" if any("mebibytes" in r for r in results.values()) else "ms"
-    kind = "ours / PEFT" if any("ratio" in r for r in results.values()) else "PEFT / ours"
+    unit = "MiB" if "mebibytes" in result else "ms"
+    kind = "ours / PEFT" if "ratio" in result else "PEFT / ours"
     return [f"median {unit}", "PEFT", "hf_tl", kind, "range"], rows
 
 
