@@ -1,11 +1,11 @@
-"""The snippets of docs/lora.md run, in order, as one script."""
+"""The snippets of docs/adapting.md run, in order, as one script."""
 
 import re
 from pathlib import Path
 
 
 def test_the_snippets_run(capsys):
-    text = (Path(__file__).parents[2] / "docs" / "lora.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "adapting.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(snippets) == 3
     exec("\n".join(snippets), {})  # the document's own code
