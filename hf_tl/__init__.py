@@ -18,14 +18,18 @@ if TYPE_CHECKING:
     from hf_tl.lora.config import LoraConfig
     from hf_tl.lora.eva import initialise_eva
     from hf_tl.lora.inject import add_lora
+    from hf_tl.lora.loading import load_adapter
     from hf_tl.lora.merge import merge_lora, remove_lora, unmerge_lora
     from hf_tl.lora.plus import lora_plus_groups
+    from hf_tl.lora.saving import save_adapter
+    from hf_tl.lora.trainer_callback import AdapterCallback
     from hf_tl.models import Network, load_network
     from hf_tl.probes.learning_curve import LearningCurve
     from hf_tl.probes.svm import LinearSVM
 
 __all__ = [
     "RECIPES",
+    "AdapterCallback",
     "Embedding",
     "FullNetworkEmbedding",
     "InputError",
@@ -42,11 +46,13 @@ __all__ = [
     "combine_adapters",
     "initialise_eva",
     "list_layers",
+    "load_adapter",
     "load_network",
     "load_task",
     "lora_plus_groups",
     "merge_lora",
     "remove_lora",
+    "save_adapter",
     "set_adapter",
     "unmerge_lora",
 ]
@@ -55,6 +61,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "RECIPES": "hf_tl.embedding.recipe",
+    "AdapterCallback": "hf_tl.lora.trainer_callback",
     "Embedding": "hf_tl.embedding.embedding",
     "FullNetworkEmbedding": "hf_tl.embedding.full_network",
     "InputError": "hf_tl.errors",
@@ -71,11 +78,13 @@ _HOMES = {
     "combine_adapters": "hf_tl.lora.adapters",
     "initialise_eva": "hf_tl.lora.eva",
     "list_layers": "hf_tl.layers",
+    "load_adapter": "hf_tl.lora.loading",
     "load_network": "hf_tl.models",
     "load_task": "hf_tl.data",
     "lora_plus_groups": "hf_tl.lora.plus",
     "merge_lora": "hf_tl.lora.merge",
     "remove_lora": "hf_tl.lora.merge",
+    "save_adapter": "hf_tl.lora.saving",
     "set_adapter": "hf_tl.lora.adapters",
     "unmerge_lora": "hf_tl.lora.merge",
 }

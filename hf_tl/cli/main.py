@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hf_tl.cli import embed, layers, probe, quickstart
+from hf_tl.cli import adapter, embed, layers, probe, quickstart
 from hf_tl.errors import InputError
 
 
-COMMANDS = {"quickstart": quickstart, "layers": layers, "embed": embed, "probe": probe}
+COMMANDS = {"quickstart": quickstart, "layers": layers, "embed": embed, "probe": probe, "adapter": adapter}
 QUIET = {  # standard error is for this program's progress bars and sentences
     "TRANSFORMERS_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "critical",

@@ -31,6 +31,7 @@ from hf_tl.lora.targets import (
     saved_names,
     with_running_statistics,
 )
+from hf_tl.lora.trainer import follow_trainer
 from hf_tl.trace import Batch
 
 
@@ -161,6 +162,7 @@ def inject(model: nn.Module, plan: Plan, *, adapter: str = "default", empty: boo
     record.configs[adapter] = replace(config, modules_to_save=saved or None)
     record.keep_biases(adapter)
     set_adapter(model, adapter)
+    follow_trainer(model)
     return model
 
 

@@ -1,0 +1,134 @@
+"""Looks into a LoRA adapter: what it learnt, whether PEFT agrees, merged, at a smaller rank, or against another."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hf_tl.cli.arguments import MODEL, make_folder
+from hf_tl.errors import InputError
+
+
+EXAMPLES = """\
+  hf-tl adapter inspect path/to/adapter --model path/to/base --plot runs/spectra.png
+  hf-tl adapter verify path/to/adapter --model path/to/base
+  hf-tl adapter merge path/to/adapter --model path/to/base --out runs/merged
+  hf-tl adapter resize path/to/adapter --keep 0.99 --out runs/smaller
+  hf-tl adapter diff path/to/adapter runs/smaller"""
+
+_BOUND = 1e-4  # relative: above it, PEFT and hf_tl do not mean the same
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's verbs and their arguments."""
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, about: str, run) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=about, description=about)
+        added.add_argument("adapter", type=Path, help="folder with adapter_config.json and adapter_model.safetensors")
+        added.set_defaults(verb_run=run)
+        return added
+
+    add = verb("inspect", "size, spectrum and use of the rank of every layer's update", _inspect).add_argument
+    add("--model", help=f"the network it is for, for norms relative to its weights: {MODEL}")
+    add("--plot", type=Path, help="also draw it into this picture")
+    add = verb("verify", "the largest difference between peft and hf_tl on this adapter", _verify).add_argument
+    add("--model", required=True, help=f"the network it is for: {MODEL}")
+    add = verb("merge", "the network with the adapter in its weights", _merge).add_argument
+    add("--model", required=True, help=f"the network it is for: {MODEL}")
+    add("--out", type=Path, required=True, help="folder for the network")
+    add = verb("resize", "the adapter cut to a smaller rank, and the error of that", _resize).add_argument
+    add("--rank", type=int, help="the new rank of every layer")
+    add("--keep", type=float, help="instead, the share of every update's squared norm to keep, such as 0.99")
+    add("--out", type=Path, required=True, help="folder for the new adapter")
+    add = verb("diff", "how two adapters of one network differ, layer by layer", _diff).add_argument
+    add("other", type=Path, help="the other adapter")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the verb."""
+    options.verb_run(options)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from hf_tl.lora.adapter import read_adapter
+    from hf_tl.lora.base_network import load_base
+    from hf_tl.lora.placement import base_weights
+    from hf_tl.lora.spectrum import plot_spectra, spectra, spectrum_table, summarise
+
+    adapter = read_adapter(options.adapter)
+    weights = None if options.model is None else base_weights(adapter, load_base(options.model, adapter))
+    found = spectra(adapter, weights)
+    print(spectrum_table(found))
+    print()
+    for sentence in summarise(found):
+        print(sentence)
+    if adapter.others:
+        n = sum(tensor.numel() for tensor in adapter.others.values())
+        print(f"beside the updates, {len(adapter.others)} whole tensors with {n:,} values")
+    if options.plot is not None:
+        make_folder(options.plot.parent)
+        print(f"wrote {plot_spectra(found, options.plot)}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from hf_tl.lora.adapter import read_adapter
+    from hf_tl.lora.base_network import load_base, made_up_batch
+    from hf_tl.lora.verify import verification_table, verify_adapter
+
+    model = load_base(options.model, read_adapter(options.adapter))
+    found = verify_adapter(model, options.adapter, made_up_batch(model))
+    print(verification_table(found))
+    worst = max(found, key=lambda one: one.relative)
+    if worst.relative > _BOUND:
+        raise InputError(
+            f"peft and hf_tl differ by {worst.relative:.1e} of the largest value in {worst.what}, at {worst.where!r}; "
+            f"expected at most {_BOUND:g}: please report this adapter"
+        )
+    print("\npeft and hf_tl load the same network from it")
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from hf_tl.lora.adapter import read_adapter
+    from hf_tl.lora.base_network import load_base, made_up_batch, save_network
+    from hf_tl.lora.loading import put_adapter
+    from hf_tl.lora.merge import merge_lora, remove_lora
+
+    adapter = read_adapter(options.adapter)
+    model = load_base(options.model, adapter, dtype="auto")
+    put_adapter(model, adapter)
+    make_folder(options.out)
+    merge = merge_lora(model, safe=True, reversible=False, example=made_up_batch(model))
+    remove_lora(model, merge=True)
+    save_network(model, options.out, adapter)
+    print(f"merged {merge.layers} layers; on a made-up batch the output moved by {merge.largest_change:.2e} at most")
+    print(f"wrote {options.out}")
+
+
+def _resize(options: argparse.Namespace) -> None:
+    from hf_tl.lora.adapter import read_adapter, write_adapter
+    from hf_tl.lora.resize import resize_adapter, resize_table
+
+    adapter = read_adapter(options.adapter)
+    resized, report = resize_adapter(adapter, rank=options.rank, keep=options.keep)
+    write_adapter(resized, options.out)
+    print(resize_table(report))
+    worst = max(report, key=lambda layer: layer.error)
+    print(f"\n{adapter.n_parameters:,} values before, {resized.n_parameters:,} after")
+    print(f"largest relative error of an update: {worst.error:.2e}, in {worst.name}")
+    print(f"wrote {options.out}")
+
+
+def _diff(options: argparse.Namespace) -> None:
+    from hf_tl.lora.adapter import read_adapter
+    from hf_tl.lora.difference import compare_adapters, difference_table
+
+    found = compare_adapters(read_adapter(options.adapter), read_adapter(options.other))
+    print(difference_table(found))
+    print()
+    for name, apart in found.others.items():
+        if apart != 0:
+            print(f"{name}: {apart if isinstance(apart, str) else f'{apart:.2e} apart'}")
+    for name, (first, second) in found.options.items():
+        print(f"option {name}: {first!r} and {second!r}")
+    print("the two give the same network" if found.same else "the two give different networks")

@@ -1,0 +1,138 @@
+"""An adapter of smaller rank: the best one, by singular value decomposition, and what it costs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_tl.errors import InputError
+from hf_tl.lora.adapter import Adapter, LayerUpdate
+from hf_tl.lora.spectrum import rank_for, singular_values
+from hf_tl.table import format_table
+
+
+@dataclass(frozen=True)
+class LayerResize:
+    """What happened to one layer.
+
+    Attributes:
+        name: the layer's name.
+        old_rank: the rank it had.
+        new_rank: the rank it has.
+        error: Frobenius norm of what was cut off, relative to the norm of the update; 0 for no update.
+    """
+
+    name: str
+    old_rank: int
+    new_rank: int
+    error: float
+
+
+def resize_adapter(
+    adapter: Adapter, *, rank: int | None = None, keep: float | None = None
+) -> tuple[Adapter, list[LayerResize]]:
+    """The adapter whose updates are the closest of smaller rank (Eckart & Young, 1936), with every layer's error.
+
+    The scale of every layer stays; the singular values are shared out between A and B alike. Everything that is no
+    update is taken over as it is. DoRA's magnitudes are too: its weights are re-normalised when they are used, so
+    the error there is that of B A, not of the weight.
+
+    Args:
+        adapter: what `read_adapter` returned.
+        rank: the new rank of every layer; a layer of lower rank keeps its own.
+        keep: instead, the share of every update's squared norm to keep, above 0 and at most 1: each layer gets the
+            smallest rank that does.
+
+    Raises:
+        InputError: neither or both given, a value out of range, or a rank that a grouped convolution cannot have.
+    """
+    if (rank is None) == (keep is None):
+        raise InputError(f"give either a rank or the share to keep, got rank={rank} and keep={keep}")
+    if rank is not None and rank < 1:
+        raise InputError(f"rank must be at least 1, got {rank}; use remove_lora to drop an adapter")
+    if keep is not None and not 0 < keep <= 1:
+        raise InputError(f"keep must be above 0 and at most 1, the share of the squared norm, got {keep}")
+    largest = max(update.rank for update in adapter.updates.values())
+    if rank is not None and rank > largest:
+        raise InputError(f"rank {rank} is above the adapter's largest, {largest}; resize only makes adapters smaller")
+    tensors = dict(adapter.tensors)
+    report, ranks, scales = [], {}, {}
+    for name, update in adapter.updates.items():
+        new = min(rank, update.rank) if rank is not None else _rank_to_keep(update, keep)
+        if new < update.rank:
+            B, A, error = _truncate(update, new)
+        else:
+            B, A, error = update.B, update.A, 0.0
+        key = "lora_embedding_{}" if update.embedding else "lora_{}.weight"
+        tensors[f"{name}.{key.format('A')}"] = A
+        tensors[f"{name}.{key.format('B')}"] = B
+        report.append(LayerResize(name, update.rank, new, error))
+        ranks[name], scales[name] = new, update.scale
+    config = rank_fields(adapter.config, ranks, scales)
+    return Adapter(config, tensors, adapter.folder), report
+
+
+def rank_fields(
+    config: Mapping[str, object], ranks: Mapping[str, int], scales: Mapping[str, float]
+) -> dict[str, object]:
+    """The configuration with r, lora_alpha and their patterns such that every layer has this rank and scale."""
+    fields = {name: value for name, value in config.items() if name not in ("rank_pattern", "alpha_pattern")}
+    rslora = bool(config.get("use_rslora", False))
+    alphas = {name: scales[name] * (math.sqrt(rank) if rslora else rank) for name, rank in ranks.items()}
+    alphas = {name: _plain(alpha) for name, alpha in alphas.items()}
+    for field, pattern, values in (("r", "rank_pattern", ranks), ("lora_alpha", "alpha_pattern", alphas)):
+        common = Counter(values.values()).most_common(1)[0][0]
+        fields[field] = common
+        others = {f"^{re.escape(name)}": value for name, value in values.items() if value != common}
+        if others:
+            fields[pattern] = others
+    return fields
+
+
+def _plain(alpha: float) -> float:
+    """Without the last digits that dividing by a rank and multiplying by another leaves."""
+    alpha = float(f"{alpha:.12g}")
+    return int(alpha) if alpha == int(alpha) else alpha
+
+
+def resize_table(report: list[LayerResize]) -> str:
+    """One row a layer."""
+    rows = [[layer.name, layer.old_rank, layer.new_rank, f"{layer.error:.2e}"] for layer in report]
+    return format_table(["layer", "r before", "r after", "relative error"], rows)
+
+
+def _rank_to_keep(update: LayerUpdate, keep: float) -> int:
+    enough = max(rank_for(singular_values(*update.factors()), keep), 1)
+    step = update.groups  # every group of a grouped convolution has the same share of the rank
+    return min(-(-enough // step) * step, update.rank)
+
+
+def _truncate(update: LayerUpdate, rank: int) -> tuple[Tensor, Tensor, float]:
+    """B and A of the new rank in their old dtype and axes, and the relative error."""
+    groups = update.groups
+    if rank % groups:
+        raise InputError(
+            f"layer {update.name!r} works in {groups} groups, so its rank must be a multiple of {groups}, got {rank}"
+        )
+    old_A = update.A.reshape(groups, update.rank // groups, -1).double()
+    old_B = update.B.reshape(groups, -1, update.rank // groups).double()
+    left, left_R = torch.linalg.qr(old_B)
+    right, right_R = torch.linalg.qr(old_A.mT)
+    U, values, V = torch.linalg.svd(left_R @ right_R.mT, full_matrices=False)
+    kept = rank // groups
+    root = values[:, :kept].sqrt()
+    B = (left @ U[:, :, :kept]) * root[:, None, :]
+    A = root[:, :, None] * (V[:, :kept] @ right.mT)
+    spare = kept - root.shape[-1]  # above 0 where r is larger than the layer itself
+    B, A = torch.nn.functional.pad(B, (0, spare)), torch.nn.functional.pad(A, (0, 0, 0, spare))
+    total = float(values.square().sum())
+    error = math.sqrt(float(values[:, kept:].square().sum()) / total) if total else 0.0
+    A = A.reshape(rank, *update.A.shape[1:]).to(update.A.dtype)
+    B = B.reshape(update.B.shape[0], kept, *update.B.shape[2:]).to(update.B.dtype)
+    return B, A, error

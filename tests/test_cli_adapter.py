@@ -1,0 +1,147 @@
+"""hf-tl adapter: the examples of its help run, and what cannot be used ends in one sentence."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_tl.cli.main import COMMANDS, main
+
+
+sys.path.insert(0, str(Path(__file__).parent / "lora"))
+from peft_zoo import logits, randomise, text, tiny_bert
+
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # peft 0.21 asks
+]
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """A base network and an adapter of PEFT's under the names of the examples."""
+    from peft import LoraConfig, get_peft_model
+
+    tiny_bert().save_pretrained(tmp_path / "path/to/base")
+    model = get_peft_model(tiny_bert(), LoraConfig(r=4, target_modules=["query", "value"], task_type="SEQ_CLS"))
+    randomise(model)
+    model.save_pretrained(tmp_path / "path/to/adapter")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_examples_of_help_run_as_printed(folders, capsys):
+    printed = {}
+    for line in COMMANDS["adapter"].EXAMPLES.splitlines():
+        assert main(line.split()[1:]) == 0, line
+        printed[line.split()[2]] = capsys.readouterr().out
+    assert list(printed) == ["inspect", "verify", "merge", "resize", "diff"]
+    assert "bert.encoder.layer.1.attention.self.value" in printed["inspect"]
+    assert "|dW|/|W|" in printed["inspect"]
+    assert (folders / "runs/spectra.png").stat().st_size > 10_000
+    assert re.search(r"logits +1 +\d", printed["verify"])
+    assert "peft and hf_tl load the same network from it" in printed["verify"]
+    assert "merged 4 layers" in printed["merge"]
+    assert "largest relative error of an update" in printed["resize"]
+    assert "different networks" in printed["diff"]
+
+
+def test_verify_prints_differences_that_are_nothing(folders, capsys):
+    assert main(["adapter", "verify", "path/to/adapter", "--model", "path/to/base"]) == 0
+    rows = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()[2:5]]
+    assert [row[0] for row in rows] == ["logits", "gradients", "merged weights"]
+    assert float(rows[0][2]) == 0.0
+    assert all(float(row[3]) <= 1e-6 for row in rows)
+    assert rows[1][1] == "10"  # 4 layers of two factors, and the head
+
+
+def test_verify_catches_a_difference(folders, monkeypatch, capsys):
+    from hf_tl.lora import loading
+
+    sound = loading.place
+
+    def one_percent_more(adapter, model):
+        found = sound(adapter, model)
+        found.alphas = {name: alpha * 1.01 for name, alpha in found.alphas.items()}
+        return found
+
+    monkeypatch.setattr(loading, "place", one_percent_more)
+    assert main(["adapter", "verify", "path/to/adapter", "--model", "path/to/base"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"peft and hf_tl differ by .* of the largest value in (logits|gradients|merged weights)", said)
+
+
+def test_the_merged_network_is_the_network_with_its_adapter(folders, capsys):
+    from transformers import AutoModelForSequenceClassification
+
+    from hf_tl.lora.loading import load_adapter
+
+    assert main(["adapter", "merge", "path/to/adapter", "--model", "path/to/base", "--out", "out"]) == 0
+    merged = AutoModelForSequenceClassification.from_pretrained("out").eval()
+    expected = logits(load_adapter(tiny_bert(), "path/to/adapter"), text())
+    assert torch.allclose(logits(merged, text()), expected, rtol=0, atol=1e-5)
+    assert not any("lora" in name or "base_layer" in name for name in merged.state_dict())
+
+
+def test_a_head_of_another_size_is_built_to_fit(tmp_path, monkeypatch, capsys):
+    """The base network has two labels, the adapter's head three."""
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny_bert(num_labels=2)
+    base.save_pretrained(tmp_path / "base")
+    model = get_peft_model(tiny_bert(), LoraConfig(r=4, target_modules=["query"], modules_to_save=["classifier"]))
+    model.save_pretrained(tmp_path / "adapter")
+    assert main(["adapter", "verify", str(tmp_path / "adapter"), "--model", str(tmp_path / "base")]) == 0
+
+
+def test_an_adapter_of_a_timm_network(tmp_path, timm_folder, capsys):
+    from peft import LoraConfig, get_peft_model
+    from timm import create_model
+
+    model = create_model(f"local-dir:{timm_folder}", pretrained=True, num_classes=3)
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=r".*\.conv1", modules_to_save=["fc"]))
+    randomise(model)
+    model.save_pretrained(tmp_path / "adapter")
+    adapter, base = str(tmp_path / "adapter"), str(timm_folder)
+    assert main(["adapter", "verify", adapter, "--model", base]) == 0
+    assert main(["adapter", "inspect", adapter, "--model", base]) == 0
+    assert main(["adapter", "merge", adapter, "--model", base, "--out", str(tmp_path / "out")]) == 0
+    merged = create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert merged.num_classes == 3
+
+
+CASES = {
+    "no adapter": ("inspect nowhere", "adapter folder 'nowhere' does not exist"),
+    "no base": ("verify path/to/adapter --model nowhere/nothing", "network 'nowhere/nothing' cannot be loaded"),
+    "no rank": ("resize path/to/adapter --out out", "give either a rank or the share to keep"),
+    "too large": ("resize path/to/adapter --rank 8 --out out", "rank 8 is above the adapter's largest, 4"),
+    "another network": (
+        "verify path/to/adapter --model path/to/gpt2",
+        "does not fit this GPT2.*: .*unexpected: layer",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_ends_in_one_sentence(case, folders, capsys):
+    from peft_zoo import tiny_gpt2
+
+    command, sentence = CASES[case]
+    if case == "another network":
+        tiny_gpt2().save_pretrained("path/to/gpt2")
+    capsys.readouterr()
+    assert main(["adapter", *command.split()]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-tl ")]
+    assert len(said) == 1
+    assert re.search(sentence, said[0]), said[0]
+
+
+def test_a_damaged_adapter_is_refused(folders, capsys):
+    shutil.copytree("path/to/adapter", "bad")
+    (folders / "bad/adapter_model.safetensors").write_bytes(b"not tensors")
+    assert main(["adapter", "inspect", "bad"]) == 2
+    assert "is damaged or not a safetensors file" in capsys.readouterr().err
