@@ -8,6 +8,7 @@ PEFT's in the same turn, so below 1 is better; of management it is PEFT's over o
 
 import argparse
 import copy
+import gc
 import json
 import tempfile
 import time
@@ -95,10 +96,13 @@ def in_turns(tasks: dict[str, Callable[[], object]], repeats: int, *, faster: bo
     seconds = {side: [] for side in tasks}
     for turn in range(repeats + 1):
         for side in list(tasks) if turn % 2 else reversed(tasks):
+            gc.collect()
+            gc.disable()  # as timeit does: a collection would fall on either side by chance
             start = time.perf_counter()
             tasks[side]()
             if turn:
                 seconds[side].append(time.perf_counter() - start)
+            gc.enable()
     pairs = list(zip(seconds["hf_tl"], seconds["peft"], strict=True))
     ratio = [theirs / ours if faster else ours / theirs for ours, theirs in pairs]
     fine = {side: spread([1e3 * s for s in values]) for side, values in seconds.items()}
