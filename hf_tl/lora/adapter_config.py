@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hf_tl.errors import InputError
-from hf_tl.lora.adapter_file import open_regular
+from hf_tl.lora.adapter_file import open_regular, write_whole
 
 
 CONFIG_NAME = "adapter_config.json"
@@ -68,7 +68,7 @@ def check_config(raw: Mapping[str, object], *, where: str) -> dict[str, object]:
 def write_config(folder: Path, fields: Mapping[str, object]) -> None:
     """Writes the fields sorted, with no time, place or set order in them: one configuration, one file."""
     text = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+    write_whole(folder / CONFIG_NAME, f"{text}\n".encode())
 
 
 def _is_text(value: object) -> bool:

@@ -70,12 +70,18 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> Path:
     """
     from safetensors.torch import save
 
-    path = folder / TENSORS_NAME
     named = {PREFIX + name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    return write_whole(folder / TENSORS_NAME, save(named, metadata={"format": "pt"}))
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """Writes a file that is there whole or not at all, whenever the process ends; returns its path."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        unfinished.write_bytes(save(named, metadata={"format": "pt"}))
+        unfinished.write_bytes(data)
         os.replace(unfinished, path)
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be written: {in_one_line(error)}") from error
     finally:
         unfinished.unlink(missing_ok=True)
     return path

@@ -16,7 +16,7 @@ from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.inject import Plan, inject
 from hf_tl.lora.merge import remove_lora
 from hf_tl.lora.placement import Placement, place
-from hf_tl.lora.record import PREFIX, adapter_state_dict, record_of
+from hf_tl.lora.record import PREFIX, RECORD, adapter_state_dict, record_of
 from hf_tl.lora.resize import rank_fields
 from hf_tl.lora.targets import Target
 
@@ -64,6 +64,9 @@ def put_adapter(
         raise InputError(f"adapter {saved.folder!r} has no layer that this {type(model).__name__} has")
     if complaint:
         warnings.warn(f"left out of the load: {complaint}", stacklevel=3)
+    record = model.__dict__.get(RECORD)
+    if record is not None and any(layer.merged_adapters for layer in record.layers.values()):
+        raise InputError("adapters are merged into the weights; call unmerge_lora before loading another")
     targets = [Target(name, update.rank, found.alphas[name]) for name, update in found.updates.items()]
     plan = Plan(_config(saved, found), targets, tuple(found.saved))
     inject(model, plan, adapter=adapter, empty=not is_split(saved.config))

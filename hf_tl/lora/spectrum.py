@@ -125,7 +125,8 @@ def summarise(found: list[LayerSpectrum]) -> list[str]:
     idle = [layer for layer in found if layer.norm == 0]
     now = sum(layer.n_parameters for layer in found)
     cut = sum(round(layer.n_parameters * max(layer.rank_for(ENERGY), 1) / layer.rank) for layer in found)
-    said = [f"{len(found)} layers, {now:,} parameters; cut to the ranks that keep 99 %, they would be {cut:,}"]
+    count = "1 layer" if len(found) == 1 else f"{len(found)} layers"
+    said = [f"{count}, {now:,} parameters; cut to the ranks that keep 99 %, they would be {cut:,}"]
     if full:
         said.append(
             f"{_layers(full)} all of r (effective rank from {FULL:.0%} of r on): a larger r may learn more there"
@@ -156,7 +157,7 @@ def plot_spectra(found: list[LayerSpectrum], path: Path) -> Path:
     ranks.plot([layer.rank_for(ENERGY) for layer in found], depths, "k|", markersize=7, label="rank for 99 %")
     ranks.set_yticks([])
     ranks.set_xlabel("directions")
-    ranks.legend(loc="lower right", fontsize=7)
+    ranks.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=7, frameon=False)
     for axis in (sizes, ranks):
         axis.set_ylim(len(found) - 0.4, -0.6)
     for layer, color in zip(found, colors, strict=True):

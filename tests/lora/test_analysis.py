@@ -56,7 +56,7 @@ def test_the_verdict_on_the_rank(values, verdict):
     found = spectra(made(values))
     assert found[0].verdict == verdict
     assert verdict in spectrum_table(found)
-    assert summarise(found)[0].startswith("1 layers, 60 parameters")
+    assert summarise(found)[0].startswith("1 layer, 60 parameters")
 
 
 def test_a_smaller_rank_is_the_best_one_and_its_error_is_stated():

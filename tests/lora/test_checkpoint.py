@@ -245,6 +245,18 @@ def test_loading_twice_and_beside_another(tmp_path):
         save_adapter(other, tmp_path / "out", adapter="third")
 
 
+def test_nothing_is_loaded_beside_a_merged_adapter(tmp_path):
+    from hf_tl import merge_lora
+
+    model = trained(tiny_bert())
+    save_adapter(model, tmp_path)
+    merge_lora(model)
+    before = [name for name, _ in model.named_modules()]
+    with pytest.raises(InputError, match="adapters are merged into the weights; call unmerge_lora before loading"):
+        load_adapter(model, tmp_path, adapter="second")
+    assert [name for name, _ in model.named_modules()] == before
+
+
 def test_training_goes_on_where_it_is_asked_to(tmp_path):
     model = trained(tiny_bert(), modules_to_save=["classifier"])
     trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
