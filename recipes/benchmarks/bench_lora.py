@@ -126,6 +126,7 @@ def kept_mib(run: Callable[[], torch.Tensor], model: nn.Module) -> float:
 
 
 def weigh_activations() -> dict:
+    """MiB kept for the backward pass of one step; under autocast the narrow copies of the weights are among them."""
     results = {}
     for name, (network, config) in CASES.items():
         for kind in ("float32", "bfloat16 base", "bfloat16 autocast"):
