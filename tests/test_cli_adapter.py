@@ -47,7 +47,19 @@ def test_the_examples_of_help_run_as_printed(folders, capsys):
     assert "peft and hf_tl load the same network from it" in printed["verify"]
     assert "merged 4 layers" in printed["merge"]
     assert "largest relative error of an update" in printed["resize"]
-    assert "different networks" in printed["diff"]
+    assert "the two give the same network" in printed["diff"]  # noise needs all of r: nothing was cut
+    assert "option" not in printed["diff"]
+
+
+def test_what_resize_cuts_is_what_diff_finds(folders, capsys):
+    assert main(["adapter", "resize", "path/to/adapter", "--rank", "2", "--out", "smaller"]) == 0
+    stated = [float(row.split()[-1]) for row in capsys.readouterr().out.splitlines()[2:6]]
+    assert main(["adapter", "diff", "path/to/adapter", "smaller"]) == 0
+    printed = capsys.readouterr().out
+    found = [float(row.split()[-2]) for row in printed.splitlines()[2:6]]
+    assert stated == pytest.approx(found, rel=0.02)
+    assert "option r: 4 and 2" in printed
+    assert "the two give different networks" in printed
 
 
 def test_verify_prints_differences_that_are_nothing(folders, capsys):

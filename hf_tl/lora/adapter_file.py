@@ -26,7 +26,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.in
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Name in the network -> tensor, in memory of its own: a file that changes later changes nothing here.
+    """Name in the network -> tensor, sorted, in memory of its own: a file that changes later changes nothing here.
 
     Raises:
         InputError: no such file, a pickle in its place, a file that is damaged, a tensor without values, of another
@@ -53,7 +53,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if len(tensors) > _MOST_TENSORS:
         raise InputError(f"{path} holds {len(tensors):,} tensors; hf_tl reads at most {_MOST_TENSORS:,}")
     found: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in sorted(tensors.items(), key=lambda item: _by_number(item[0])):
         _check_tensor(key, tensor, path)
         name = key.removeprefix(PREFIX)
         if name in found:
@@ -111,6 +111,11 @@ def open_regular(path: Path, *, largest: int) -> Iterator[BinaryIO]:
         raise InputError(f"{str(path)!r} has {status.st_size:,} bytes; hf_tl reads at most {largest:,}")
     with os.fdopen(descriptor, "rb") as file:
         yield file
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Sorts layer 2 before layer 10."""
+    return [(len(part), part) if part.isdecimal() else (0, part) for part in name.split(".")]
 
 
 def _check_tensor(key: str, tensor: Tensor, path: Path) -> None:

@@ -117,7 +117,7 @@ def _auto_class(config: object, kind: object) -> str:
     import transformers
 
     for auto, mapping in _MAPPINGS.items():
-        found = getattr(transformers, mapping).get(type(config))
+        found = getattr(transformers, mapping).get(type(config), None)
         classes = found if isinstance(found, tuple) else (found,)
         if any(known is not None and known.__name__ == kind for known in classes):
             return auto

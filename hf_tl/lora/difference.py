@@ -73,11 +73,11 @@ def compare_adapters(first: Adapter, second: Adapter) -> AdapterDifference:
             mine, theirs = (_part(adapter.updates.get(name), part) for adapter in (first, second))
             if mine is not None or theirs is not None:
                 others[f"{name} {part}"] = _tensors(mine, theirs)
-    options = {
-        name: (first.config.get(name), second.config.get(name))
-        for name in sorted({*first.config, *second.config})
-        if first.config.get(name) != second.config.get(name)
-    }
+    options = {}
+    for name in sorted({*first.config, *second.config}):
+        one, other = (adapter.config.get(name) or None for adapter in (first, second))  # {} and false are no option
+        if one != other:
+            options[name] = (one, other)
     return AdapterDifference(tuple(layers), others, options)
 
 

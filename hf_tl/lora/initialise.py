@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_tl.errors import InputError
 
@@ -14,7 +14,7 @@ from hf_tl.errors import InputError
 def initialise(
     a: Tensor, b: Tensor, *, init: str, weight: Callable[[], Tensor], scaling: float
 ) -> tuple[Tensor, Tensor] | None:
-    """Fills A and B in place, as INITS says.
+    """Fills A, and B which comes as zeros, in place, as INITS says.
 
     Args:
         a: (r, k), or (r, k, *kernel).
@@ -34,14 +34,11 @@ def initialise(
     rank = a.shape[0]
     with torch.no_grad():
         if init in ("kaiming", "eva", "random"):
-            nn.init.kaiming_uniform_(a, a=math.sqrt(5))
-            if init == "random":
-                nn.init.kaiming_uniform_(b, a=math.sqrt(5))
-            else:
-                b.zero_()
+            for factor in (a, b) if init == "random" else (a,):
+                bound = 1 / math.sqrt(factor[0].numel())  # what torch gives a new layer: kaiming_uniform_(a=sqrt(5))
+                factor.uniform_(-bound, bound)
         elif init == "gaussian":
             a.normal_(std=1 / rank)
-            b.zero_()
         elif init == "gaussian_b":
             a.zero_()
             b.normal_(std=1 / rank)

@@ -65,7 +65,19 @@ class LoraLayer(nn.Module):
         disable_adapters: whether it behaves as if it had none.
         weight_name: the frozen layer's parameter that is adapted.
         transposed: whether that parameter is laid out as (k, d).
+        originals: what a merge overwrote: module, name, parameter, values.
     """
+
+    r: dict[str, int]
+    lora_alpha: dict[str, float]
+    scaling: dict[str, float]
+    lora_dropout: dict[str, float]
+    use_dora: dict[str, bool]
+    freeze_a: dict[str, bool]
+    active_adapters: list[str]
+    merged_adapters: list[str]
+    originals: list[tuple[nn.Module, str, nn.Parameter, Tensor]]
+    disable_adapters: bool
 
     adapter_layer_names = FACTORS
     other_param_names = ("r", "lora_alpha", "scaling", "lora_dropout", "use_dora")
@@ -79,24 +91,18 @@ class LoraLayer(nn.Module):
         self.lora_B = nn.ModuleDict()
         self.lora_magnitude_vector = nn.ModuleDict()
         self.lora_fixed = nn.ModuleDict()
-        self.r: dict[str, int] = {}
-        self.lora_alpha: dict[str, float] = {}
-        self.scaling: dict[str, float] = {}
-        self.lora_dropout: dict[str, float] = {}
-        self.use_dora: dict[str, bool] = {}
-        self.freeze_a: dict[str, bool] = {}
-        self.active_adapters: list[str] = []
-        self.merged_adapters: list[str] = []
-        self.disable_adapters = False
+        plain = {name: {} for name in (*self.other_param_names, "freeze_a")}  # nn.Module is slow in taking attributes
+        plain |= {"active_adapters": [], "merged_adapters": [], "originals": [], "disable_adapters": False}
+        self.__dict__.update(plain)
         self.training = base_layer.training
 
     def __getattr__(self, name: str) -> object:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
+        modules = self.__dict__.get("_modules", {})  # it holds no parameter or buffer of its own
+        if name in modules:
+            return modules[name]
+        if name.startswith("__") or "base_layer" not in modules:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(modules["base_layer"], name)
 
     def add_adapter(
         self,
@@ -125,7 +131,8 @@ class LoraLayer(nn.Module):
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         empty = empty or parameter.is_meta
         shapes = self._shapes(rank)
-        a, b = (torch.empty(shape, dtype=dtype, device=parameter.device) for shape in shapes)
+        a = torch.empty(shapes[0], dtype=dtype, device=parameter.device)
+        b = torch.zeros(shapes[1], dtype=dtype, device=parameter.device)
         bias = torch.zeros(shapes[1][0], dtype=dtype, device=parameter.device) if config.lora_bias else None
         scaling = config.scaling(rank, alpha)
         start = None
@@ -256,7 +263,8 @@ class LoraLayer(nn.Module):
             trains = adapter in self.active_adapters and not inference_mode
             for name, parameter in self.adapter_tensors(adapter):
                 frozen = self.freeze_a[adapter] and name in ("lora_A.weight", "lora_embedding_A")
-                parameter.requires_grad_(trains and not frozen)
+                if parameter.requires_grad != (trains and not frozen):
+                    parameter.requires_grad_(not parameter.requires_grad)
 
     def delete_adapter(self, adapter: str) -> None:
         """Forgets an adapter."""

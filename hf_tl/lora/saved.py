@@ -33,7 +33,7 @@ class SavedModule(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name in ("original_module", "modules_to_save"):
+            if name.startswith("__") or name in ("original_module", "modules_to_save"):
                 raise
             return getattr(self.current, name)
 

@@ -8,6 +8,7 @@ PEFT's in the same turn, so below 1 is better; of management it is PEFT's over o
 
 import argparse
 import copy
+import gc
 import json
 import tempfile
 import time
@@ -95,10 +96,13 @@ def in_turns(tasks: dict[str, Callable[[], object]], repeats: int, *, faster: bo
     seconds = {side: [] for side in tasks}
     for turn in range(repeats + 1):
         for side in list(tasks) if turn % 2 else reversed(tasks):
+            gc.collect()
+            gc.disable()  # as timeit does: a collection would fall on either side by chance
             start = time.perf_counter()
             tasks[side]()
             if turn:
                 seconds[side].append(time.perf_counter() - start)
+            gc.enable()
     pairs = list(zip(seconds["hf_tl"], seconds["peft"], strict=True))
     ratio = [theirs / ours if faster else ours / theirs for ours, theirs in pairs]
     fine = {side: spread([1e3 * s for s in values]) for side, values in seconds.items()}
@@ -122,6 +126,7 @@ def kept_mib(run: Callable[[], torch.Tensor], model: nn.Module) -> float:
 
 
 def weigh_activations() -> dict:
+    """MiB kept for the backward pass of one step; under autocast the narrow copies of the weights are among them."""
     results = {}
     for name, (network, config) in CASES.items():
         for kind in ("float32", "bfloat16 base", "bfloat16 autocast"):
@@ -167,6 +172,7 @@ def time_management(repeats: int) -> dict:
             "hf_tl": lambda: remove_lora(made["hf_tl"].pop(), merge=True),
         }
         results["merge"] = in_turns(merge, repeats, faster=True)
+        made = copies = None  # a few gigabytes
         results["load"] = time_loading(model, config, repeats)
     return results
 
@@ -200,15 +206,16 @@ def main() -> None:
     path = RESULTS / "lora.json"
     results = json.loads(path.read_text())["results"] if path.exists() else {}
     for part in parts:
-        results[part] = runs[part]()
-    keep("lora", {"threads": options.threads, "results": results})
-    for part in parts:
-        print(f"\n{part}\n{format_table(*_table(results[part]))}")
+        results[part] = {"threads": options.threads, **runs[part]()}
+        keep("lora", {"results": results})
+        print(f"\n{part}\n{format_table(*_table(results[part]))}\n", flush=True)
 
 
 def _table(results: dict) -> tuple[list[str], list[list]]:
     rows = []
     for name, result in results.items():
+        if name == "threads":
+            continue
         measure = next(key for key in ("milliseconds", "mebibytes") if key in result)
         values = result[measure]
         sides = [v["median"] if isinstance(v, dict) else v for v in (values["peft"], values["hf_tl"])]
@@ -216,8 +223,8 @@ def _table(results: dict) -> tuple[list[str], list[list]]:
         middle = ratio["median"] if isinstance(ratio, dict) else ratio
         bounds = f"{ratio['min']} - {ratio['max']}" if isinstance(ratio, dict) else ""
         rows.append([name, *sides, middle, bounds])
-    unit = "MiB" if any("mebibytes" in r for r in results.values()) else "ms"
-    kind = "ours / PEFT" if any("ratio" in r for r in results.values()) else "PEFT / ours"
+    unit = "MiB" if "mebibytes" in result else "ms"
+    kind = "ours / PEFT" if "ratio" in result else "PEFT / ours"
     return [f"median {unit}", "PEFT", "hf_tl", kind, "range"], rows
 
 

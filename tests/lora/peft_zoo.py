@@ -13,9 +13,8 @@ def tiny_bert(**changes):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, **LIVELY}
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     torch.manual_seed(0)
-    return BertForSequenceClassification(
-        BertConfig(vocab_size=99, num_labels=3, **{**sizes, **dropout, **changes})
-    ).eval()
+    config = BertConfig(**{"vocab_size": 99, "num_labels": 3, **sizes, **dropout, **changes})
+    return BertForSequenceClassification(config).eval()
 
 
 def tiny_gpt2():

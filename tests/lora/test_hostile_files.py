@@ -38,6 +38,7 @@ def fingerprint(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}, [n for n, _ in model.named_modules()]
 
 
+@pytest.mark.slow
 def test_every_mutation_ends_in_a_clear_sentence(sound, tmp_path):
     load_adapter(tiny_bert(), sound)
     model = tiny_bert()
