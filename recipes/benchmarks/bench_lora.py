@@ -214,7 +214,7 @@ def main() -> None:
 def _table(results: dict) -> tuple[list[str], list[list]]:
     rows = []
     for name, result in results.items():
-        if name == "threads":
+        if name in ("threads", "machine_was"):
             continue
         measure = next(key for key in ("milliseconds", "mebibytes") if key in result)
         values = result[measure]
