@@ -333,7 +333,7 @@ def test_late_callbacks_and_model_init_are_refused(tmp_path):
     late.add_callback(PolicyCallback("freeze: 0"))
     with pytest.raises(InputError, match=r"after the Trainer was built.*callbacks=\[PolicyCallback"):
         late.train()
-    made = trainer(None, tmp_path, [PolicyCallback("freeze: stem, 0")], model_init=bert)
+    made = trainer(None, tmp_path, [PolicyCallback("freeze: stem, 0")], model_init=lambda: bert())
     with pytest.raises(InputError, match=r"another model in train\(\), by model_init"):
         made.train()
     two = trainer(bert(), tmp_path, [PolicyCallback("freeze: stem"), PolicyCallback("freeze: stem, 0")])

@@ -18,6 +18,9 @@ from hf_tl.policies.replay import cuts
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+TINY = [specimen for specimen in ZOO if len(specimen.blocks) == 1 and specimen.family == "transformers"]
+
+
 class Losses(TrainerCallback):
     """What each step of training lost, and how many rows the first block computed."""
 
@@ -182,7 +185,7 @@ def test_a_new_phase_begins_anew(tmp_path):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("specimen", [s for s in ZOO if len(s.blocks) == 1], ids=str)
+@pytest.mark.parametrize("specimen", TINY, ids=str)
 def test_replay_of(specimen):
     """Every network of one tower, cut in the middle: the same output from what is remembered, or a refusal."""
     model = specimen.model()
@@ -196,9 +199,10 @@ def test_replay_of(specimen):
     cache._busy = True
     before = state(model)
     with cache._unseen(model):
-        held = [cut for cut in cuts(model, plan) if cache._holds(model, cut, args, kwargs)]
+        held = next((cut for cut in cuts(model, plan) if cache._holds(model, cut, args, kwargs)), None)
     assert largest_difference(before, state(model)) == 0.0
-    if specimen.calls == 1 and not specimen.name.startswith(("Albert", "Perceiver", "DebertaV2")):
+    stem_trains = plan.lowest is layers[0]  # tied to the head
+    if not stem_trains and specimen.calls == 1 and not specimen.name.startswith(("Albert", "Perceiver", "DebertaV2")):
         assert held
     assert not any("forward" in module.__dict__ for module in model.modules())
 
