@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from hf_tl.lora.saving import save_adapter
     from hf_tl.lora.trainer_callback import AdapterCallback
     from hf_tl.models import Network, load_network
+    from hf_tl.policies.applied import AppliedPolicy
+    from hf_tl.policies.callback import PolicyCallback
+    from hf_tl.policies.phases import At
+    from hf_tl.policies.policy import Policy
+    from hf_tl.policies.prefix_cache import PrefixCache
+    from hf_tl.policies.reinit import reinit_layers
     from hf_tl.probes.heads import make_head
     from hf_tl.probes.kernel import KernelSVM
     from hf_tl.probes.layer_probes import LayerProbes, layer_probes
@@ -39,6 +45,8 @@ __all__ = [
     "RECIPES",
     "Accuracy",
     "AdapterCallback",
+    "AppliedPolicy",
+    "At",
     "Discretizer",
     "Embedding",
     "EmbeddingCallback",
@@ -56,6 +64,9 @@ __all__ = [
     "MacroF1",
     "MeanPerClassAccuracy",
     "Network",
+    "Policy",
+    "PolicyCallback",
+    "PrefixCache",
     "Recipe",
     "RowSpace",
     "Rows",
@@ -79,6 +90,7 @@ __all__ = [
     "mean_feature",
     "mean_score",
     "merge_lora",
+    "reinit_layers",
     "remove_lora",
     "save_adapter",
     "select",
@@ -93,6 +105,8 @@ _HOMES = {
     "RECIPES": "hf_tl.embedding.recipe",
     "Accuracy": "hf_tl.probes.metrics",
     "AdapterCallback": "hf_tl.lora.trainer_callback",
+    "AppliedPolicy": "hf_tl.policies.applied",
+    "At": "hf_tl.policies.phases",
     "Discretizer": "hf_tl.embedding.preprocessing",
     "Embedding": "hf_tl.embedding.embedding",
     "EmbeddingCallback": "hf_tl.embedding.callback",
@@ -110,6 +124,9 @@ _HOMES = {
     "MacroF1": "hf_tl.probes.metrics",
     "MeanPerClassAccuracy": "hf_tl.probes.metrics",
     "Network": "hf_tl.models",
+    "Policy": "hf_tl.policies.policy",
+    "PolicyCallback": "hf_tl.policies.callback",
+    "PrefixCache": "hf_tl.policies.prefix_cache",
     "Recipe": "hf_tl.embedding.recipe",
     "RowSpace": "hf_tl.probes.row_space",
     "Rows": "hf_tl.data",
@@ -133,6 +150,7 @@ _HOMES = {
     "mean_feature": "hf_tl.embedding.crops",
     "mean_score": "hf_tl.embedding.crops",
     "merge_lora": "hf_tl.lora.merge",
+    "reinit_layers": "hf_tl.policies.reinit",
     "remove_lora": "hf_tl.lora.merge",
     "save_adapter": "hf_tl.lora.saving",
     "select": "hf_tl.layers",

@@ -17,7 +17,7 @@ FLOORS = [  # a module imports from floors below its own, or from its own part o
     {"errors", "table"},
     {"trace", "dataflow"},
     {"layers", "models", "data"},
-    {"embedding", "lora", "probes"},
+    {"embedding", "lora", "policies", "probes"},
     {"quickstart"},
     {"cli"},
 ]

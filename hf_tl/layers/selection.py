@@ -30,18 +30,24 @@ RANGE = re.compile(r"(?P<start>-?\d+%?)?\.\.(?P<stop>-?\d+%?)?")
 TERM = re.compile(r"\s*(?P<term>/(?:[^/\\]|\\.)*/|[^,]*?)\s*(?:,|$)")  # a comma within a regular expression is its own
 
 
-def select(layers: Sequence[Layer], selection: str) -> list[Layer]:
+def select(layers: Sequence[Layer], selection: str, *, start: int = 0, stop: int | None = None) -> list[Layer]:
     """The layers that a selection names, in the order of the network.
 
     Args:
         layers: from `list_layers`; with level="leaf", the numbers are those of the blocks that the leaves are in.
         selection: see above, such as "stem, ..50%, head".
+        start: where the selection begins, if it is part of a longer text, which error messages then show whole.
+        stop: where it ends; None for the end of the text.
 
     Raises:
         InputError: a term that is malformed, ambiguous or names nothing; the message points at it and lists what
             could stand there.
     """
-    chosen = {id(layer) for text, at in _terms(selection) for layer in _Term(layers, selection, text, at).layers()}
+    chosen = {
+        id(layer)
+        for text, at in _terms(selection, start, stop)
+        for layer in _Term(layers, selection, text, at).layers()
+    }
     return [layer for layer in layers if id(layer) in chosen]
 
 
@@ -150,11 +156,11 @@ def _search(text: str) -> Callable[[str], object] | None:
         return None
 
 
-def _terms(selection: str) -> Iterator[tuple[str, int]]:
+def _terms(selection: str, start: int, stop: int | None) -> Iterator[tuple[str, int]]:
     """The terms with their positions."""
-    position = 0
-    while position <= len(selection):
-        found = TERM.match(selection, position)
+    position, stop = start, len(selection) if stop is None else stop
+    while position <= stop:
+        found = TERM.match(selection, position, stop)
         if not found["term"]:
             at = found.start("term")
             raise InputError(

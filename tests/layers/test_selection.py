@@ -146,3 +146,11 @@ def test_what_is_not_there():
     plain = list_layers(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), example=torch.randn(2, 4))
     with pytest.raises(InputError, match="there is no norm here: 'norm'"):
         select(plain, "norm")
+
+
+def test_a_selection_may_be_part_of_a_longer_text(layers):
+    text = "freeze: stem, 20; tune: head"
+    assert numbers(select(layers, text, start=7, stop=12)) == ["stem"]
+    with pytest.raises(InputError) as caught:
+        select(layers, text, start=7, stop=16)
+    assert str(caught.value).splitlines()[1:] == [f"  {text}", "  " + " " * 14 + "^^"]

@@ -1,0 +1,1 @@
+"""TRAIN: what is frozen, tuned and reinitialised, layer by layer and phase by phase."""

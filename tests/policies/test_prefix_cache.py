@@ -1,0 +1,225 @@
+"""The prefix cache: the same losses, less work, and a plain word where it cannot help."""
+
+import logging
+
+import pytest
+import timm
+import torch
+from torch import nn
+from training import Rows, bert, images, largest_difference, network, state, texts, trainer
+from transformers import TrainerCallback
+from zoo import ZOO
+
+from hf_tl import At, Policy, PolicyCallback, PrefixCache, list_layers
+from hf_tl.layers.example import example_for
+from hf_tl.policies.replay import cuts
+
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+TINY = [specimen for specimen in ZOO if len(specimen.blocks) == 1 and specimen.family == "transformers"]
+
+
+class Losses(TrainerCallback):
+    """What each step of training lost, and how many rows the first block computed."""
+
+    def __init__(self, block=None):
+        self.losses, self.computed = [], 0
+        if block is not None:
+            block.register_forward_hook(self.count)
+
+    def count(self, module, args, output):
+        self.computed += module.training is False and "forward" not in module.__dict__
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if "loss" in logs:
+            self.losses.append(logs["loss"])
+
+
+def train(model, folder, policy, cache, data=None, **options):
+    losses = Losses()
+    options = {"num_train_epochs": 3, "logging_strategy": "steps", "logging_steps": 1} | options
+    training = trainer(model, folder, [PolicyCallback(policy, cache=cache), losses], data, **options)
+    training.train()
+    return losses.losses
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("bert", "freeze: ..50%"),
+        ("bert", "freeze: ..75%; lr: decay 0.5"),
+        ("bert", "tune: head"),
+        ("ViTForImageClassification", "freeze: ..50%"),
+        ("ResNetForImageClassification", "freeze: ..50%"),
+        ("MobileNetV2ForImageClassification", "freeze: ..75%"),
+    ],
+)
+def test_losses_are_the_same_with_and_without(name, text, tmp_path):
+    found, states, cache = [], [], PrefixCache(folder=tmp_path)
+    side = 32 if name.startswith("ViT") else 64
+    data = texts() if name == "bert" else images(side=side)
+    for one in (None, cache):
+        model = bert(dropout=0.1) if name == "bert" else network(name)
+        found.append(train(model, tmp_path, text, one, data))
+        states.append(state(model))
+    assert cache.off == ""
+    assert cache.hits == 2 * 32
+    assert len(found[0]) == 24
+    assert found[0] == found[1]
+    assert largest_difference(*states) == 0.0
+    assert not list(tmp_path.glob("hf-tl-prefix-*"))
+
+
+def test_the_prefix_is_not_computed_again(tmp_path):
+    model, calls = bert(), []
+    attention = model.bert.encoder.layer[0].attention
+    attention.register_forward_hook(lambda *_: calls.append(1))
+    cache = PrefixCache()
+    callback = PolicyCallback("freeze: ..50%", cache=cache)
+    training = trainer(model, tmp_path, [callback], num_train_epochs=4)
+    calls.clear()
+    training.train()
+    assert cache.cut.layer.name == "bert.encoder.layer.1"
+    assert len(calls) == 8 + 2  # the first epoch, and two passes to see that it holds
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_the_size_and_nearly_the_same_losses(dtype, tmp_path):
+    plain = train(bert(), tmp_path, "freeze: ..50%", None)
+    half = train(bert(), tmp_path, "freeze: ..50%", PrefixCache(dtype=dtype))
+    assert plain[:8] == half[:8]
+    assert plain != half
+    assert max(abs(a - b) for a, b in zip(plain, half, strict=True)) < 0.02
+
+
+def test_augmentation_switches_it_off_with_a_message(tmp_path, caplog):
+    class Noisy(Rows):
+        def __getitem__(self, index):
+            row = super().__getitem__(index)
+            return row | {self.name: row[self.name] + torch.randn(()) * 0.1}
+
+    data = Noisy("pixel_values", images(side=32).inputs)
+    cache = PrefixCache(folder=tmp_path)
+    with caplog.at_level(logging.WARNING):
+        train(network("ViTForImageClassification"), tmp_path, "freeze: ..50%", cache, data, num_train_epochs=4)
+    assert "0 of 64 rows after the first epoch were known" in cache.off
+    assert "augmentation" in caplog.text
+    assert not list(tmp_path.glob("hf-tl-prefix-*"))
+
+
+def test_a_full_disk_is_seen_before_anything_is_written(tmp_path, caplog):
+    cache = PrefixCache(folder=tmp_path, share=1e-12)
+    with caplog.at_level(logging.WARNING):
+        losses = train(bert(), tmp_path / "out", "freeze: ..50%", cache)
+    assert "32 rows behind 'bert.encoder.layer.1' need 0.0 MiB" in cache.off
+    assert "dtype=torch.float16" in caplog.text
+    assert losses == train(bert(), tmp_path / "out", "freeze: ..50%", None)
+
+
+@pytest.mark.parametrize("text", ["tune: stem", "freeze: ..50%; dropout: on", "freeze: ..50%; norm: train"])
+def test_what_is_not_deterministic_is_not_kept(text, tmp_path, caplog):
+    cache = PrefixCache()
+    train(bert(dropout=0.1), tmp_path, text, cache)
+    assert "no frozen, deterministic layer" in cache.off
+    assert cache.hits == 0
+
+
+class Masked(nn.Module):
+    """Draws random numbers between frozen layers, in no module, as SpecAugment does."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(4, 8)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(4))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        if self.training:
+            x = x * (torch.rand_like(x) > 0.2)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def test_random_numbers_outside_modules_are_noticed():
+    model = Masked()
+    cache = PrefixCache()
+    applied = Policy("freeze: ..2").apply(model, example=torch.randn(1, 4))
+    applied.use_cache(cache, rows=8)
+    inputs = torch.randn(8, 4)
+    model.train()
+    random = torch.get_rng_state()
+    model(inputs[:4])
+    assert cache.cut is None or cache.cut.layer.kind == "stem"
+    if cache.cut is None:
+        assert "draws random numbers" in cache.off
+    torch.set_rng_state(random)
+    first = model(inputs[:4])
+    torch.set_rng_state(random)
+    assert torch.equal(model(inputs[:4]), first)
+
+
+def test_a_new_phase_begins_anew(tmp_path):
+    policy = Policy(phases=[At("0", "tune: head"), At("2 epochs", "tune: -2.., head"), At("4 epochs", "tune: all")])
+    cache = PrefixCache()
+    found = []
+
+    class Watch(TrainerCallback):
+        def on_epoch_end(self, *args, **kwargs):
+            found.append((cache.off, cache.hits, cache.cut.layer.name if cache.cut else ""))
+
+    losses = []
+    for one in (None, cache):
+        watch = [Watch()] if one else []
+        log = Losses()
+        options = {"num_train_epochs": 5, "logging_strategy": "steps", "logging_steps": 1}
+        trainer(bert(), tmp_path, [PolicyCallback(policy, cache=one), log, *watch], **options).train()
+        losses.append(log.losses)
+    last = "bert.encoder.layer.3"
+    middle = "bert.encoder.layer.1"
+    assert [row[1:] for row in found[:4]] == [(0, last), (32, last), (0, middle), (32, middle)]
+    assert "no frozen" in found[4][0]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("specimen", TINY, ids=str)
+def test_replay_of(specimen):
+    """Every network of one tower, cut in the middle: the same output from what is remembered, or a refusal."""
+    model = specimen.model()
+    layers = list_layers(model)
+    plan = Policy("tune: -1.., head").plans(layers)[0] if any(x.kind == "head" for x in layers) else None
+    if plan is None:
+        plan = Policy("tune: -1..").plans(layers)[0]
+    cache = PrefixCache()
+    batch = example_for(model, rows=2)
+    args, kwargs = ((), batch) if isinstance(batch, dict) else ((batch,), {})
+    cache._busy = True
+    before = state(model)
+    with cache._unseen(model):
+        held = next((cut for cut in cuts(model, plan) if cache._holds(model, cut, args, kwargs)), None)
+    assert largest_difference(before, state(model)) == 0.0
+    stem_trains = plan.lowest is layers[0]  # tied to the head
+    if not stem_trains and specimen.calls == 1 and not specimen.name.startswith(("Albert", "Perceiver", "DebertaV2")):
+        assert held
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_timm_in_a_loop_of_ones_own():
+    model = timm.create_model("vit_tiny_patch16_224", depth=4, embed_dim=24, img_size=32, num_classes=3)
+    applied = Policy("freeze: ..50%").apply(model)
+    cache = PrefixCache()
+    applied.use_cache(cache, rows=8)
+    inputs = torch.randn(8, 3, 32, 32)
+    model.train()
+    outputs = [model(inputs[order]) for order in (slice(0, 4), slice(4, 8), slice(0, 4), slice(2, 6))]
+    assert cache.hits == 8
+    assert torch.equal(outputs[0], outputs[2])
+    torch.testing.assert_close(outputs[3], torch.cat([outputs[0][2:], outputs[1][:2]]), rtol=0, atol=1e-6)
+    model.eval()
+    model(inputs)
+    assert cache.lookups == 16
+    applied.remove()
+    assert not model._forward_pre_hooks

@@ -1,0 +1,154 @@
+"""Fresh values: for every tensor of the chosen layers, after from_pretrained, by seed and name alone."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+from zoo import ZOO
+
+from hf_tl import InputError, Policy, list_layers, reinit_layers, select
+
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def trained(model):
+    """The model with values that no initialiser gives."""
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if tensor.is_floating_point() and "inv_freq" not in name:
+                tensor.fill_(7.0)
+    return model
+
+
+def reloaded(specimen, folder):
+    """The trained model, through a checkpoint on disk."""
+    model = trained(specimen.model())
+    if specimen.family == "timm":
+        path = folder / "model.pt"
+        torch.save(model.state_dict(), path)
+        model = specimen.model()
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return model.eval()
+    model.save_pretrained(folder)
+    loaded = type(model).from_pretrained(folder)
+    assert all((parameter == 7).all() for parameter in loaded.parameters())
+    return loaded
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+
+@pytest.mark.parametrize("specimen", ZOO, ids=str)
+def test_every_tensor_of_the_chosen_layers_changes_and_no_other(specimen, tmp_path):
+    model = reloaded(specimen, tmp_path)
+    layers = list_layers(model)
+    tower = layers.towers[-1] if layers.towers else ""
+    last = "-2.." if specimen.blocks[tower] > 1 else "-1.."
+    chosen = select(layers, f"{tower}.{last}" if tower else last)
+    if not tower and not any(len({*names}) > 1 for names in layers.tied):
+        chosen += [layer for layer in layers if layer.kind == "head"]
+    before, random = state(model), torch.get_rng_state()
+    names = set(reinit_layers(model, chosen, seed=0))
+    assert torch.equal(random, torch.get_rng_state())
+    owned = {id(parameter) for layer in chosen for parameter in layer.parameters()}
+    expected = {name for name, parameter in model.named_parameters() if id(parameter) in owned}
+    assert expected <= names
+    for name, tensor in state(model).items():
+        if name in names and tensor.is_floating_point() and "inv_freq" not in name:
+            assert not torch.equal(tensor, before[name]), f"{name} did not change"
+            assert not (tensor == 7).any(), f"{name} changed in part"
+        elif name not in names:
+            assert torch.equal(tensor, before[name]), f"{name} should not change"
+
+
+def some(name):
+    return next(specimen for specimen in ZOO if specimen.name == name)
+
+
+def test_the_old_recipe_does_nothing_and_this_one_does(tmp_path):
+    """In transformers 5, what everybody does to reinitialise a layer is silently ignored."""
+    model = reloaded(some("BertForSequenceClassification"), tmp_path)
+    block = model.bert.encoder.layer[-1]
+    block.apply(model._init_weights)
+    assert all((parameter == 7).all() for parameter in block.parameters())
+    reinit_layers(model, select(list_layers(model), "-1"))
+    assert not any((parameter == 7).any() for parameter in block.parameters())
+
+
+@pytest.mark.parametrize("name", ["BertForSequenceClassification", "timm/resnet18"])
+def test_values_depend_on_seed_and_name_alone(name):
+    def values(selection, seed=0):
+        model = trained(some(name).model())
+        torch.rand(3)  # whatever came before
+        reinit_layers(model, select(list_layers(model), selection), seed=seed)
+        return state(model)
+
+    every, last, other = values("-3.., head"), values("-1"), values("-1", seed=1)
+    touched = [name for name, tensor in last.items() if tensor.is_floating_point() and not (tensor == 7).all()]
+    assert touched
+    assert all(torch.equal(every[name], last[name]) for name in touched)
+    assert any(not torch.equal(other[name], last[name]) for name in touched)
+
+
+def test_values_are_those_of_the_networks_initialiser():
+    model = trained(some("ViTForImageClassification").model())
+    layers = list_layers(model)
+    reinit_layers(model, list(layers), seed=3)
+    torch.manual_seed(3)
+    fresh = type(model)(model.config)
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+class Own(nn.Module):
+    def __init__(self, scale=True):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)) for _ in range(3))
+        self.scale = nn.Parameter(torch.full((1,), 0.5)) if scale else 1.0
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x * self.scale)
+
+
+def test_modules_of_ones_own_reset_themselves():
+    twins = [trained(Own(scale=False)) for _ in range(2)]
+    for twin, selection in zip(twins, ("all", "-1"), strict=True):
+        reinit_layers(twin, select(list_layers(twin), selection))
+    assert not any((tensor == 7).all() for tensor in twins[0].state_dict().values())
+    name = "layers.2.0.weight"
+    assert torch.equal(twins[0].state_dict()[name], twins[1].state_dict()[name])
+
+
+def test_what_cannot_be_reinitialised_is_said_and_nothing_changes():
+    model = trained(Own())
+    layers = list_layers(model, example=torch.randn(2, 4))
+    before = state(model)
+    with pytest.raises(InputError, match=r"'scale' belongs to no module with reset_parameters.*build="):
+        reinit_layers(model, list(layers))
+    with pytest.raises(InputError, match=r"'scale' is .1,. here and missing in a new Own"):
+        reinit_layers(model, select(layers, "head"), build=lambda: nn.Linear(2, 2))
+    with pytest.raises(InputError, match="a new Own cannot be built: ZeroDivisionError"):
+        reinit_layers(model, select(layers, "head"), build=lambda: 1 / 0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
+    reinit_layers(model, list(layers), build=Own)
+    assert model.scale.item() == 0.5
+
+
+def test_timm_of_another_size():
+    model = trained(timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3, in_chans=1))
+    reinit_layers(model, list(list_layers(model)))
+    assert not any((parameter == 7).all() for parameter in model.parameters())
+
+
+def test_a_policy_reinitialises_once_with_its_seed():
+    models = [trained(some("BertForSequenceClassification").model()) for _ in range(2)]
+    applied = Policy("reinit: -1, head", seed=5).apply(models[0])
+    reinit_layers(models[1], select(list_layers(models[1]), "-1, head"), seed=5)
+    assert "classifier.weight" in applied.reinitialised
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
