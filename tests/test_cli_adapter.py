@@ -2,17 +2,12 @@
 
 import re
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from peft_zoo import logits, randomise, text, tiny_bert
 
 from hf_tl.cli.main import COMMANDS, main
-
-
-sys.path.insert(0, str(Path(__file__).parent / "lora"))
-from peft_zoo import logits, randomise, text, tiny_bert
 
 
 pytestmark = [

@@ -2,16 +2,12 @@
 
 import re
 import runpy
-import sys
 from pathlib import Path
 
 import pytest
+from peft_zoo import randomise, tiny_bert
 
 from hf_tl.cli.main import COMMANDS
-
-
-sys.path.insert(0, str(Path(__file__).parent / "lora"))
-from peft_zoo import randomise, tiny_bert
 
 
 TEXT = (Path(__file__).parent.parent / "docs" / "lora.md").read_text()
