@@ -45,6 +45,6 @@ def test_reuse_beats_pixels_and_guessing_and_repeats_exactly():
     assert mean["last layer"] > mean["raw pixels"] + 0.1
     assert mean["raw pixels"] < 0.35
     assert list(mean) == list(quickstart.METHODS)
-    again = quickstart.run(seed=0, shots=(5, 10), draws=2, progress=False)
+    again = quickstart.run(seed=0, shots=(5,), draws=1, progress=False)
     for method in mean:
-        np.testing.assert_allclose(first.curve.accuracy[method], again.curve.accuracy[method], atol=0.02)
+        assert first.curve.accuracy[method][0, 0] == pytest.approx(again.curve.accuracy[method][0, 0], abs=0.02)

@@ -124,8 +124,8 @@ def _detr() -> dict:
 ZOO = (
     _timm("resnet18", 8, "conv1 bn1", "fc"),
     _timm("resnet50", 16, "conv1 bn1", "fc"),
-    _timm("vgg16", 12, "features.0", "pre_logits head.fc"),
-    _timm("vgg11_bn", 7, "features.0 features.1", "pre_logits head.fc"),
+    _timm("vgg16", 12, "features.0", "pre_logits head.fc", mlp_ratio=1 / 64),
+    _timm("vgg11_bn", 7, "features.0 features.1", "pre_logits head.fc", mlp_ratio=1 / 64),
     _timm("convnext_atto", 2 + 2 + 6 + 2, "stem", "head.fc", "head.norm"),
     _timm("efficientnet_b0", 1 + 2 + 2 + 3 + 3 + 4 + 1, "conv_stem bn1", "classifier"),
     _timm("mobilenetv2_100", 1 + 2 + 3 + 4 + 3 + 3 + 1, "conv_stem bn1", "classifier"),

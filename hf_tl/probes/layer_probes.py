@@ -151,15 +151,8 @@ class LayerProbes:
             axes.plot(at, untrained, color="#8c8c8c", linewidth=1.2, label="one layer alone, random weights")
         axes.axhline(self.chance, color="black", linewidth=0.8, linestyle=":", label="chance")
         best = int(np.argmax(alone))
-        axes.annotate(
-            f"best alone: {self.single[best].name}, {alone[best]:.3f}",
-            (best, alone[best]),
-            xytext=(0.98, 0.3),
-            textcoords="axes fraction",
-            ha="right",
-            fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": "#555555", "linewidth": 0.6},
-        )
+        named = f"best alone: {self.single[best].name}, {alone[best]:.3f}"
+        axes.plot([best], [alone[best]], "*", color="#1f3864", markersize=11, zorder=4, label=named)
         axes.set_ylim(0, 1)
         axes.set_xlim(-0.5, len(at) - 0.5)
         axes.set_xlabel("layer, from data to task")

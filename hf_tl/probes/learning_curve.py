@@ -22,7 +22,8 @@ SHOTS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100)
 SPLITS = 5
 HELD_OUT = 4  # one row in so many is judged where no test rows are given
 Prepare = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-STYLES = (("#8c8c8c", "s"), ("#d1752b", "^"), ("#5b9bd5", "o"), ("#1f4e8c", "D"), ("#3f8f5f", "v"), ("#8e5ea2", "P"))
+STYLES = (("#1f4e8c", "D"), ("#d1752b", "^"), ("#3f8f5f", "v"), ("#8e5ea2", "P"), ("#5b9bd5", "o"), ("#8c8c8c", "s"))
+KNOWN = {"full network": STYLES[0], "last layer": STYLES[1], "from scratch": STYLES[4], "raw pixels": STYLES[5]}
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class LearningCurve:
         axes = figure.add_subplot()
         shots, middle = np.asarray(self.shots), (len(self.accuracy) - 1) / 2
         for i, (method, accuracy) in enumerate(self.accuracy.items()):
-            colour, marker = STYLES[i % len(STYLES)]
+            colour, marker = KNOWN.get(method, STYLES[i % len(STYLES)])  # a method looks the same in every plot
             axes.errorbar(
                 shots * (1 + 0.02 * (i - middle)),  # side by side, so that no interval hides another
                 accuracy.mean(axis=1),
