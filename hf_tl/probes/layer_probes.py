@@ -132,7 +132,7 @@ class LayerProbes:
         """Draws accuracy against depth into a PNG or SVG file."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(8, 4.8), layout="constrained", dpi=130)
+        figure = Figure(figsize=(8, 5.2), layout="constrained", dpi=130)
         axes = figure.add_subplot()
         at = np.arange(len(self.single))
         low, high = np.array([probed.interval for probed in self.single]).T
@@ -160,7 +160,7 @@ class LayerProbes:
         axes.set_title(title, fontsize=11, loc="left")
         axes.grid(axis="y", linewidth=0.4, alpha=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="lower right", fontsize=8, ncols=2, facecolor="white", framealpha=1, edgecolor="none")
+        figure.legend(loc="outside lower center", fontsize=8, ncols=4, frameon=False)
         caption = f"bands: 95 % intervals; linear SVM, C = {RELATIVE_C:g} / mean squared length; {self.judged_on}"
         figure.supxlabel(caption, fontsize=8, color="#555555")
         figure.savefig(path)
