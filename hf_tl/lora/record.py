@@ -7,7 +7,7 @@ The contract that checkpoints, merging and the command line build on
     record = record_of(model)      finds it inside wrappers too (DDP, torch.compile); InputError where there is none
     record.model                   the network that was adapted; all names below are names in it
     record.configs[NAME]           the LoraConfig; modules_to_save is resolved to what was found, and target_modules
-                                   where it was None, "all-linear" or restricted by layers_to_transform
+                                   where it was None, "all-linear" or restricted to some layers
     record.layers["a.b.query"]     the LoraLayer that stands at that place (layers.py: adapter_tensors, r, scaling ...)
     record.saved["classifier"]     the SavedModule that stands there (saved.py): original_module and a copy an adapter
     record.biases[NAME]            live names of the network's own biases that train with the adapter
@@ -80,8 +80,14 @@ class AdapterRecord:
                     self.original_settings.append((encoder, "use_nested_tensor", encoder.use_nested_tensor))
                     encoder.use_nested_tensor = False
 
+    def freeze_statistics(self, norm: nn.Module) -> None:
+        """Lets a batch normalisation's running statistics stand still."""
+        self.original_settings.append((norm, "momentum", norm.momentum))
+        norm.momentum = 0.0
+        norm.eval()
+
     def restore_settings(self) -> None:
-        """Undoes what `put` had to set, and the watch of the inputs."""
+        """Undoes what `put` and `freeze_statistics` set, and the watch of the inputs."""
         for module, name, value in reversed(self.original_settings):
             setattr(module, name, value)
         for handle in self.hooks:
