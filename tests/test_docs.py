@@ -295,5 +295,17 @@ def test_figures_name_the_command_that_printed_them(page):
         assert scripts, f"{page}: a table of figures below {section.splitlines()[0]!r}, and no command"
 
 
+def test_every_claim_of_the_comparison_has_its_evidence():
+    """A test of ours or documentation of theirs, in each point; a test that is linked exists, see above."""
+    text = PAGES["compared.md"].read_text()
+    points = re.findall(r"^- .*(?:\n  .*)*", text, re.MULTILINE)
+    assert len(points) >= 25
+    for point in points:
+        assert "](" in point, point
+    ours = re.findall(r"^What hf_tl adds:\n(.*?)(?=^\[|^## )", text, re.MULTILINE | re.DOTALL)
+    assert len(ours) == 5
+    assert all("](../tests/" in part for part in ours)
+
+
 def test_pictures_of_probes_are_shown():
     assert len(re.findall(r"\]\(images/[^)]+\)", PAGES["probes.md"].read_text())) >= 3

@@ -10,6 +10,7 @@ from parity_rows import NETWORKS
 from torch import nn
 
 from hf_tl import InputError, LoraConfig, add_lora, combine_adapters, merge_lora, remove_lora
+from hf_tl.lora.adapter_config import _REFUSED, check_config
 from hf_tl.trace import first_float, forward
 
 
@@ -140,3 +141,10 @@ def test_frozen_statistics_thaw_with_the_adapter_gone():
     assert model.bn0.momentum == 0
     remove_lora(model)
     assert {n: m.momentum for n, m in model.named_modules() if n == "bn0"} == before["momentum"]
+
+
+@pytest.mark.parametrize("option", sorted(_REFUSED))
+def test_an_option_that_changes_what_a_file_means_is_refused_by_name(option):
+    with pytest.raises(InputError, match=f"file has {option}=.*hf_tl does not implement; load it with peft"):
+        check_config({"peft_type": "LORA", option: {"some": "thing"}}, where="file")
+    assert check_config({"peft_type": "LORA", option: None}, where="file") == {"peft_type": "LORA"}
