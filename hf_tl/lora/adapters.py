@@ -22,8 +22,12 @@ def set_adapter(model: nn.Module, *adapters: str) -> None:
     Of `modules_to_save` the copy of the first adapter that has one runs. Biases of the network that train with an
     adapter go with it.
 
+    Args:
+        model: a network with adapters.
+        adapters: their names; none for the frozen network.
+
     Raises:
-        InputError: there is no such adapter.
+        InputError: there is no such adapter, or adapters are merged.
     """
     record = record_of(model)
     for name in adapters:
@@ -41,6 +45,12 @@ def set_adapter(model: nn.Module, *adapters: str) -> None:
 @contextmanager
 def adapters_disabled(model: nn.Module) -> Iterator[nn.Module]:
     """The network as it was before any adapter, inside the block: its own head, its own biases.
+
+    Args:
+        model: a network with adapters.
+
+    Yields:
+        the same model.
 
     Raises:
         InputError: adapters are merged.

@@ -129,7 +129,7 @@ class LoraConfig:
                 _check_regex(pattern)
 
     def scaling(self, rank: int, alpha: float) -> float:
-        """What B A is multiplied with."""
+        """What B A is multiplied with: alpha / rank, or alpha / sqrt(rank) with `use_rslora`."""
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 

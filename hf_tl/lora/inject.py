@@ -7,7 +7,7 @@ checkpoint is about to give).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -73,7 +73,7 @@ def add_lora(
         model: any network; transformers' and timm's classifiers have their head found and trained in full.
         config: what to adapt and how.
         adapter: its name.
-        example: a batch for a network of your own making, whose head is then found by tracing it.
+        example: a batch for a network of your own making, whose head and layers are then found by tracing it.
         running_statistics: what becomes of the means and variances that batch normalisations collect in
             training: "save" them with the adapter, "freeze" them at those of the frozen network, or "ignore" that
             they move and are lost, as PEFT does.
@@ -125,25 +125,19 @@ def inject(model: nn.Module, plan: Plan, *, adapter: str = "default", empty: boo
         InputError: an adapter of this name, adapters that are merged, or a layer that cannot take this one; the
             network is then what it was.
     """
-    record = model.__dict__.get(RECORD)
-    if record is None:
-        record = AdapterRecord(model)
-        record.trained_before = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
+    record = model.__dict__.get(RECORD) or AdapterRecord(model)
     _check(record, plan.config, adapter)
-    layers, saved = _make(record, plan, adapter, empty=empty)  # the last step that can refuse; nothing is in place yet
+    live = dict(model.named_modules())  # once: on a small network this walk is a tenth of the whole
+    layers, saved = _make(record, live, plan, adapter, empty=empty)  # the last that can refuse; nothing is in place
     if RECORD not in model.__dict__:
         model.__dict__[RECORD] = record
-        model.requires_grad_(False)
-        record.watch_inputs()
-    for name, layer in layers.items():
-        for place, part in _places(name, layer):
-            if place not in record.layers:
-                record.layers[place] = part
-                record.put(place, part)
-    for name, module in saved.items():
-        if name not in record.saved:
-            record.saved[name] = module
-            record.put(name, module)
+        record.freeze(live)
+        record.watch_inputs(live.values())
+    parts = {place: part for name, layer in layers.items() for place, part in _places(name, layer)}
+    record.put({place: part for place, part in parts.items() if place not in record.layers})
+    record.put({name: module for name, module in saved.items() if name not in record.saved})
+    record.layers |= parts
+    record.saved |= saved
     for name in plan.frozen:
         record.freeze_statistics(model.get_submodule(name))
     record.configs[adapter] = replace(plan.config, modules_to_save=tuple(saved) or None)
@@ -165,7 +159,7 @@ def _check(record: AdapterRecord, config: LoraConfig, adapter: str) -> None:
 
 
 def _make(
-    record: AdapterRecord, plan: Plan, adapter: str, *, empty: bool
+    record: AdapterRecord, live: Mapping[str, nn.Module], plan: Plan, adapter: str, *, empty: bool
 ) -> tuple[dict[str, LoraLayer], dict[str, SavedModule]]:
     """The layers and saved modules with the new adapter, by name; those that are new stand nowhere yet."""
     layers: dict[str, LoraLayer] = {}
@@ -173,18 +167,23 @@ def _make(
     try:
         for target in plan.targets:
             name = target.name
-            layers[name] = record.layers.get(name) or wrap(record.model.get_submodule(name), name)
+            layers[name] = record.layers.get(name) or wrap(_module(name, live, record.model), name)
             settings = {"config": plan.config, "rank": target.rank, "alpha": target.alpha, "parts": target.parts}
             for _, part in _places(name, layers[name]):
                 part.add_adapter(adapter, **settings, empty=empty)
         for name in (*plan.saved, *plan.statistics):
-            saved[name] = record.saved.get(name) or SavedModule(record.model.get_submodule(name))
+            saved[name] = record.saved.get(name) or SavedModule(_module(name, live, record.model))
             saved[name].add_adapter(adapter, trains=name in plan.saved)
     except BaseException:  # what was on the network before must not keep a part of it
         for part in (*record.layers.values(), *record.saved.values()):
             part.delete_adapter(adapter)
         raise
     return layers, saved
+
+
+def _module(name: str, live: Mapping[str, nn.Module], model: nn.Module) -> nn.Module:
+    """The module that stands at a name; `live` knows one name of each."""
+    return live[name] if name in live else model.get_submodule(name)
 
 
 def _places(name: str, layer: LoraLayer) -> list[tuple[str, LoraLayer]]:

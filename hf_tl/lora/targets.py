@@ -201,14 +201,8 @@ def name_matcher(wanted: Sequence[str] | str) -> Matcher:
     """A test of module names: a pattern must match in full; a listed name must be the whole or the last parts."""
     if isinstance(wanted, str):
         return re.compile(wanted).fullmatch
-    exact = frozenset(wanted)
-    lengths = sorted({name.count(".") + 1 for name in exact})
-
-    def matches(name: str) -> bool:
-        parts = name.split(".")
-        return any(".".join(parts[-k:]) in exact for k in lengths)
-
-    return matches
+    exact, endings = frozenset(wanted), tuple(f".{name}" for name in wanted)
+    return lambda name: name in exact or name.endswith(endings)
 
 
 def pattern_lookup(patterns: Mapping[str, float]) -> Callable[[str, float], float]:
