@@ -72,17 +72,43 @@ def ten_crops(image: Image, *, share: float = 0.875) -> list[Image]:
 
 
 def vote(predictions: np.ndarray) -> np.ndarray:
-    """The most frequent class of each image's crops: (10 n,) -> (n,); of equally frequent ones the smallest."""
+    """The most frequent class of each image's crops; of equally frequent ones the smallest.
+
+    Args:
+        predictions: (10 n,) the classes of the crops, image by image.
+
+    Returns:
+        (n,) the classes of the images.
+
+    Raises:
+        InputError: a number of crops that is no multiple of ten.
+    """
     return np.asarray([_most_frequent(crops) for crops in _by_image(np.asarray(predictions))])
 
 
 def mean_score(scores: np.ndarray) -> np.ndarray:
-    """The average of each image's crops, for `decision_function` or probabilities: (10 n, classes) -> (n, classes)."""
+    """The average of each image's crops, for values of `decision_function` or probabilities.
+
+    Args:
+        scores: (10 n, classes) of the crops, image by image.
+
+    Returns:
+        (n, classes).
+
+    Raises:
+        InputError: a number of crops that is no multiple of ten.
+    """
     return _by_image(np.asarray(scores)).mean(axis=1)
 
 
 def mean_feature(embedding: Embedding) -> Embedding:
-    """One row an image, the average of the features of its crops, in float32.
+    """One row an image, the average of the features of its crops.
+
+    Args:
+        embedding: (10 n, n_features) of the crops, image by image.
+
+    Returns:
+        (n, n_features) in float32.
 
     Raises:
         InputError: crops that were skipped.

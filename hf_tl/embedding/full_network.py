@@ -192,13 +192,17 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
     def fit(self, rows: Rows | Embedding | Sequence, y: object = None) -> FullNetworkEmbedding:
         """Learns mean and deviation of each feature from the training rows, in one pass that keeps no activations.
 
+        Args:
+            rows: what `load_task` gives, a list of the network's inputs, or an `Embedding` of raw activations.
+            y: not looked at.
+
         Raises:
             InputError: fewer than two rows; rows that cannot be read.
         """
         return self._fitted(*self._statistics(rows))
 
     def partial_fit(self, rows: Rows | Embedding | Sequence, y: object = None) -> FullNetworkEmbedding:
-        """Adds training rows to those of earlier calls.
+        """Adds training rows to those of earlier calls, as in `fit`; y is not looked at.
 
         Raises:
             InputError: rows of other layers.

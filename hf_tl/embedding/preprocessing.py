@@ -33,11 +33,11 @@ class _Step(TransformerMixin, BaseEstimator):
     """What the transformers below share: layers, names, blocks of rows."""
 
     def fit(self: Self, X: Features, y: object = None) -> Self:
-        """Learns from X (rows, n_features)."""
+        """Learns from X (rows, n_features), an `Embedding` or an array; y is not looked at."""
         return self._fresh().partial_fit(X)
 
     def partial_fit(self: Self, X: Features, y: object = None) -> Self:
-        """Learns from further rows."""
+        """Learns from further rows X (rows, n_features); y is not looked at."""
         self._see(X)
         for block in _blocks(X):
             self._learn(block)
@@ -70,7 +70,7 @@ class _Step(TransformerMixin, BaseEstimator):
         return merged
 
     def get_feature_names_out(self, input_features: Sequence[str] | None = None) -> np.ndarray:
-        """A name for each column."""
+        """A name for each column; `input_features` is there for scikit-learn and is not looked at."""
         check_is_fitted(self, "layers_")
         return np.asarray(feature_names(self._layers_out()), dtype=object)
 
@@ -236,7 +236,7 @@ class StreamedPCA(_Step):
         self.n_components = n_components
 
     def partial_fit(self, X: Features, y: object = None) -> StreamedPCA:
-        """Learns from further rows, `n_components` of them or more.
+        """Learns from further rows X (rows, n_features), `n_components` of them or more; y is not looked at.
 
         Raises:
             InputError: fewer rows than components.

@@ -36,6 +36,7 @@ class Layer:
         cut: whether exactly one tensor that depends on parameters passes from here to all that follows, so that
             the network can be cut behind this layer.
         tower: "encoder", "vision_model", ...; "" in a network of one tower, and for what stands outside all towers.
+        owned: what `parameters()` lists.
     """
 
     name: str

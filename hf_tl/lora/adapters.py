@@ -22,8 +22,12 @@ def set_adapter(model: nn.Module, *adapters: str) -> None:
     Of `modules_to_save` the copy of the first adapter that has one runs. Biases of the network that train with an
     adapter go with it.
 
+    Args:
+        model: a network with adapters.
+        adapters: their names; none for the frozen network.
+
     Raises:
-        InputError: there is no such adapter.
+        InputError: there is no such adapter, or adapters are merged.
     """
     record = record_of(model)
     for name in adapters:
@@ -41,6 +45,12 @@ def set_adapter(model: nn.Module, *adapters: str) -> None:
 @contextmanager
 def adapters_disabled(model: nn.Module) -> Iterator[nn.Module]:
     """The network as it was before any adapter, inside the block: its own head, its own biases.
+
+    Args:
+        model: a network with adapters.
+
+    Yields:
+        the same model.
 
     Raises:
         InputError: adapters are merged.
@@ -87,9 +97,14 @@ def combine_adapters(
         rank: of "svd".
 
     Raises:
-        InputError: an adapter that is not there, DoRA, or ranks that differ with "linear".
+        InputError: an adapter that is not there, DoRA, merged adapters, or ranks that differ with "linear". The
+            network is then what it was.
     """
     record = record_of(model)
+    if not name or "." in name:
+        raise InputError(f"an adapter's name must be a word without dots, got {name!r}")
+    if any(layer.merged_adapters for layer in record.layers.values()):
+        raise InputError("adapters are merged into the weights; call unmerge_lora before combining them")
     if name in record.configs:
         raise InputError(f"there is an adapter {name!r} already; choose another name or remove it first")
     if not weights:
@@ -102,20 +117,20 @@ def combine_adapters(
     if method not in ("linear", "cat", "svd"):
         raise InputError(f"method must be 'linear', 'cat' or 'svd', got {method!r}")
     first = record.configs[next(iter(weights))]
-    largest, ranks, alphas, places = 1, {}, {}, []
-    for place, layer in record.layers.items():
-        held = [adapter for adapter in weights if adapter in layer.r]
-        if not held:
-            continue
-        a, b = _combined(layer, {adapter: weights[adapter] for adapter in held}, method, rank)
-        config = replace(first, use_rslora=False, lora_bias=False, use_dora=False, init_lora_weights="kaiming")
-        layer.add_adapter(name, config=config, rank=a.shape[0], alpha=a.shape[0], empty=True)
+    held = {
+        place: {adapter: weights[adapter] for adapter in weights if adapter in layer.r}
+        for place, layer in record.layers.items()
+    }
+    combined = {p: _combined(record.layers[p], those, method, rank) for p, those in held.items() if those}
+    config = replace(first, use_rslora=False, lora_bias=False, use_dora=False, init_lora_weights="kaiming")
+    ranks = {place: a.shape[0] for place, (a, _) in combined.items()}
+    largest = max(ranks.values())
+    for place, (a, b) in combined.items():
+        layer = record.layers[place]
+        layer.add_adapter(name, config=config, rank=ranks[place], alpha=ranks[place], empty=True)
         with torch.no_grad():
             for tensor, value in zip(layer._held(name), (a / layer.scaling[name], b), strict=True):
                 tensor.copy_(value.view(tensor.shape))
-        places.append(place)
-        largest = max(largest, a.shape[0])
-        ranks[place] = alphas[place] = a.shape[0]
     odd = {f"^{place.replace('.', chr(92) + '.')}": rank for place, rank in ranks.items() if rank != largest}
     for saved in record.saved.values():
         owner = next((adapter for adapter in weights if adapter in saved.modules_to_save), None)

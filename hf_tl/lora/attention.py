@@ -37,7 +37,13 @@ class LoraOutput(LoraLinear):
 
 
 class LoraAttention(LoraLayer):
-    """Adapters beside nn.MultiheadAttention with queries, keys and values of one width."""
+    """Adapters beside nn.MultiheadAttention with queries, keys and values of one width.
+
+    Attributes:
+        output: the adapters of the output projection; `add_lora` puts it at `base_layer.out_proj`.
+    """
+
+    output: LoraOutput
 
     weight_name = "in_proj_weight"
 
@@ -45,7 +51,7 @@ class LoraAttention(LoraLayer):
         super().__init__(base_layer)
         if base_layer.in_proj_weight is None:
             raise InputError("adapters need queries, keys and values of one width, got kdim or vdim of their own")
-        base_layer.out_proj = LoraOutput(base_layer.out_proj)
+        self.__dict__["output"] = LoraOutput(base_layer.out_proj)  # no child: it is one of the base layer, once placed
 
     def forward(self, query: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None]:
         """Attention with the adapted projections; arguments as those of nn.MultiheadAttention."""

@@ -51,7 +51,9 @@ class LoraConfig:
             the randomised decomposition with 4 iterations.
         rank_pattern: rank by pattern over module names (a regular expression for their last parts); first match wins.
         alpha_pattern: lora_alpha likewise.
-        layers_to_transform: indices of the blocks that are adapted; None for all.
+        layers: which layers are adapted, as `hf_tl.select` names them ("50%..", "-2.., head"); None for all. Not in
+            PEFT; saved as the names of the modules that were chosen.
+        layers_to_transform: indices of the blocks that are adapted, as PEFT counts them; None for all.
         layers_pattern: name of the list that the blocks stand in ("layers", "h"); None for the first list.
         fused_parts: which parts of a fused query-key-value projection are adapted, as letters of "qkv"; None for
             all. Not in PEFT; saved as an ordinary adapter of rank r * parts whose other rows of B are zero.
@@ -73,6 +75,7 @@ class LoraConfig:
     use_rslora: bool = False
     modules_to_save: Sequence[str] | None = None
     init_lora_weights: str | bool = "kaiming"
+    layers: str | None = None
     layers_to_transform: Sequence[int] | int | None = None
     layers_pattern: Sequence[str] | str | None = None
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
@@ -105,10 +108,17 @@ class LoraConfig:
             raise InputError(f"unknown init_lora_weights {settle!r}; {closest(str(settle), tuple(INITS))}")
         if self.fused_parts is not None and (not self.fused_parts or set(self.fused_parts) - set("qkv")):
             raise InputError(f"fused_parts must be letters of 'qkv' such as 'qv', got {self.fused_parts!r}")
+        if self.layers is not None and not isinstance(self.layers, str):
+            raise InputError(f"layers must be a selection such as '50%..' or '0, 3', got {self.layers!r}")
+        if self.layers is not None and self.layers_to_transform is not None:
+            raise InputError(
+                f"layers={self.layers!r} and layers_to_transform={self.layers_to_transform!r} both choose blocks; "
+                "leave one out"
+            )
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise InputError(
                 "layers_to_transform needs target_modules as a list of names; "
-                f"with the pattern {self.target_modules!r}, write the blocks into the pattern"
+                f"with {self.target_modules!r}, choose the blocks by layers='0, 3'"
             )
         if self.layers_pattern is not None and self.layers_to_transform is None:
             raise InputError(f"layers_pattern={self.layers_pattern!r} needs layers_to_transform")
@@ -119,7 +129,7 @@ class LoraConfig:
                 _check_regex(pattern)
 
     def scaling(self, rank: int, alpha: float) -> float:
-        """What B A is multiplied with."""
+        """What B A is multiplied with: alpha / rank, or alpha / sqrt(rank) with `use_rslora`."""
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 

@@ -7,7 +7,7 @@ checkpoint is about to give).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,8 +16,9 @@ from torch import nn
 from hf_tl.errors import InputError
 from hf_tl.layers import is_inside
 from hf_tl.lora.adapters import set_adapter
+from hf_tl.lora.attention import LoraAttention
 from hf_tl.lora.config import ALL_LINEAR, LoraConfig
-from hf_tl.lora.kinds import unwrap, wrap
+from hf_tl.lora.kinds import wrap
 from hf_tl.lora.layers import LoraLayer
 from hf_tl.lora.record import RECORD, AdapterRecord
 from hf_tl.lora.saved import SavedModule
@@ -27,6 +28,7 @@ from hf_tl.lora.targets import (
     exact_targets,
     find_head,
     find_targets,
+    in_layers,
     output_embeddings,
     saved_names,
     with_running_statistics,
@@ -44,12 +46,14 @@ class Plan:
         targets: the modules that get factors.
         saved: names of the modules that train in full.
         statistics: names of the normalisations that are saved for their running statistics alone.
+        frozen: names of the normalisations whose running statistics are to stand still.
     """
 
     config: LoraConfig
     targets: Sequence[Target]
     saved: Sequence[str] = ()
     statistics: Sequence[str] = ()
+    frozen: Sequence[str] = ()
 
 
 def add_lora(
@@ -69,7 +73,7 @@ def add_lora(
         model: any network; transformers' and timm's classifiers have their head found and trained in full.
         config: what to adapt and how.
         adapter: its name.
-        example: a batch for a network of your own making, whose head is then found by tracing it.
+        example: a batch for a network of your own making, whose head and layers are then found by tracing it.
         running_statistics: what becomes of the means and variances that batch normalisations collect in
             training: "save" them with the adapter, "freeze" them at those of the frozen network, or "ignore" that
             they move and are lost, as PEFT does.
@@ -78,7 +82,8 @@ def add_lora(
         the same model.
 
     Raises:
-        InputError: the config chooses no module, or one of a kind that cannot be adapted.
+        InputError: the config chooses no module, or one of a kind that cannot be adapted. The network is then what
+            it was.
     """
     plan = plan_adapter(model, config, example=example, running_statistics=running_statistics)
     return inject(model, plan, adapter=adapter)
@@ -91,23 +96,20 @@ def plan_adapter(
     example: Batch | None = None,
     running_statistics: Literal["save", "freeze", "ignore"] = "ignore",
 ) -> Plan:
-    """Where add_lora would put an adapter; nothing is changed, but "freeze" sets normalisations to keep still."""
+    """Where add_lora would put an adapter; nothing is changed."""
     modules = base_modules(model)
     heads = find_head(model, modules, example=example)
     saved = heads if config.modules_to_save is None else saved_names(modules, config.modules_to_save)
     config = replace(config, modules_to_save=tuple(saved))
     words = output_embeddings(model, modules)
-    targets = find_targets(modules, config, heads=(*heads, *words))
+    within = None if config.layers is None else in_layers(model, modules, config.layers, example=example)
+    targets = find_targets(modules, config, heads=(*heads, *words), within=within)
     if not _found_by_name(config):
         exact = exact_targets([target.name for target in targets], modules)
-        config = replace(config, target_modules=exact, layers_to_transform=None, layers_pattern=None)
+        config = replace(config, target_modules=exact, layers=None, layers_to_transform=None, layers_pattern=None)
     moving = [name for name in with_running_statistics(modules) if not is_inside(name, saved)]
-    if running_statistics == "freeze":
-        for name in moving:
-            modules[name].momentum = 0.0
-            modules[name].eval()
-    statistics = tuple(moving) if running_statistics == "save" else ()
-    return Plan(config, targets, tuple(saved), statistics)
+    statistics, frozen = (tuple(moving) if running_statistics == word else () for word in ("save", "freeze"))
+    return Plan(config, targets, tuple(saved), statistics, frozen)
 
 
 def inject(model: nn.Module, plan: Plan, *, adapter: str = "default", empty: bool = False) -> nn.Module:
@@ -118,65 +120,79 @@ def inject(model: nn.Module, plan: Plan, *, adapter: str = "default", empty: boo
         plan: the places.
         adapter: the adapter's name.
         empty: leave the new tensors uninitialised for a checkpoint that is about to fill them.
+
+    Raises:
+        InputError: an adapter of this name, adapters that are merged, or a layer that cannot take this one; the
+            network is then what it was.
     """
-    if not adapter or "." in adapter:
-        raise InputError(f"an adapter's name must be a word without dots, got {adapter!r}")
-    record = model.__dict__.get(RECORD)
-    if record is None:
-        record = AdapterRecord(model)
-        record.trained_before = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
-    if adapter in record.configs:
-        raise InputError(f"there is an adapter {adapter!r} already; choose another name or remove it first")
-    config = plan.config
-    if config.bias != "none" and any(other.bias != "none" for other in record.configs.values()):
-        raise InputError(f"bias={config.bias!r} cannot be shared by two adapters; use bias='none' for one of them")
-    layers: dict[str, LoraLayer] = {}
-    try:
-        for target in plan.targets:
-            name = target.name
-            layers[name] = record.layers.get(name) or wrap(model.get_submodule(name), name)
-            _add(layers[name], adapter, config, target, empty)
-    except InputError:  # leave everything as it was
-        for name, layer in layers.items():
-            if name in record.layers:
-                layer.delete_adapter(adapter)
-            else:
-                unwrap(layer)
-        raise
-    nested = {f"{n}.base_layer.out_proj": m.base_layer.out_proj for n, m in layers.items() if _is_attention(m)}
+    record = model.__dict__.get(RECORD) or AdapterRecord(model)
+    _check(record, plan.config, adapter)
+    live = dict(model.named_modules())  # once: on a small network this walk is a tenth of the whole
+    layers, saved = _make(record, live, plan, adapter, empty=empty)  # the last that can refuse; nothing is in place
     if RECORD not in model.__dict__:
         model.__dict__[RECORD] = record
-        model.requires_grad_(False)
-        record.watch_inputs()
-    for name, layer in layers.items():
-        if name not in record.layers:
-            record.layers[name] = layer
-            record.put(name, layer)
-    record.layers.update(nested)
-    for name in (*plan.saved, *plan.statistics):
-        if name not in record.saved:
-            record.saved[name] = SavedModule(model.get_submodule(name))
-            record.put(name, record.saved[name])
-        record.saved[name].add_adapter(adapter, trains=name in plan.saved)
-    saved = (*plan.saved, *plan.statistics)
-    record.configs[adapter] = replace(config, modules_to_save=saved or None)
+        record.freeze(live)
+        record.watch_inputs(live.values())
+    parts = {place: part for name, layer in layers.items() for place, part in _places(name, layer)}
+    record.put({place: part for place, part in parts.items() if place not in record.layers})
+    record.put({name: module for name, module in saved.items() if name not in record.saved})
+    record.layers |= parts
+    record.saved |= saved
+    for name in plan.frozen:
+        record.freeze_statistics(model.get_submodule(name))
+    record.configs[adapter] = replace(plan.config, modules_to_save=tuple(saved) or None)
     record.keep_biases(adapter)
     set_adapter(model, adapter)
     follow_trainer(model)
     return model
 
 
-def _add(layer: LoraLayer, adapter: str, config: LoraConfig, target: Target, empty: bool) -> None:
-    parts = [layer, layer.base_layer.out_proj] if _is_attention(layer) else [layer]
-    for part in parts:
-        part.add_adapter(adapter, config=config, rank=target.rank, alpha=target.alpha, parts=target.parts, empty=empty)
+def _check(record: AdapterRecord, config: LoraConfig, adapter: str) -> None:
+    if not adapter or "." in adapter:
+        raise InputError(f"an adapter's name must be a word without dots, got {adapter!r}")
+    if adapter in record.configs:
+        raise InputError(f"there is an adapter {adapter!r} already; choose another name or remove it first")
+    if any(layer.merged_adapters for layer in record.layers.values()):
+        raise InputError("adapters are merged into the weights; call unmerge_lora before adding another")
+    if config.bias != "none" and any(other.bias != "none" for other in record.configs.values()):
+        raise InputError(f"bias={config.bias!r} cannot be shared by two adapters; use bias='none' for one of them")
+
+
+def _make(
+    record: AdapterRecord, live: Mapping[str, nn.Module], plan: Plan, adapter: str, *, empty: bool
+) -> tuple[dict[str, LoraLayer], dict[str, SavedModule]]:
+    """The layers and saved modules with the new adapter, by name; those that are new stand nowhere yet."""
+    layers: dict[str, LoraLayer] = {}
+    saved: dict[str, SavedModule] = {}
+    try:
+        for target in plan.targets:
+            name = target.name
+            layers[name] = record.layers.get(name) or wrap(_module(name, live, record.model), name)
+            settings = {"config": plan.config, "rank": target.rank, "alpha": target.alpha, "parts": target.parts}
+            for _, part in _places(name, layers[name]):
+                part.add_adapter(adapter, **settings, empty=empty)
+        for name in (*plan.saved, *plan.statistics):
+            saved[name] = record.saved.get(name) or SavedModule(_module(name, live, record.model))
+            saved[name].add_adapter(adapter, trains=name in plan.saved)
+    except BaseException:  # what was on the network before must not keep a part of it
+        for part in (*record.layers.values(), *record.saved.values()):
+            part.delete_adapter(adapter)
+        raise
+    return layers, saved
+
+
+def _module(name: str, live: Mapping[str, nn.Module], model: nn.Module) -> nn.Module:
+    """The module that stands at a name; `live` knows one name of each."""
+    return live[name] if name in live else model.get_submodule(name)
+
+
+def _places(name: str, layer: LoraLayer) -> list[tuple[str, LoraLayer]]:
+    """Where an adapted layer stands, and its output projection if it is torch's attention."""
+    own = [(name, layer)]
+    return [*own, (f"{name}.base_layer.out_proj", layer.output)] if isinstance(layer, LoraAttention) else own
 
 
 def _found_by_name(config: LoraConfig) -> bool:
     """Whether any loader finds the same modules from the config as it stands."""
-    wanted = config.target_modules
-    return wanted is not None and wanted != ALL_LINEAR and config.layers_to_transform is None
-
-
-def _is_attention(layer: nn.Module) -> bool:
-    return isinstance(layer.base_layer, nn.MultiheadAttention)
+    wanted, blocks = config.target_modules, (config.layers, config.layers_to_transform)
+    return wanted is not None and wanted != ALL_LINEAR and blocks == (None, None)

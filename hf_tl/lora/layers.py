@@ -24,6 +24,7 @@ from hf_tl.lora.functions import add_low_rank
 from hf_tl.lora.initialise import initialise
 
 
+_RARE = ("lora_magnitude_vector", "lora_fixed")  # modules only once an adapter needs them
 FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 
 
@@ -32,8 +33,8 @@ class Factor(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+        self._parameters["weight"] = nn.Parameter(weight)  # nn.Module is slow in taking attributes
+        self._parameters["bias"] = None if bias is None else nn.Parameter(bias)
 
 
 class Fixed(nn.Module):
@@ -86,15 +87,10 @@ class LoraLayer(nn.Module):
 
     def __init__(self, base_layer: nn.Module):
         super().__init__()
-        self.base_layer = base_layer
-        self.lora_A = nn.ModuleDict()
-        self.lora_B = nn.ModuleDict()
-        self.lora_magnitude_vector = nn.ModuleDict()
-        self.lora_fixed = nn.ModuleDict()
-        plain = {name: {} for name in (*self.other_param_names, "freeze_a")}  # nn.Module is slow in taking attributes
+        self._modules |= {"base_layer": base_layer, "lora_A": nn.ModuleDict(), "lora_B": nn.ModuleDict()}
+        plain = {name: {} for name in (*self.other_param_names, "freeze_a", *_RARE)}
         plain |= {"active_adapters": [], "merged_adapters": [], "originals": [], "disable_adapters": False}
-        self.__dict__.update(plain)
-        self.training = base_layer.training
+        self.__dict__.update(plain, training=base_layer.training)
 
     def __getattr__(self, name: str) -> object:
         modules = self.__dict__.get("_modules", {})  # it holds no parameter or buffer of its own
@@ -144,7 +140,7 @@ class LoraLayer(nn.Module):
         self._hold(adapter, a, b, bias)
         if mask is not None or start is not None:
             start_a, start_b = start or (None, None)
-            self.lora_fixed[adapter] = Fixed(mask=mask, start_a=start_a, start_b=start_b)
+            self._hold_rare("lora_fixed", adapter, Fixed(mask=mask, start_a=start_a, start_b=start_b))
         self.r[adapter], self.lora_alpha[adapter], self.scaling[adapter] = rank, alpha, scaling
         self.lora_dropout[adapter] = config.lora_dropout
         self.use_dora[adapter] = config.use_dora
@@ -153,7 +149,7 @@ class LoraLayer(nn.Module):
             lengths = torch.empty(shapes[1][0], dtype=dtype, device=parameter.device)
             if not empty:
                 lengths = self.lengths(adapter).to(dtype)
-            self.lora_magnitude_vector[adapter] = Factor(lengths.view(self._magnitude_shape()))
+            self._hold_rare("lora_magnitude_vector", adapter, Factor(lengths.view(self._magnitude_shape())))
 
     def matrix(self) -> Tensor:
         """The frozen weight as (d, k), a view."""
@@ -296,8 +292,13 @@ class LoraLayer(nn.Module):
         return config.init_lora_weights
 
     def _hold(self, adapter: str, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
-        self.lora_A[adapter] = Factor(a)
-        self.lora_B[adapter] = Factor(b, bias)
+        self.lora_A._modules[adapter] = Factor(a)
+        self.lora_B._modules[adapter] = Factor(b, bias)
+
+    def _hold_rare(self, name: str, adapter: str, part: nn.Module) -> None:
+        if name not in self._modules:
+            setattr(self, name, nn.ModuleDict())  # in the place of an empty dict
+        self._modules[name][adapter] = part
 
     def _held(self, adapter: str) -> tuple[Tensor, Tensor]:
         return self.lora_A[adapter].weight, self.lora_B[adapter].weight
@@ -311,11 +312,11 @@ class LoraLinear(LoraLayer):
 
     def __init__(self, base_layer: nn.Module):
         super().__init__(base_layer)
-        self.transposed = is_conv1d(base_layer)
         if isinstance(base_layer, nn.Linear):
-            self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+            k, d = base_layer.in_features, base_layer.out_features
         else:
-            self.in_features, self.out_features = base_layer.weight.shape
+            k, d = base_layer.weight.shape
+        self.__dict__.update(in_features=k, out_features=d, transposed=not isinstance(base_layer, nn.Linear))
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """`W x + b` and what the active adapters add: (..., k) -> (..., d)."""

@@ -119,7 +119,7 @@ def _fill(model: nn.Module, found: Placement, *, adapter: str, strict: bool) -> 
         for name, tensor in found.tensors.items():
             if name in live:
                 live[name].copy_(tensor)
-        parameters = dict(model.named_parameters())
+        parameters = dict(model.named_parameters()) if found.base else {}
         for name, tensor in found.base.items():
             owner, _, part = name.rpartition(".")
             own = parameters.get(name, parameters.get(f"{owner}.base_layer.{part}"))

@@ -84,6 +84,9 @@ def merge_lora(
 def unmerge_lora(model: nn.Module) -> None:
     """Takes merged adapters out again: the original weights, bit by bit.
 
+    Args:
+        model: a network with merged adapters.
+
     Raises:
         InputError: nothing is merged, or the originals were not kept.
     """
@@ -137,22 +140,20 @@ def remove_lora(model: nn.Module, *, adapters: Sequence[str] | None = None, merg
         for part in (*record.layers.values(), *record.saved.values()):
             part.delete_adapter(adapter)
         del record.configs[adapter]
-    for name in [name for name, layer in record.layers.items() if not layer.r and ".base_layer." not in name]:
-        record.put(name, unwrap(record.layers.pop(name)))
+    empty = [name for name, layer in record.layers.items() if not layer.r and ".base_layer." not in name]
+    idle = [name for name, saved in record.saved.items() if not saved.modules_to_save]
+    record.put({name: unwrap(record.layers.pop(name)) for name in empty})
+    record.put({name: record.saved.pop(name).original_module for name in idle})
+    for name in empty:
         record.layers.pop(f"{name}.base_layer.out_proj", None)
-    for name in [name for name, saved in record.saved.items() if not saved.modules_to_save]:
-        record.put(name, record.saved.pop(name).original_module)
     set_adapter(model, *([a for a in record.active if a in stays] or stays[:1]))
     return model
 
 
 def _unwrap(record: AdapterRecord, kept: bool) -> nn.Module:
     model = record.model
-    for name, layer in record.layers.items():
-        if ".base_layer." not in name:
-            record.put(name, unwrap(layer))
-    for name, saved in record.saved.items():
-        record.put(name, saved.current if kept else saved.original_module)
+    record.put({name: unwrap(layer) for name, layer in record.layers.items() if ".base_layer." not in name})
+    record.put({n: saved.current if kept else saved.original_module for n, saved in record.saved.items()})
     record.restore_settings()
     del model.__dict__[RECORD]
     for name, parameter in model.named_parameters():

@@ -193,6 +193,8 @@ def _place_others(adapter: Adapter, model: nn.Module, modules: Mapping, found: P
 
 def _saved_parent(name: str, wanted: Sequence[str]) -> str | None:
     """The module of modules_to_save that `name` is or lies in: the outermost whose name ends so."""
+    if not any(entry in name for entry in wanted):
+        return None
     parts = name.split(".")
     for n in range(1, len(parts) + 1):
         outer = ".".join(parts[:n])

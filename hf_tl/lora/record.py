@@ -7,7 +7,7 @@ The contract that checkpoints, merging and the command line build on
     record = record_of(model)      finds it inside wrappers too (DDP, torch.compile); InputError where there is none
     record.model                   the network that was adapted; all names below are names in it
     record.configs[NAME]           the LoraConfig; modules_to_save is resolved to what was found, and target_modules
-                                   where it was None, "all-linear" or restricted by layers_to_transform
+                                   where it was None, "all-linear" or restricted to some layers
     record.layers["a.b.query"]     the LoraLayer that stands at that place (layers.py: adapter_tensors, r, scaling ...)
     record.saved["classifier"]     the SavedModule that stands there (saved.py): original_module and a copy an adapter
     record.biases[NAME]            live names of the network's own biases that train with the adapter
@@ -35,6 +35,7 @@ rank is then twice the live one) and where a part of a fused projection is maske
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -67,26 +68,49 @@ class AdapterRecord:
     hooks: list[torch.utils.hooks.RemovableHandle] = field(default_factory=list)
     checkpointed: list[nn.Module] = field(default_factory=list)
 
-    def put(self, name: str, module: nn.Module) -> None:
-        """Puts a module in the place of another."""
-        parent_name, _, child = name.rpartition(".")
-        parent = self.model.get_submodule(parent_name)
-        setattr(parent, child, module)
-        if isinstance(parent, nn.TransformerEncoderLayer):  # its fast path reads weights and calls no module
-            self.original_settings.append((parent, "activation_relu_or_gelu", parent.activation_relu_or_gelu))
-            parent.activation_relu_or_gelu = 0
-            for encoder in self.model.modules():
-                if isinstance(encoder, nn.TransformerEncoder) and any(parent is layer for layer in encoder.layers):
-                    self.original_settings.append((encoder, "use_nested_tensor", encoder.use_nested_tensor))
-                    encoder.use_nested_tensor = False
+    def put(self, modules: Mapping[str, nn.Module]) -> None:
+        """Puts modules in the places of others, by name, in this order."""
+        parents: dict[str, nn.Module] = {}
+        for name, module in modules.items():
+            parent_name, _, child = name.rpartition(".")
+            parent = parents.get(parent_name) or self.model.get_submodule(parent_name)
+            parents[parent_name] = parent
+            setattr(parent, child, module)
+            if isinstance(parent, nn.TransformerEncoderLayer):
+                self._slow_down(parent)
+
+    def _slow_down(self, layer: nn.TransformerEncoderLayer) -> None:
+        """Keeps torch's encoder off its fast path, which reads weights and calls no module."""
+        self.original_settings.append((layer, "activation_relu_or_gelu", layer.activation_relu_or_gelu))
+        layer.activation_relu_or_gelu = 0
+        for encoder in self.model.modules():
+            if isinstance(encoder, nn.TransformerEncoder) and any(layer is one for one in encoder.layers):
+                self.original_settings.append((encoder, "use_nested_tensor", encoder.use_nested_tensor))
+                encoder.use_nested_tensor = False
+
+    def freeze_statistics(self, norm: nn.Module) -> None:
+        """Lets a batch normalisation's running statistics stand still."""
+        self.original_settings.append((norm, "momentum", norm.momentum))
+        norm.momentum = 0.0
+        norm.eval()
 
     def restore_settings(self) -> None:
-        """Undoes what `put` had to set, and the watch of the inputs."""
+        """Undoes what `put` and `freeze_statistics` set, and the watch of the inputs."""
         for module, name, value in reversed(self.original_settings):
             setattr(module, name, value)
         for handle in self.hooks:
             handle.remove()
         self.original_settings, self.hooks = [], []
+
+    def freeze(self, live: Mapping[str, nn.Module]) -> None:
+        """Stops all of the network's modules from training, and remembers what trained."""
+        trained = set()
+        for module_name, module in live.items():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter.requires_grad:
+                    trained.add(f"{module_name}.{name}" if module_name else name)
+                    parameter.requires_grad_(False)
+        self.trained_before = frozenset(trained)
 
     def keep_biases(self, adapter: str) -> None:
         """Finds the biases that train with an adapter and keeps their values."""
@@ -104,9 +128,9 @@ class AdapterRecord:
         for name in names:
             self.original_biases[name] = self.model.get_parameter(name).detach().clone()
 
-    def watch_inputs(self) -> None:
+    def watch_inputs(self, modules: Iterable[nn.Module]) -> None:
         """Lets gradients reach adapters through checkpoints of the re-entrant kind, which need an input that asks."""
-        self.checkpointed = [module for module in self.model.modules() if "gradient_checkpointing" in module.__dict__]
+        self.checkpointed = [module for module in modules if "gradient_checkpointing" in module.__dict__]
         if not self.checkpointed or not isinstance(self.model, _Embeds):
             return
         try:

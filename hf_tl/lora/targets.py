@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from hf_tl.errors import InputError
-from hf_tl.layers import closest, head_names, is_inside
+from hf_tl.layers import closest, head_names, is_inside, list_layers, select
 from hf_tl.lora.config import ALL_LINEAR, LoraConfig
 from hf_tl.lora.kinds import CONVOLUTIONS, is_linear
 from hf_tl.lora.layers import LoraLayer
@@ -49,13 +49,20 @@ class Target:
     parts: str | None = None
 
 
-def find_targets(modules: Mapping[str, nn.Module], config: LoraConfig, *, heads: Sequence[str] = ()) -> list[Target]:
+def find_targets(
+    modules: Mapping[str, nn.Module],
+    config: LoraConfig,
+    *,
+    heads: Sequence[str] = (),
+    within: Collection[str] | None = None,
+) -> list[Target]:
     """The modules that the config chooses, in the network's order, with rank and alpha.
 
     Args:
         modules: the network's modules by name (`base_modules`).
         config: what to adapt.
         heads: names of modules that "all-linear" and the defaults spare, beside `modules_to_save`.
+        within: names of the modules in the layers that the config keeps to (`in_layers`); None for all.
 
     Raises:
         InputError: nothing is chosen.
@@ -77,6 +84,13 @@ def find_targets(modules: Mapping[str, nn.Module], config: LoraConfig, *, heads:
         chosen = [n for n in chosen if not excluded(n)]
     if config.layers_to_transform is not None:
         chosen = [n for n in chosen if _in_blocks(n, config)]
+    if within is not None and chosen:
+        elsewhere, chosen = chosen, [n for n in chosen if n in within]
+        if not chosen:
+            raise InputError(
+                f"layers={config.layers!r} holds none of the {len(elsewhere)} modules that "
+                f"target_modules={config.target_modules!r} chooses; the first of them is {elsewhere[0]!r}"
+            )
     if not chosen:
         names = [name for name in modules if name]
         first = wanted if isinstance(wanted, str) else next(iter(wanted), "")
@@ -104,6 +118,25 @@ def default_targets(modules: Mapping[str, nn.Module], *, heads: Sequence[str] = 
     found = found or [n for n in body if is_linear(modules[n])]
     convolutions = [n for n in body if isinstance(modules[n], CONVOLUTIONS)]
     return found or [n for n in convolutions[1:] if modules[n].groups == 1]
+
+
+def in_layers(
+    model: nn.Module, modules: Mapping[str, nn.Module], selection: str, *, example: Batch | None = None
+) -> set[str]:
+    """Names of the modules that lie in the layers that a selection names (`hf_tl.select`).
+
+    Args:
+        model: the network, which runs once to have its layers found.
+        modules: its modules by name (`base_modules`).
+        selection: such as "50%.., head".
+        example: a batch that it accepts; made up for networks of transformers and timm.
+
+    Raises:
+        InputError: a selection that is malformed or names nothing, with a pointer into it.
+    """
+    chosen = select(list_layers(model, example=example), selection)
+    inside = {id(part) for layer in chosen for _, module in layer.modules for part in module.modules()}
+    return {name for name, module in modules.items() if id(module) in inside}
 
 
 def find_head(model: nn.Module, modules: Mapping[str, nn.Module], *, example: Batch | None = None) -> list[str]:
@@ -168,14 +201,8 @@ def name_matcher(wanted: Sequence[str] | str) -> Matcher:
     """A test of module names: a pattern must match in full; a listed name must be the whole or the last parts."""
     if isinstance(wanted, str):
         return re.compile(wanted).fullmatch
-    exact = frozenset(wanted)
-    lengths = sorted({name.count(".") + 1 for name in exact})
-
-    def matches(name: str) -> bool:
-        parts = name.split(".")
-        return any(".".join(parts[-k:]) in exact for k in lengths)
-
-    return matches
+    exact, endings = frozenset(wanted), tuple(f".{name}" for name in wanted)
+    return lambda name: name in exact or name.endswith(endings)
 
 
 def pattern_lookup(patterns: Mapping[str, float]) -> Callable[[str, float], float]:

@@ -26,6 +26,17 @@ class AppliedPolicy:
     Made by `Policy.apply`. Reinitialised layers have their new values; what no phase trains does not require
     gradients; `advance` does the rest.
 
+    Args:
+        model: the network.
+        layers: of it.
+        plans: one for each phase.
+        phases: when each begins.
+        example: what the network is called with.
+        seed: of the fresh values of reinitialised layers.
+        l2_sp: weight of the pull towards where the parameters started (L2-SP, Li et al., ICML 2018).
+        relative_rates: whether each layer's rate goes with its relative gradient norm (Auto-RGN).
+        build: makes a new network; for layers that cannot be reinitialised otherwise.
+
     Attributes:
         layers: of the network.
         plans: one for each phase.

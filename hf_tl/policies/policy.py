@@ -74,13 +74,13 @@ class Policy:
         )
 
     def for_layers(self, layers: Layers) -> Policy:
-        """The policy with its phases written out for a network."""
+        """The policy with its phases written out for the layers of a network."""
         if isinstance(self.phases, Sequence):
             return self
         return replace(self, phases=tuple(self.phases(layers)))
 
     def plans(self, layers: Layers) -> list[Plan]:
-        """What is done with each layer in each phase.
+        """What is done with each of a network's layers in each phase.
 
         Raises:
             InputError: a selection that names nothing in this network, a phase in which nothing trains, a layer
@@ -104,7 +104,7 @@ class Policy:
         return plans
 
     def plan(self, layers: Layers, progress: Progress | None = None) -> Plan:
-        """What is done with each layer now."""
+        """What is done with each of a network's layers at this point of its training; no progress is the start."""
         policy = self.for_layers(layers)
         return policy.plans(layers)[phase_at(policy.phases, progress or Progress()) if policy.phases else 0]
 
@@ -142,7 +142,14 @@ class Policy:
         blocks: Sequence[str] | None = None,
         build: Callable[[], nn.Module] | None = None,
     ) -> AppliedPolicy:
-        """The same before anything has changed: `start` reinitialises, `advance` enters the phase that holds."""
+        """The same before anything has changed: `start` reinitialises, `advance` enters the phase that holds.
+
+        Args:
+            model: a network.
+            example: what it is called with; see `list_layers`.
+            blocks: names of the modules that are its blocks; see `list_layers`.
+            build: makes a new network; for layers that cannot be reinitialised otherwise.
+        """
         example = example_for(model) if example is None else example
         layers = list_layers(model, example=example, blocks=blocks)
         return AppliedPolicy(
@@ -225,7 +232,10 @@ class Policy:
 
     @classmethod
     def auto_rgn(cls, text: str = "tune: all") -> Policy:
-        """Each layer at a rate in proportion to its relative gradient norm (Auto-RGN, Lee et al., ICLR 2023)."""
+        """The policy of `text`, each layer at a rate in proportion to its relative gradient norm.
+
+        Auto-RGN (Lee et al., ICLR 2023).
+        """
         return cls(text, relative_rates=True)
 
     def dry_run(self, model: nn.Module | Layers, *, lr: float = 1.0, example: Batch | None = None) -> DryRun:

@@ -42,12 +42,12 @@ class KernelSVM(ClassifierMixin, BaseEstimator):
         return self
 
     def decision_function(self, X: LazyRows) -> np.ndarray:
-        """(n_rows, n_classes), or (n_rows,) for two classes."""
+        """The values of the decision for X (n_rows, n_features): (n_rows, n_classes), or (n_rows,) for two classes."""
         kernel = self._kernel(X)
         return self.svc_.decision_function(kernel)
 
     def predict(self, X: LazyRows) -> np.ndarray:
-        """The class of each row: (n_rows,)."""
+        """The class of each row of X (n_rows, n_features): (n_rows,)."""
         kernel = self._kernel(X)
         return self.svc_.predict(kernel)
 

@@ -129,7 +129,12 @@ class LayerProbes:
         return "\n".join(lines)
 
     def plot(self, path: str | Path, *, title: str) -> None:
-        """Draws accuracy against depth into a PNG or SVG file."""
+        """Draws accuracy against depth.
+
+        Args:
+            path: of the picture; its ending says which kind, ".png" or ".svg".
+            title: above it.
+        """
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8, 5.2), layout="constrained", dpi=130)

@@ -45,6 +45,9 @@ class LearningCurve:
     def beside(self, other: LearningCurve) -> LearningCurve:
         """The methods of both, measured with the same shots, draws and metric.
 
+        Args:
+            other: the other curve; where both have a method of one name, its values count.
+
         Raises:
             InputError: curves that cannot be compared.
         """
@@ -85,6 +88,10 @@ class LearningCurve:
         """Where one method beats another, in a sentence.
 
         A difference counts where the 95 % interval of its mean over the draws, paired, excludes 0.
+
+        Args:
+            first: a method, by its name in `accuracy`.
+            second: another.
         """
         ahead: dict[str, list[int]] = {first: [], second: [], "neither": []}
         for n_samples, a, b in zip(self.shots, self.accuracy[first], self.accuracy[second], strict=True):

@@ -33,12 +33,12 @@ class RowSpace(TransformerMixin, BaseEstimator):
         self.unit = unit
 
     def fit(self, X: LazyRows, y: object = None) -> RowSpace:
-        """Finds the space of the rows X (n_rows, n_features), real or integer."""
+        """Finds the space of the rows X (n_rows, n_features), real or integer; y is not looked at."""
         self.fit_transform(X)
         return self
 
     def fit_transform(self, X: LazyRows, y: object = None) -> np.ndarray:
-        """`fit`, and the coordinates of the same rows: (n_rows, rank) float64."""
+        """`fit`, and the coordinates of the same rows X: (n_rows, rank) float64; y is not looked at."""
         X = validate_data(self, plain_values(X), dtype=None)
         eigenvalues, vectors = np.linalg.eigh(gram(X))
         kept = eigenvalues > NEGLIGIBLE * max(eigenvalues[-1], NEGLIGIBLE)
@@ -51,7 +51,7 @@ class RowSpace(TransformerMixin, BaseEstimator):
         return vectors[:, kept] * (scale / length)
 
     def transform(self, X: LazyRows) -> np.ndarray:
-        """The coordinates of further rows: (n_rows, rank) float64."""
+        """The coordinates of further rows X (n_rows, n_features): (n_rows, rank) float64."""
         check_is_fitted(self)
         X = validate_data(self, plain_values(X), dtype=None, reset=False)
         return gram(X, self.rows_) @ self.axes_

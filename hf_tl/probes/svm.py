@@ -95,13 +95,13 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         return self
 
     def decision_function(self, X: LazyRows) -> np.ndarray:
-        """Signed distances times the norm of the weights: (n_rows, n_classes), or (n_rows,) for two classes."""
+        """Signed distances times the norm of the weights: X -> (n_rows, n_classes), or (n_rows,) for two classes."""
         check_is_fitted(self)
         values = self._values(X)
         return values.ravel() if self._kind == "binary" else values
 
     def predict(self, X: LazyRows) -> np.ndarray:
-        """The class of each row, (n_rows,), or its labels, (n_rows, n_labels)."""
+        """The class of each row of X, (n_rows,), or its labels, (n_rows, n_labels)."""
         check_is_fitted(self)
         return decide(self._values(X), self.classes_, self._kind)
 

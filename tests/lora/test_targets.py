@@ -1,6 +1,7 @@
 """Which modules are adapted, what is found by itself, and what is said when nothing fits."""
 
 import copy
+import json
 import re
 import warnings
 
@@ -10,7 +11,16 @@ import torch
 from parity_rows import NETWORKS, live_names
 from torch import nn
 
-from hf_tl import InputError, LoraConfig, add_lora, remove_lora
+from hf_tl import (
+    InputError,
+    LoraConfig,
+    add_lora,
+    list_layers,
+    load_adapter,
+    remove_lora,
+    save_adapter,
+    select,
+)
 from hf_tl.lora.record import adapter_state_dict, exported_adapter, record_of
 from hf_tl.lora.targets import base_modules, default_targets, exact_targets, find_head
 from hf_tl.trace import first_float, forward
@@ -201,6 +211,8 @@ def test_a_refusal_leaves_the_network_as_it_was(config, message):
         ({"target_modules": "(", "r": 2}, "is not a regular expression"),
         ({"modules_to_save": "head"}, "modules_to_save must be a list of module names, got 'head'"),
         ({"target_modules": "all-linear", "layers_to_transform": [0]}, "needs target_modules as a list"),
+        ({"layers": [0, 1]}, r"layers must be a selection such as '50%..' or '0, 3', got \[0, 1\]"),
+        ({"target_modules": ["q"], "layers": "0", "layers_to_transform": 0}, "both choose blocks; leave one out"),
         ({"layers_pattern": "h"}, "layers_pattern='h' needs layers_to_transform"),
         ({"fused_parts": "qx"}, "letters of 'qkv'"),
     ],
@@ -219,3 +231,85 @@ def test_two_adapters_of_one_name_and_none_at_all():
         add_lora(model, LoraConfig(r=2, target_modules=["lin1"]))
     with pytest.raises(InputError, match=r"word without dots, got 'a.b'"):
         add_lora(model, LoraConfig(r=2, target_modules=["lin1"]), adapter="a.b")
+
+
+TWO_WAYS = [  # network, a selection, the names of the modules that it leaves of "all-linear"
+    ("bert", "50%..", r"bert\.encoder\.layer\.1\..*"),
+    ("bert", "0", r"bert\.encoder\.layer\.0\..*"),
+    ("vit", "..-1", r"vit\.(encoder\.layer|layers)\.0\..*"),
+    ("timm-vit", "-1", r"blocks\.1\..*"),
+    ("gpt2", "/h.1/", r"transformer\.h\.1\..*"),
+    ("t5", "encoder", r"encoder\..*"),
+    ("t5", "encoder.0, decoder.-1", r"(encoder\.block\.0|decoder\.block\.1)\..*"),
+]
+
+
+@pytest.mark.parametrize(("name", "selection", "inside"), TWO_WAYS)
+def test_layers_by_the_language_of_select(name, selection, inside):
+    model, _ = NETWORKS[name]()
+    whole = list(adapted(model, r=2, target_modules="all-linear").layers)
+    part = list(adapted(model, r=2, target_modules="all-linear", layers=selection).layers)
+    assert part == [n for n in whole if re.fullmatch(inside, n)]
+    assert 0 < len(part) < len(whole)
+
+
+def test_layers_are_those_of_list_layers_and_of_a_network_with_adapters_too():
+    model, _ = NETWORKS["bert"]()
+    model = add_lora(copy.deepcopy(model), LoraConfig(r=2), adapter="first")
+    add_lora(model, LoraConfig(r=2, target_modules="all-linear", layers="-1"), adapter="second")
+    second = [n for n, layer in record_of(model).layers.items() if "second" in layer.r]
+    chosen = select(list_layers(NETWORKS["bert"]()[0]), "-1")
+    inside = [f"{name}." for layer in chosen for name, _ in layer.modules]
+    assert len(second) == 6
+    assert all(n.startswith(tuple(inside)) for n in second)
+
+
+def test_layers_narrow_the_defaults_a_list_and_a_pattern():
+    model, _ = NETWORKS["bert"]()
+    own = "bert.encoder.layer.1.attention.self"
+    for wanted in (None, ["query", "value"], r".*\.(query|value)"):
+        record = adapted(model, r=2, target_modules=wanted, layers="1")
+        assert list(record.layers) == [f"{own}.query", f"{own}.value"]
+    spared = adapted(model, r=2, target_modules="all-linear", exclude_modules=["dense"], layers="1")
+    assert list(spared.layers) == [f"{own}.query", f"{own}.key", f"{own}.value"]
+
+
+def test_peft_reads_which_layers_were_chosen(tmp_path):
+    """adapter_config.json names modules, nothing of ours, and PEFT adapts those and no others."""
+    model, batch = NETWORKS["bert"]()
+    ours = add_lora(
+        copy.deepcopy(model), LoraConfig(r=2, target_modules="all-linear", layers="1", init_lora_weights=False)
+    )
+    save_adapter(ours, tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert "layers" not in written
+    assert "layers_to_transform" not in written
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path)
+    found = {n.partition(".lora_A")[0] for n, _ in theirs.named_parameters() if ".lora_A." in n}
+    assert {n.removeprefix("base_model.model.") for n in found} == set(record_of(ours).layers)
+    again = load_adapter(copy.deepcopy(model), tmp_path)
+    expected = first_float(forward(ours.eval(), batch))
+    assert torch.equal(first_float(forward(theirs.eval(), batch)), expected)
+    assert torch.equal(first_float(forward(again.eval(), batch)), expected)
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        (
+            "..50%, 7",
+            "there is no block 7: '7'; the blocks are 0 to 1, or -2 to -1 from the task\n  ..50%, 7\n         ^",
+        ),
+        ("heda", "this names no layer: 'heda'; the closest are 'head'"),
+        (
+            "stem",
+            "layers='stem' holds none of the 4 modules that target_modules=['query', 'value'] chooses; the first",
+        ),
+    ],
+)
+def test_a_selection_that_fits_nothing_is_pointed_at(selection, message):
+    model, _ = NETWORKS["bert"]()
+    with pytest.raises(InputError, match=re.escape(message)):
+        adapted(model, target_modules=["query", "value"], layers=selection)
