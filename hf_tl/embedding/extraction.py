@@ -116,7 +116,12 @@ def extract(
                 values = to_host(read(_to_execution(batch, execution)))
                 finite = _finite_rows(values, kept, taps, rows, execution.on_bad_rows)
                 used = np.asarray(kept)[finite]
-                block = Block(used, values if finite.all() else values[finite], np.setdiff1d(wanted, used))
+                whole = len(used) == len(wanted)
+                block = Block(
+                    used,
+                    values if finite.all() else values[finite],
+                    np.empty(0, np.int64) if whole else np.setdiff1d(wanted, used),
+                )
             yield block
             skipped += len(block.skipped)
             if skipped:
