@@ -38,12 +38,13 @@ class Statistics:
             raise ValueError(f"expected rows of {len(self._shift)} features, got shape {values.shape}")
         if self.n == 0 and len(values):
             self._shift = values[0].astype(np.float64)
+        working = np.empty((min(len(values), ROWS_AT_ONCE), values.shape[1]))
         for start in range(0, len(values), ROWS_AT_ONCE):
-            shifted = values[start : start + ROWS_AT_ONCE].astype(np.float64)
+            shifted = working[: len(values) - start]
+            shifted[...] = values[start : start + ROWS_AT_ONCE]
             shifted -= self._shift
             self._sum += shifted.sum(axis=0)
-            shifted *= shifted
-            self._square += shifted.sum(axis=0)
+            self._square += np.einsum("nd,nd->d", shifted, shifted)
         self.n += len(values)
         return self
 
