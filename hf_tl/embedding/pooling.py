@@ -116,8 +116,8 @@ def pool(
     Raises:
         ValueError: the mask has padding, but the value's positions are not its tokens.
     """
-    if value.ndim == 2 and len(value) == rows:
-        return value.to(torch.promote_types(value.dtype, torch.float32))
+    if value.ndim == 2 and value.shape[0] == rows:
+        return value if value.dtype == torch.float32 else value.to(torch.promote_types(value.dtype, torch.float32))
     tokens = channels_last and value.ndim == 3 and len(value) == rows
     if how in TOKEN_POOLINGS and not tokens:
         how = "mean"
