@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="folder for the embedding; a pass that was stopped goes on from what it holds",
     )
-    taps_help = '"auto", "blocks", "linear", "conv", or glob patterns over layer names (default auto)'
+    taps_help = "auto, blocks, linear, conv, layers by place (..50%%, --taps=-2..) or by pattern (default auto)"
     add("--taps", nargs="+", default=["auto"], metavar="PATTERN", help=taps_help)
     pool_help = "how positions become one number: mean, max, gem, cls, patch-mean, last-token (default mean)"
     add("--pool", default="auto", metavar="NAME", help=pool_help)

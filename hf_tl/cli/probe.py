@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", help=f"{MODEL}; or, without DATA, a folder that `hf-tl embed` wrote")
     add("data", nargs="?", help=DATA)
-    taps_help = '"auto" for all layers, "last" for the last, or glob patterns over layer names (default auto)'
+    taps_help = "auto for all, last for the last, layers by place (..50%%, --taps=-2..) or by pattern (default auto)"
     add("--taps", nargs="+", default=["auto"], metavar="PATTERN", help=taps_help)
     add("--top", type=float, default=1.0, help="share of those layers to keep, from the task side (default 1)")
     head_help = f"classifier: {', '.join(HEADS)} (default svm)"

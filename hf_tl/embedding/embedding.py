@@ -34,6 +34,8 @@ class LayerColumns:
         name: the tap's name.
         depth: 0 for the layer nearest to the data, 1 for the one nearest to the task.
         kind: "conv", "linear", "attention", "hidden", "block", "norm", "other" or "last".
+        place: where in the network it stands: "stem", "3/12" for the fourth of twelve blocks, "encoder.0/6", "norm",
+            "head"; "" where that is not known.
     """
 
     name: str
@@ -41,6 +43,7 @@ class LayerColumns:
     stop: int
     depth: float
     kind: str = "other"
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,15 +107,16 @@ class Embedding:
         """The columns of some layers only; see `hf_tl.embedding.taps.Selection`.
 
         Args:
-            taps: "auto", "last", or glob patterns over layer names.
+            taps: presets, places such as "-2..", or patterns over layer names.
             top: the share of the selected layers to keep, counted from the task side.
 
         Raises:
             InputError: a pattern that matches nothing, with the closest names.
         """
-        kinds = [layer.kind for layer in self.layers]
-        names = set(select_names([layer.name for layer in self.layers], taps, top, kinds=kinds))
-        kept = [layer for layer in self.layers if layer.name in names]
+        names = [layer.name for layer in self.layers]
+        kinds, places = [layer.kind for layer in self.layers], [layer.place for layer in self.layers]
+        chosen = set(select_names(names, taps, top, kinds=kinds, places=places))
+        kept = [layer for layer in self.layers if layer.name in chosen]
         if len(kept) == len(self.layers):
             return self
         stops = np.cumsum([layer.stop - layer.start for layer in kept]).tolist()
@@ -223,7 +227,7 @@ def load_embedding(folder: str | Path, *, values: Literal["features", "raw"] | N
         names = about["class_names"]
         return Embedding(
             values=made,
-            layers=tuple(_layer(item) for item in about["layers"]),
+            layers=tuple(read_layer(item) for item in about["layers"]),
             rows=rows,
             labels=labels,
             class_names=None if names is None else tuple(str(name) for name in names),
@@ -283,9 +287,15 @@ def digest_of(embedding: Embedding) -> str:
     return digest.hexdigest()
 
 
-def _layer(item: Mapping) -> LayerColumns:
+def read_layer(item: Mapping) -> LayerColumns:
+    """A layer as a manifest holds it."""
     return LayerColumns(
-        str(item["name"]), int(item["start"]), int(item["stop"]), float(item["depth"]), str(item["kind"])
+        str(item["name"]),
+        int(item["start"]),
+        int(item["stop"]),
+        float(item["depth"]),
+        str(item["kind"]),
+        str(item.get("place", "")),
     )
 
 

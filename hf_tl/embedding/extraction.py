@@ -116,7 +116,12 @@ def extract(
                 values = to_host(read(_to_execution(batch, execution)))
                 finite = _finite_rows(values, kept, taps, rows, execution.on_bad_rows)
                 used = np.asarray(kept)[finite]
-                block = Block(used, values if finite.all() else values[finite], np.setdiff1d(wanted, used))
+                whole = len(used) == len(wanted)
+                block = Block(
+                    used,
+                    values if finite.all() else values[finite],
+                    np.empty(0, np.int64) if whole else np.setdiff1d(wanted, used),
+                )
             yield block
             skipped += len(block.skipped)
             if skipped:
@@ -162,13 +167,12 @@ class _Batches(torch.utils.data.Dataset):
 def _loaded(
     network: Network, rows: Rows, batches: Sequence[range], execution: Execution
 ) -> Iterator[tuple[list[int], list[int], Batch | None]]:
-    loader = torch.utils.data.DataLoader(
-        _Batches(network, rows, batches, execution.on_bad_rows),
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=execution.workers,
-        pin_memory=torch.device(execution.device).type == "cuda",
-    )
+    read, pinned = _Batches(network, rows, batches, execution.on_bad_rows), execution.device.startswith("cuda")
+    loader = (read[i] for i in range(len(read)))
+    if execution.workers or pinned:
+        loader = torch.utils.data.DataLoader(
+            read, batch_size=None, collate_fn=_as_it_is, num_workers=execution.workers, pin_memory=pinned
+        )
     for loaded in loader:
         if isinstance(loaded, InputError):
             raise loaded

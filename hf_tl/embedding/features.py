@@ -84,9 +84,9 @@ def write_features(
         if processes.main:
             store.allot_features(used)
         processes.wait()
-        widths = [layer["stop"] - layer["start"] for layer in store.manifest["layers"]]
+        scale = recipe.scaler(statistics, [layer["stop"] - layer["start"] for layer in store.manifest["layers"]])
         for positions, values in store.raw_blocks(processes.share(store.positions)):
-            store.write_features(positions, recipe.apply(values, statistics, widths), used)
+            store.write_features(positions, scale(values), used)
         processes.wait()
         if processes.main:
             store.finish_features(about)

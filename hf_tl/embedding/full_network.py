@@ -273,8 +273,9 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
         self._check_layers([tap.name for tap in reading.taps])
         if out is not None:
             return self._features(reading.into_store(out), reading, keep_raw)
-        recipe, widths = find_recipe(self.recipe), [tap.n_features for tap in reading.taps]
-        return reading.into_memory(lambda values: recipe.apply(values, self.statistics_, widths), dtype=recipe.dtype)
+        recipe = find_recipe(self.recipe)
+        scale = recipe.scaler(self.statistics_, [tap.n_features for tap in reading.taps])
+        return reading.into_memory(scale, dtype=recipe.dtype)
 
     def __call__(self, inputs: list) -> dict[str, np.ndarray]:
         """The features of a batch of raw inputs, for `dataset.map(fne, batched=True, input_columns="image")`."""

@@ -50,7 +50,7 @@ class Pass:
         """The columns of each tap."""
         stops = np.cumsum([tap.n_features for tap in self.taps]).tolist()
         return tuple(
-            LayerColumns(tap.name, stop - tap.n_features, stop, tap.depth, tap.kind)
+            LayerColumns(tap.name, stop - tap.n_features, stop, tap.depth, tap.kind, tap.place)
             for tap, stop in zip(self.taps, stops, strict=True)
         )
 

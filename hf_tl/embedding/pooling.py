@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_tl.errors import InputError
 from hf_tl.layers import closest
@@ -116,8 +116,8 @@ def pool(
     Raises:
         ValueError: the mask has padding, but the value's positions are not its tokens.
     """
-    if value.ndim == 2 and len(value) == rows:
-        return value.to(torch.promote_types(value.dtype, torch.float32))
+    if value.ndim == 2 and value.shape[0] == rows:
+        return value if value.dtype == torch.float32 else value.to(torch.promote_types(value.dtype, torch.float32))
     tokens = channels_last and value.ndim == 3 and len(value) == rows
     if how in TOKEN_POOLINGS and not tokens:
         how = "mean"
@@ -166,17 +166,19 @@ def resample(mask: Tensor, strides: Sequence[tuple[int, int, int, int]]) -> Tens
 
 
 def _mean_of_maps(value: Tensor) -> Tensor:
-    """(n, channels, ...) -> (n, channels)."""
+    """(n, channels, ...) -> (n, channels), in float32 at least."""
+    dtype = torch.promote_types(value.dtype, torch.float32)
     if value.ndim == 2:
-        return value.to(torch.promote_types(value.dtype, torch.float32))
-    if value.dtype != torch.bfloat16 or value.device.type != "cpu":
-        dtype = torch.promote_types(value.dtype, torch.float32)
-        return value.mean(dim=tuple(range(2, value.ndim)), dtype=dtype)
-    area = value[0, 0].numel()
-    if value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last):
-        return value.permute(0, 2, 3, 1).sum(dim=2).sum(dim=1, dtype=torch.float32) / area
-    value = value.flatten(2)
-    return _split_sum(value.transpose(1, 2)) / area
+        return value.to(dtype)
+    if value.device.type == "cpu":
+        if value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous():
+            # torch.mean is half as fast on this layout. Each line of a map is averaged in the order of the memory,
+            # the lines then in float32 at least, so that neither many terms nor bfloat16 cost digits.
+            lines = nn.functional.avg_pool2d(value, (1, value.shape[3]))
+            return lines.to(dtype).mean(dim=(2, 3))
+        if value.dtype == torch.bfloat16:  # torch.mean is many times slower than in float32; a row fits the cache
+            return torch.stack([row.flatten(1).to(dtype).mean(dim=1) for row in value])
+    return value.mean(dim=tuple(range(2, value.ndim)), dtype=dtype)
 
 
 def _sum(values: Tensor) -> Tensor:

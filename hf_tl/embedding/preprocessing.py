@@ -195,7 +195,7 @@ class LayerSelector(_Step):
     """Keeps the columns of some layers.
 
     Args:
-        taps: "auto", "blocks", "linear", "conv", "last" or glob patterns over layer names.
+        taps: presets, places such as "-2..", or patterns over layer names; see `hf_tl.embedding.tap.Selection`.
         top: the share of those layers to keep, counted from the task side.
     """
 
@@ -204,9 +204,10 @@ class LayerSelector(_Step):
         self.top = top
 
     def _kept(self) -> list[LayerColumns]:
-        kinds = [layer.kind for layer in self.layers_]
-        names = select_names([layer.name for layer in self.layers_], self.taps, self.top, kinds=kinds)
-        return [layer for layer in self.layers_ if layer.name in names]
+        names = [layer.name for layer in self.layers_]
+        kinds, places = [layer.kind for layer in self.layers_], [layer.place for layer in self.layers_]
+        chosen = select_names(names, self.taps, self.top, kinds=kinds, places=places)
+        return [layer for layer in self.layers_ if layer.name in chosen]
 
     def _change(self, block: np.ndarray) -> np.ndarray:
         return np.concatenate([block[:, layer.start : layer.stop] for layer in self._kept()], axis=1)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hf_tl.embedding.embedding import LayerColumns, read_tensors
+from hf_tl.embedding.embedding import LayerColumns, read_layer, read_tensors
 from hf_tl.embedding.fingerprint import fingerprint_weights
 from hf_tl.embedding.pooling import Pooling
 from hf_tl.embedding.recipe import Recipe
@@ -103,10 +103,7 @@ def load_fitted(folder: Path, *, network: Network | None) -> Fitted:
             thresholds=None if thresholds is None else (float(thresholds[0]), float(thresholds[1])),
             low_closed=bool(config["recipe"]["low_closed"]),
         )
-        layers = [
-            LayerColumns(str(x["name"]), int(x["start"]), int(x["stop"]), float(x["depth"]), str(x["kind"]))
-            for x in config["layers"]
-        ]
+        layers = [read_layer(item) for item in config["layers"]]
         statistics = Statistics.from_state(read_tensors(folder / STATISTICS))
         if len(statistics.mean) != layers[-1].stop:
             raise ValueError(f"statistics of {len(statistics.mean)} features do not fit {layers[-1].stop} columns")

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -76,6 +77,7 @@ class TapReader:
         self._mask = mask if padded else None
         self._calls: Counter[tuple[str, str]] = Counter()
         self._values: Tensor | None = None
+        self._memory: np.ndarray | None = None  # of the values, where numpy writes them
         self._unread = {tap.name for tap in self.taps}
         with torch.inference_mode():
             forward(self._run, batch)
@@ -91,7 +93,7 @@ class TapReader:
                     f"layer {name!r} ran {self._calls[name, 'output']} times on this batch and {expected} times on "
                     f"the example; the network's path depends on its input: leave it out with taps=[...]"
                 )
-        values, self._values = self._values, None
+        values, self._values, self._memory = self._values, None, None
         return values
 
     def _hook(
@@ -127,5 +129,10 @@ class TapReader:
             ) from error
         if self._values is None:
             self._values = pooled.new_empty(self._rows, self.n_features)
-        self._values[:, column : column + tap.n_features] = pooled
+            self._memory = None if self.compiled or pooled.device.type != "cpu" else self._values.numpy()
+        columns = slice(column, column + tap.n_features)
+        if self._memory is None:
+            self._values[:, columns] = pooled
+        else:  # numpy's copy does not wake torch's threads, which takes longer than to copy that little
+            self._memory[:, columns] = pooled.numpy()
         self._unread.discard(tap.name)

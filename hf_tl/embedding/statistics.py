@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 
-ROWS_AT_ONCE = 256  # the float64 working copy stays this small
+ROWS_AT_ONCE = 16  # their float64 copy stays in a processor's cache
 
 
 class Statistics:
@@ -38,8 +38,11 @@ class Statistics:
             raise ValueError(f"expected rows of {len(self._shift)} features, got shape {values.shape}")
         if self.n == 0 and len(values):
             self._shift = values[0].astype(np.float64)
+        working = np.empty((min(len(values), ROWS_AT_ONCE), values.shape[1]))
         for start in range(0, len(values), ROWS_AT_ONCE):
-            shifted = values[start : start + ROWS_AT_ONCE] - self._shift
+            shifted = working[: len(values) - start]
+            shifted[...] = values[start : start + ROWS_AT_ONCE]
+            shifted -= self._shift
             self._sum += shifted.sum(axis=0)
             self._square += np.einsum("nd,nd->d", shifted, shifted)
         self.n += len(values)

@@ -6,11 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from hf_tl.embedding.anatomy import attention_output, find_anatomy, hidden_layers, is_adapter, is_router
+from hf_tl.embedding.places import Places, select_places, towers_of
 from hf_tl.embedding.tap import LAST, PRESETS, Kind, Selection, Tap
 from hf_tl.errors import InputError
-from hf_tl.layers import head_names, is_inside, match_names
+from hf_tl.layers import head_names, is_inside, match_names, name_matcher
+from hf_tl.layers.selection import find_place, point_at, split_terms
 from hf_tl.models import Network
 from hf_tl.trace import Reading, Trace, is_convolution
+
+
+def terms_of(selection: str | Sequence[str]) -> list[tuple[str, str, int]]:
+    """The terms of one selection or of several: each with the selection that it is in, and its position there."""
+    parts = [selection] if isinstance(selection, str) else selection
+    return [(text, part, at) for part in parts for text, at in split_terms(part)]
+
+
+def match_term(text: str, names: Sequence[str], *, selection: str, position: int) -> list[str]:
+    """The names that a term matches.
+
+    Raises:
+        InputError: none, with a pointer to the term in its selection.
+    """
+    try:
+        return match_names([text], names)
+    except InputError as error:
+        raise InputError(f"{error}{point_at(selection, text, position)}") from error
 
 
 class Survey:
@@ -42,6 +62,7 @@ class Survey:
         self.modules = dict(network.model.named_modules())
         self.order = {key: i for i, key in enumerate(returned)}
         self.heads = head_names(network.model, record)
+        self.places = Places(network.model, record)
         self.left_out: dict[str, str] = {}
         self.layers = self._layers(activation)
         self.others: dict[tuple[str, int], Tap] = {}
@@ -56,38 +77,49 @@ class Survey:
         Raises:
             InputError: a preset or a pattern that chooses nothing.
         """
-        found = {**self.layers, **self.others}
+        with_last = False
         if callable(selection):
             chosen = self._named(
                 [name for name in dict.fromkeys(self.record.modules) if selection(name, self.modules[name])]
             )
         else:
-            chosen = {}
-            for pattern in [selection] if isinstance(selection, str) else selection:
-                if pattern == LAST:
-                    if self.last is None and selection in (LAST, [LAST]):
+            chosen, terms = {}, terms_of(selection)
+            for text, whole, at in terms:
+                if text == LAST:
+                    if self.last is None and len(terms) == 1:
                         raise InputError(f"{self.network.name} has no last layer that gives one vector a row")
-                elif pattern == "auto":
-                    chosen |= {key: tap for key, tap in found.items() if tap.auto}
-                elif pattern in PRESETS:
-                    chosen |= {key: tap for key, tap in found.items() if tap.kind in PRESETS[pattern]}
-                    if not chosen:
-                        raise InputError(f"{self.network.name} has no layers for taps={pattern!r}; try taps='auto'")
+                    with_last = self.last is not None
                 else:
-                    chosen |= self._matching(pattern)
+                    chosen |= self._term(text, whole, at)
         taps = [chosen[key] for key in sorted(chosen, key=self.order.__getitem__)]
-        wanted = [] if callable(selection) else [selection] if isinstance(selection, str) else selection
-        return [*taps, self.last] if LAST in wanted and self.last is not None else taps
+        return [*taps, self.last] if with_last else taps
 
-    def _matching(self, pattern: str) -> dict[tuple[str, int], Tap]:
-        names = {tap.name: key for key, tap in self.layers.items()}
+    def _term(self, text: str, selection: str, position: int) -> dict[tuple[str, int], Tap]:
+        """The taps that a term names; `selection` is what it is a part of, from `position` on."""
+        found = {**self.layers, **self.others}
+        automatic = {key: tap for key, tap in found.items() if tap.auto}
+        named = {tap.name: key for key, tap in self.layers.items()}
+        places = [tap.place for tap in automatic.values()]
+        if text in named:
+            return {named[text]: self.layers[named[text]]}
+        if text == "auto":
+            return automatic
+        if text in PRESETS:
+            chosen = {key: tap for key, tap in found.items() if tap.kind in PRESETS[text]}
+            if not chosen:
+                raise InputError(f"{self.network.name} has no layers for taps={text!r}; try taps='auto'")
+            return chosen
+        if find_place(text, towers_of(places)):
+            inside = select_places(places, text, selection=selection, position=position)
+            return {key: tap for key, tap in automatic.items() if tap.place in inside}
         try:
-            return {names[name]: self.layers[names[name]] for name in match_names([pattern], list(names))}
+            names = match_term(text, list(named), selection=selection, position=position)
         except InputError:
-            chosen = self._named(_globbed(pattern, dict.fromkeys(self.record.modules)))
+            chosen = self._named(_matched(text, dict.fromkeys(self.record.modules)))
             if not chosen:
                 raise
             return chosen
+        return {named[name]: self.layers[named[name]] for name in names}
 
     def _named(self, names: Sequence[str]) -> dict[tuple[str, int], Tap]:
         """The taps on some modules: a layer after its activation, of any other module its output."""
@@ -126,6 +158,7 @@ class Survey:
                     kind="conv" if convolution else "linear",
                     shape=layer.shape,
                     calls=self.record.calls[layer.name],
+                    place=self.places[layer.name],
                 )
         return taps
 
@@ -181,6 +214,7 @@ class Survey:
             kind=kind,
             shape=shape,
             calls=self.record.calls[name],
+            place=self.places[name],
         )
 
     def _channels_last(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -223,8 +257,6 @@ def _last_tap(record: Trace, heads: Sequence[str], rows: int) -> Tap | None:
     return Tap(LAST, 1.0, reading, shape[-1 if channels_last else 1], channels_last, kind="last", shape=shape)
 
 
-def _globbed(pattern: str, names: Sequence[str]) -> list[str]:
-    try:
-        return match_names([pattern], list(names))
-    except InputError:
-        return []
+def _matched(pattern: str, names: Sequence[str]) -> list[str]:
+    matches = name_matcher(pattern)
+    return [] if matches is None else [name for name in names if matches(name)]

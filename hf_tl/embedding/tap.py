@@ -28,8 +28,11 @@ Selection = str | Sequence[str] | Callable[[str, nn.Module], bool]
 "linear"  every fully connected layer
 "conv"    every convolution
 "last"    what the classifier reads
-[...]     any of these, and glob patterns over layer names, such as ["blocks.1*", "last"]; a pattern that matches no
-          layer is matched with all modules
+..50%     what "auto" reads in some of the network's layers, in the words of `hf_tl.layers.selection`: "..50%" is the
+          first half of the blocks, "-2.." the last two and the norm, "encoder.0..3", "stem"
+blocks.1* glob patterns over layer names, or a regular expression between slashes; a pattern that matches no layer
+          is matched with all modules, and what they return is read
+[...]     any of these together; in one string, a comma stands between them. A layer's own name always means that layer
 callable  from a module's name and the module to whether its output is read
 """
 
@@ -52,6 +55,7 @@ class Tap:
         strides: the convolutions over time between the attention mask and the value, see `pooling.resample`.
         calls: how often its module runs in one pass.
         auto: whether "auto" reads it.
+        place: where in the network it stands, see `places`.
     """
 
     name: str
@@ -67,3 +71,4 @@ class Tap:
     strides: tuple[tuple[int, int, int, int], ...] = ()
     calls: int = 1
     auto: bool = False
+    place: str = ""

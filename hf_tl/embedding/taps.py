@@ -9,12 +9,14 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from hf_tl.embedding.places import select_places, towers_of
 from hf_tl.embedding.pooling import Pooling, find_pooling
 from hf_tl.embedding.strides import strides_of
-from hf_tl.embedding.survey import Survey
+from hf_tl.embedding.survey import Survey, match_term, terms_of
 from hf_tl.embedding.tap import LAST, PRESETS, Kind, Selection, Tap
 from hf_tl.errors import InputError, in_one_line
-from hf_tl.layers import closest, match_names
+from hf_tl.layers import closest
+from hf_tl.layers.selection import find_place
 from hf_tl.models import Network
 from hf_tl.table import format_table
 from hf_tl.trace import Batch, first_float, trace
@@ -66,7 +68,14 @@ def find_taps(
     return taps, survey.left_out
 
 
-def select_names(names: Sequence[str], taps: Selection, top: float = 1.0, *, kinds: Sequence[str] = ()) -> list[str]:
+def select_names(
+    names: Sequence[str],
+    taps: Selection,
+    top: float = 1.0,
+    *,
+    kinds: Sequence[str] = (),
+    places: Sequence[str] = (),
+) -> list[str]:
     """The names that a selection keeps of taps that were read before, in the order of `names`.
 
     Args:
@@ -74,21 +83,27 @@ def select_names(names: Sequence[str], taps: Selection, top: float = 1.0, *, kin
         taps: see `Selection`; "auto" keeps all but "last", a callable cannot be asked again.
         top: the share of the selected taps to keep, counted from the task side, rounded down, at least one.
         kinds: what each tap is, for the presets.
+        places: where each stands, for what is chosen by place.
 
     Raises:
-        InputError: a pattern that matches nothing, or a share outside (0, 1].
+        InputError: a term that chooses nothing, and a pointer to it; or a share outside (0, 1].
     """
     if callable(taps):
         raise InputError("a function over modules cannot choose among stored layers; give patterns over their names")
     kept: set[str] = set()
     others = [name for name in names if name != LAST]
-    for pattern in [taps] if isinstance(taps, str) else taps:
-        if pattern == "auto":
+    for text, selection, at in terms_of(taps):
+        if text in names:
+            kept.add(text)
+        elif text == "auto":
             kept.update(others)
-        elif pattern in PRESETS and kinds:
-            kept.update(n for n, kind in zip(names, kinds, strict=True) if kind in PRESETS[pattern])
+        elif text in PRESETS and kinds:
+            kept.update(n for n, kind in zip(names, kinds, strict=True) if kind in PRESETS[text])
+        elif find_place(text, towers_of(places)):
+            chosen = select_places(places, text, selection=selection, position=at)
+            kept.update(n for n, place in zip(names, places, strict=True) if place in chosen)
         else:
-            kept.update(match_names([pattern], names if pattern == LAST else others))
+            kept.update(match_term(text, names if text == LAST else others, selection=selection, position=at))
     return _top([name for name in names if name in kept], top, taps)
 
 

@@ -134,6 +134,20 @@ def list_layers(
             f"{type(model).__name__} cannot run on {source}, {shapes_of(example)}: {in_one_line(error)}; "
             f"give one that it can be called with as example=..."
         ) from error
+    return layers_of(model, record, level, blocks=blocks)
+
+
+def layers_of(
+    model: nn.Module, record: Trace, level: Level = "block", *, blocks: Sequence[str] | None = None
+) -> Layers:
+    """What `list_layers` gives, from a forward pass that was traced before.
+
+    Args:
+        model: any network.
+        record: its traced forward pass.
+        level: as in `list_layers`.
+        blocks: as in `list_layers`.
+    """
     heads = head_names(model, record)
     found = find_blocks(record, heads) if blocks is None else _blocks_of_user(blocks, model, record)
     rungs, towers = build_ladder(model, record, found, heads)

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from fnmatch import fnmatchcase
 from typing import NoReturn
 
 from hf_tl.errors import InputError
 from hf_tl.layers.layers import Layer
-from hf_tl.layers.names import closest
+from hf_tl.layers.names import closest, name_matcher
 
 
+BROKEN = "a regular expression stands between two slashes"
 KINDS = ("stem", "norm", "head")
 INDEX = re.compile(r"-?\d+")
 RANGE = re.compile(r"(?P<start>-?\d+%?)?\.\.(?P<stop>-?\d+%?)?")
@@ -45,7 +45,7 @@ def select(layers: Sequence[Layer], selection: str, *, start: int = 0, stop: int
     """
     chosen = {
         id(layer)
-        for text, at in _terms(selection, start, stop)
+        for text, at in split_terms(selection, start=start, stop=stop)
         for layer in _Term(layers, selection, text, at).layers()
     }
     return [layer for layer in layers if id(layer) in chosen]
@@ -59,7 +59,7 @@ class _Term:
         self.towers = list(dict.fromkeys(layer.tower for layer in layers if layer.kind == "block" and layer.tower))
 
     def layers(self) -> Sequence[Layer]:
-        tower, rest = self._split()
+        tower, rest = find_place(self.text, self.towers) or ("", self.text)
         part = [layer for layer in self.every if layer.tower == tower] if tower else self.every
         if rest == "all":
             return part
@@ -70,16 +70,7 @@ class _Term:
             return [layer for layer in part if layer.index == number]
         if bounds := RANGE.fullmatch(rest):
             return self._range(part, self._count(part, tower), bounds["start"], bounds["stop"])
-        if rest.startswith("/"):
-            return self._named(_search(rest) or self._fail("a regular expression stands between two slashes"))
-        return self._named(lambda name: fnmatchcase(name, rest))
-
-    def _split(self) -> tuple[str, str]:
-        for tower in self.towers:
-            rest = "all" if self.text == tower else self.text.removeprefix(f"{tower}.")
-            if rest != self.text and (rest in ("all", *KINDS) or INDEX.fullmatch(rest) or RANGE.fullmatch(rest)):
-                return tower, rest
-        return "", self.text
+        return self._named(name_matcher(rest) or self._fail(BROKEN))
 
     def _count(self, part: Sequence[Layer], tower: str) -> int:
         if len(self.towers) > 1 and not tower:
@@ -134,8 +125,7 @@ class _Term:
     def _fail(self, what: str, do: str = "") -> NoReturn:
         choices = ["all", *KINDS, *self.towers, *dict.fromkeys(name for layer in self.every for name in _names(layer))]
         advice = do or closest(self.text.strip("/"), choices)
-        pointer = " " * self.position + "^" * len(self.text)
-        raise InputError(f"{what}: {self.text!r}; {advice}\n  {self.selection}\n  {pointer}")
+        raise InputError(f"{what}: {self.text!r}; {advice}{point_at(self.selection, self.text, self.position)}")
 
 
 def _names(layer: Layer) -> Iterator[str]:
@@ -147,25 +137,35 @@ def _names(layer: Layer) -> Iterator[str]:
             name = name.rpartition(".")[0]
 
 
-def _search(text: str) -> Callable[[str], object] | None:
-    if len(text) < 3 or not text.endswith("/"):
-        return None
-    try:
-        return re.compile(text[1:-1]).search
-    except re.error:
-        return None
+def find_place(text: str, towers: Sequence[str] = ()) -> tuple[str, str] | None:
+    """The tower ("" for none) and the rest of a term that says where layers stand; None for one that names them."""
+    for tower in ("", *towers):
+        rest = "all" if text == tower else text.removeprefix(f"{tower}." if tower else "")
+        inside = rest != text or not tower
+        if inside and (rest in ("all", *KINDS) or INDEX.fullmatch(rest) or RANGE.fullmatch(rest)):
+            return tower, rest
+    return None
 
 
-def _terms(selection: str, start: int, stop: int | None) -> Iterator[tuple[str, int]]:
-    """The terms with their positions."""
+def point_at(selection: str, text: str, position: int) -> str:
+    """Two lines for the end of an error message: the selection, and a pointer to the term in it."""
+    return f"\n  {selection}\n  {' ' * position}{'^' * len(text)}"
+
+
+def split_terms(selection: str, *, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, int]]:
+    """The terms of a selection, or of a part of a longer text, with their positions.
+
+    Raises:
+        InputError: a term that is empty.
+    """
     position, stop = start, len(selection) if stop is None else stop
     while position <= stop:
         found = TERM.match(selection, position, stop)
         if not found["term"]:
             at = found.start("term")
             raise InputError(
-                f"a layer is missing; write all, stem, norm, head, a number, a range or a name\n  {selection}\n"
-                f"  {' ' * at}^"
+                f"a layer is missing; write all, stem, norm, head, a number, a range or a name"
+                f"{point_at(selection, '?', at)}"
             )
         yield found["term"], found.start("term")
         if not found[0].endswith(","):

@@ -1,57 +1,21 @@
 """The embedding of a network while it is trained."""
 
+import json
+import os
 import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from one_training import Model, accuracies, prepare, rows, train
 from sklearn.neighbors import KNeighborsClassifier
-from torch import nn
-from transformers import Trainer, TrainingArguments
 
 from hf_tl import InputError, Rows
 from hf_tl.embedding.callback import EmbeddingCallback
-
-
-class Model(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 8), nn.ReLU())
-        self.head = nn.Linear(8, 2)
-
-    def forward(self, x, labels=None):
-        logits = self.head(self.body(x))
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
-        return {"loss": loss, "logits": logits} if labels is not None else {"logits": logits}
-
-
-def rows(n, seed):
-    values = torch.randn(n, 4, generator=torch.Generator().manual_seed(seed))
-    values[: n // 2] += 3
-    return Rows([{"x": value} for value in values], "x", labels=np.arange(n) // (n // 2))
-
-
-def prepare(batch):
-    random.random(), np.random.rand(), torch.rand(1)  # as an augmentation would
-    return {"x": torch.stack(batch)}
-
-
-def train(tmp_path, *, callback=True, log=False, **options):
-    torch.manual_seed(0)
-    model = Model()
-    data = [{"x": row, "labels": int(label)} for row, label in zip(rows(24, 1), rows(24, 1).labels, strict=True)]
-    args = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=7, per_device_train_batch_size=4, use_cpu=True, logging_steps=2, seed=3
-    )
-    trainer = Trainer(model, args, train_dataset=data)
-    if callback:
-        trainer.add_callback(
-            EmbeddingCallback(
-                rows(24, 1), rows(16, 2), prepare=prepare, every=3, trainer=trainer if log else None, **options
-            )
-        )
-    trainer.train()
-    return model, trainer.state.log_history
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -67,6 +31,30 @@ def test_training_is_as_if_nothing_had_happened(tmp_path):
     without, _ = train(tmp_path / "b", callback=False)
     for one, other in zip(with_it.parameters(), without.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_two_processes_log_what_one_logs_and_train_as_if_nothing_had_happened(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(__file__).parent / "one_training.py"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": "."}
+    done = subprocess.run([*launch, script, tmp_path], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    for rank in ranks:
+        assert rank["world"] == 2
+        for key in ("weights", "flags", "drawn"):
+            assert rank["with"][key] == rank["without"][key]
+    assert ranks[0]["with"]["weights"] == ranks[1]["with"]["weights"]
+    assert ranks[1]["logged"] == []  # process 0 alone
+    expected = accuracies(train(tmp_path / "alone", log=True, dropout=0.0, apart=0.8)[1])
+    assert ranks[0]["logged"] == expected
+    assert [step for step, *_ in expected] == [3, 6, 7]
+    assert len({svm for _, svm, _ in expected} | {knn for *_, knn in expected}) > 1  # so that equality says something
 
 
 def test_flags_and_random_numbers_are_restored():
