@@ -67,7 +67,7 @@ class PrefixCache:
         self.hits = self.lookups = 0
         self.index: dict[bytes, int] = {}
         self.store: Tensor | None = None
-        self.cut, self.off, self._busy = None, "", False
+        self.cut, self.off, self._busy, self._version = None, "", False, -1
         if not self.candidates:
             self._stop("no frozen, deterministic layer from which a single tensor passes on")
             return
@@ -101,6 +101,9 @@ class PrefixCache:
             if self.cut is None:
                 self._stop("the frozen part draws random numbers, or more than one tensor passes on from it")
                 return
+        version = self.cut.version()
+        if version != self._version:  # other weights were loaded
+            self.index, self.hits, self.lookups, self._version = {}, 0, 0, version
         keys, signature = _keys(args, kwargs)
         self.lookups += len(keys)
         found = [self.index.get(key) for key in keys]

@@ -46,6 +46,10 @@ class Cut:
     outputs: list[Any] = field(default_factory=list)
     captured: Tensor | None = None
 
+    def version(self) -> int:
+        """A number that grows with every change of the weights before the cut."""
+        return sum(tensor._version for module in self.modules for tensor in (*module.parameters(), *module.buffers()))
+
     @contextmanager
     def capturing(self) -> Iterator[None]:
         """Within, a pass of the network leaves what its modules return here."""
@@ -68,12 +72,15 @@ class Cut:
     def replay(self, value: Tensor) -> Callable[[], None]:
         """Lets the modules return what they returned, and the last of them `value`; what is returned ends that."""
         last = len(self.modules) - 1
+        before = [module.__dict__.get("forward") for module in self.modules]  # accelerate's hooks leave one there
         for i, module in enumerate(self.modules):
             module.forward = _returns(self.outputs[i], value if i == last else None)
 
         def end() -> None:
-            for module in self.modules:
-                module.__dict__.pop("forward", None)
+            for module, own in zip(self.modules, before, strict=True):
+                del module.forward
+                if own is not None:
+                    module.forward = own
 
         return end
 

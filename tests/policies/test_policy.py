@@ -92,7 +92,19 @@ def test_gradual_holds_for(specimen):
     plans = Policy.gradual().plans(layers)
     trained = [set(plan.trained) for plan in plans]
     assert all(earlier <= later for earlier, later in pairwise(trained))
-    assert plans[-1].n_trainable == layers.n_parameters
+    assert plans[-1].n_trainable == sum(layer.n_trainable for layer in layers)  # fixed position embeddings stay so
+
+
+def test_constants_of_a_network_are_not_tuned():
+    whisper = network("WhisperForConditionalGeneration")
+    positions = whisper.model.encoder.embed_positions.weight
+    assert not positions.requires_grad
+    Policy("tune: all").apply(whisper)
+    assert not positions.requires_grad
+    assert whisper.model.encoder.conv1.weight.requires_grad
+    whisper.requires_grad_(False)  # what somebody froze as a whole is tuned where the policy says so
+    Policy("tune: head").apply(whisper)
+    assert whisper.proj_out.weight.requires_grad
 
 
 def test_constructors(layers):

@@ -162,6 +162,42 @@ def test_random_numbers_outside_modules_are_noticed():
     assert torch.equal(model(inputs[:4]), first)
 
 
+def test_other_weights_in_the_frozen_part_are_noticed():
+    model, other = bert(), bert()
+    with torch.no_grad():
+        other.bert.encoder.layer[0].output.dense.weight.mul_(2)
+    applied = Policy("freeze: ..50%").apply(model)
+    cache = PrefixCache()
+    applied.use_cache(cache, rows=4)
+    model.train()
+    inputs = texts(4).inputs
+    old, again = model(inputs).logits, model(inputs).logits
+    assert cache.hits == 4
+    model.load_state_dict(other.state_dict())
+    new, after = model(inputs).logits, model(inputs).logits
+    assert torch.equal(old, again)
+    assert not torch.equal(old, new)
+    assert torch.equal(new, after)
+    assert torch.equal(new, other.train()(inputs).logits)
+    assert cache.hits == 4
+
+
+def test_a_forward_of_ones_own_is_left_in_place():
+    """accelerate's hooks replace `forward` on a module, which replaying must bring back."""
+    model = bert()
+    block = model.bert.encoder.layer[0]
+    own = block.forward = block.forward
+    applied = Policy("freeze: ..50%").apply(model)
+    cache = PrefixCache()
+    applied.use_cache(cache, rows=4)
+    model.train()
+    for _ in range(2):
+        model(texts(4).inputs)
+    assert cache.hits == 4
+    assert block.forward is own
+    assert "forward" not in model.bert.encoder.layer[1].__dict__
+
+
 def test_a_new_phase_begins_anew(tmp_path):
     policy = Policy(phases=[At("0", "tune: head"), At("2 epochs", "tune: -2.., head"), At("4 epochs", "tune: all")])
     cache = PrefixCache()
