@@ -36,8 +36,8 @@ def in_all_conditions(images: Tensor, labels: Tensor, *, seed: int) -> tuple[Ten
     return torch.cat(views), labels.repeat(len(views))
 
 
-def methods(steps: int) -> dict[str, tuple[Policy, tuple[float, ...]]]:
-    """Each method's policy and the rates to choose from; LP-FT probes at 1e-2 and fine-tunes at the rate chosen."""
+def methods(steps: int) -> dict[str, list[tuple[Policy, float]]]:
+    """Policies and rates of each method to choose from; LP-FT probes at 1e-2 and fine-tunes at the rate chosen."""
     probe = f"{steps // 2} steps"
     return {
         "LP": [(Policy("reinit: head; tune: head"), rate) for rate in RATES],

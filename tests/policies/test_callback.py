@@ -267,6 +267,8 @@ def test_a_loop_of_ones_own():
         name for name in moved(model, before) if "embeddings" in name or "layer.0" in name or "layer.1" in name
     ]
     assert [name for name in moved(model, before) if "layer.2" in name]
+    named = policy.param_groups(model, lr=1e-2, blocks=["bert.encoder.layer.[23]"])
+    assert {group["lr"] for group in named} == {1e-2, 5e-3}  # of two blocks, the lower half is one
     with pytest.raises(InputError, match=r"plain groups and call \.attach\(optimizer\)"):
         Policy.lp_ft(probe="1 step", rate=0.1).param_groups(model, lr=1.0)
 
