@@ -36,7 +36,10 @@ class Gradual:
         steps.append("all")
         starts = [", ".join(open_)] if "head" in open_ else []
         texts = [f"tune: {step}" for step in (*starts, *steps)]
-        return [At(f"{i * self.every} {self.unit}s" if i else "0", text) for i, text in enumerate(texts)]
+        return [At(self._when(i * self.every), text) for i, text in enumerate(texts)]
+
+    def _when(self, amount: int) -> str:
+        return f"{amount} {self.unit}{'s' * (amount > 1)}" if amount else "0"
 
 
 @dataclass(frozen=True)

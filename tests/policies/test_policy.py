@@ -166,6 +166,15 @@ def test_dry_run(vit, tmp_path):
         run.draw(tmp_path / "grid.gif")
 
 
+def test_dry_run_of_many_phases_tells_the_changes(vit):
+    lines = str(Policy.gradual(text="lr: decay 0.5").dry_run(vit)).splitlines()
+    assert lines[0].split() == ["layer", "name", "parameters", "phase", "by", "phase"]
+    assert lines[2].endswith("freeze, from 7 epochs tune 0.00781")
+    assert lines[8].endswith("freeze, from 1 epoch tune 0.5")
+    assert lines[10].split()[-2:] == ["tune", "1"]
+    assert len([line for line in lines if "parameters train" in line]) == 8
+
+
 WRONG = [
     ("frezze: 1", r"no verb 'frezze'; write one of freeze, tune, .*the closest are 'freeze'"),
     ("freeze ..50%", r"colon is missing after 'freeze'; write 'freeze: \.\.\.'"),
