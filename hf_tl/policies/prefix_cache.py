@@ -219,10 +219,10 @@ def _keys(args: tuple, kwargs: Mapping[str, Any]) -> tuple[list[bytes], tuple]:
     named = [(str(i), value) for i, value in enumerate(args)]
     named += [(name, value) for name, value in sorted(kwargs.items()) if name not in NOT_READ]
     tensors = [(name, value.detach().cpu().contiguous()) for name, value in named if isinstance(value, Tensor)]
-    rows = tensors[0][1].shape[0]
+    rows = next((value.shape[0] for _, value in tensors if value.ndim), 0)
     rest = repr([(name, value) for name, value in named if not isinstance(value, Tensor)])
     signature = (rest, *((name, tuple(value.shape), value.dtype) for name, value in tensors))
-    common = hashlib.blake2b(repr((rest, [(n, tuple(v.shape[1:]), v.dtype) for n, v in tensors])).encode())
+    common = hashlib.sha256(repr((rest, [(n, tuple(v.shape[1:]), v.dtype) for n, v in tensors])).encode())
     whole = [value for _, value in tensors if value.ndim == 0 or value.shape[0] != rows]
     for value in whole:
         common.update(_bytes(value))

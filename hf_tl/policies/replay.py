@@ -4,6 +4,8 @@ them the remembered one. What runs between modules still runs, on values that no
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +19,9 @@ from hf_tl.policies.plan import Plan
 from hf_tl.trace import first_float
 
 
+LARGE = 2**20  # bytes, from which on pages of their own are cheaper than writing zeros
+
+
 @dataclass(frozen=True)
 class Blank:
     """The place of a tensor in what a module returned."""
@@ -26,8 +31,14 @@ class Blank:
     device: torch.device
 
     def fill(self) -> Tensor:
-        """Zeros, which may be written to."""
-        return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+        """Zeros, which may be written to.
+
+        Large ones on the CPU are memory that the system hands out untouched: mostly, nobody ever does.
+        """
+        size = math.prod(self.shape) * self.dtype.itemsize
+        if size < LARGE or self.device.type != "cpu":
+            return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=self.dtype).view(self.shape)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from zoo import ZOO
 
 from hf_tl import At, Policy, PolicyCallback, PrefixCache, list_layers
 from hf_tl.layers.example import example_for
-from hf_tl.policies.replay import cuts
+from hf_tl.policies.replay import Blank, cuts
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -162,6 +162,21 @@ def test_random_numbers_outside_modules_are_noticed():
     assert torch.equal(model(inputs[:4]), first)
 
 
+def test_every_input_of_the_network_counts():
+    model, plain = bert(), bert()
+    cache = PrefixCache()
+    Policy("freeze: ..50%").apply(model).use_cache(cache, rows=8)
+    ids = texts(4).inputs
+    half = torch.ones_like(ids)
+    half[:, 4:] = 0
+    for mask, hits in ((torch.ones_like(ids), 0), (half, 0), (half, 4)):
+        found = model.train()(input_ids=ids, attention_mask=mask, labels=texts(4).labels)
+        assert torch.equal(found.logits, plain.train()(input_ids=ids, attention_mask=mask).logits)
+        assert cache.hits == hits
+    model(input_ids=ids, attention_mask=half, labels=1 - texts(4).labels)
+    assert cache.hits == 8  # labels do not reach the frozen part
+
+
 def test_other_weights_in_the_frozen_part_are_noticed():
     model, other = bert(), bert()
     with torch.no_grad():
@@ -241,6 +256,17 @@ def test_replay_of(specimen):
     if not stem_trains and specimen.calls == 1 and not specimen.name.startswith(("Albert", "Perceiver", "DebertaV2")):
         assert held
     assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_blanks_are_zeros_that_can_be_written_to(dtype):
+    for shape in ((3, 2), (0, 4), (2, 3, 2**19)):
+        blank = Blank(shape, dtype, torch.device("cpu")).fill()
+        assert blank.shape == shape
+        assert blank.dtype == dtype
+        assert not blank.any()
+        blank.fill_(1)
+        assert blank.sum() == blank.numel()
 
 
 def test_timm_in_a_loop_of_ones_own():
