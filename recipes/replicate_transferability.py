@@ -74,7 +74,7 @@ def main() -> None:
         f"The middle of a frozen network {fragile[sure(dips)]}: {said(dips)} for its own layers there.",
     ]
     figure, drawn = axes(
-        title="What n frozen or tuned layers are worth to another task", x="n", y="points of accuracy"
+        title="What n frozen or tuned layers are worth to another task", x="n, layers kept", y="accuracy, points"
     )
     drawn.axhline(0, color="#666666", linewidth=1)
     for colour, (curve, label) in zip(COLOURS, CURVES.items(), strict=False):

@@ -205,6 +205,10 @@ class PrefixCache:
                 buffer.copy_(value)
         if values[0] is None or not torch.equal(*values):
             return False
+        rolled = [_roll(value) for value in args], {name: _roll(value) for name, value in kwargs.items()}
+        model(*rolled[0], **rolled[1])  # what a frozen module has left in an attribute is of other rows now
+        for buffer, value in buffers:
+            buffer.copy_(value)
         torch.manual_seed(0)
         end = cut.replay(values[0].clone())
         try:
@@ -212,6 +216,10 @@ class PrefixCache:
         finally:
             end()
         return same(outputs[0], again)
+
+
+def _roll(value: Any) -> Any:
+    return value.roll(1, 0) if isinstance(value, Tensor) and value.ndim else value
 
 
 def _keys(args: tuple, kwargs: Mapping[str, Any]) -> tuple[list[bytes], tuple]:
