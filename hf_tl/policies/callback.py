@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Sized
 from typing import Protocol, runtime_checkable
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 from torch.optim import Optimizer
@@ -14,6 +14,7 @@ from hf_tl.errors import InputError
 from hf_tl.policies.applied import AppliedPolicy
 from hf_tl.policies.checkpointing import checkpoints
 from hf_tl.policies.dry_run import DryRun
+from hf_tl.policies.fingerprint import KEY, check_fingerprint, fingerprint, read_fingerprint
 from hf_tl.policies.policy import Policy
 from hf_tl.policies.prefix_cache import PrefixCache
 from hf_tl.trace import Batch
@@ -31,7 +32,7 @@ class _Loader(Protocol):
     dataset: object
 
 
-_HOLDERS: WeakKeyDictionary[nn.Module, PolicyCallback] = WeakKeyDictionary()  # the last to be given each model
+_HOLDERS: WeakKeyDictionary[nn.Module, ref[PolicyCallback]] = WeakKeyDictionary()  # the last to be given each model
 
 
 class PolicyCallback(TrainerCallback):
@@ -70,12 +71,14 @@ class PolicyCallback(TrainerCallback):
         self.policy, self.example, self.blocks, self.build = policy, example, blocks, build
         self.cache = cache
         self.applied: AppliedPolicy | None = None
+        self._lr = 1.0
 
     def dry_run(self) -> DryRun:
-        """What happens to which layer when, for the model of the Trainer."""
+        """What happens to which layer when, for the model and the learning rate of the Trainer."""
         if self.applied is None:
             raise InputError("the callback belongs to no Trainer yet; use policy.dry_run(model)")
-        return self.policy.dry_run(self.applied.layers)
+        when = [phase.when for phase in self.applied.phases] or ["0"]
+        return DryRun(self.applied.layers, tuple(when), tuple(self.applied.plans), self._lr)
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
@@ -83,8 +86,11 @@ class PolicyCallback(TrainerCallback):
         """Reinitialises, before a checkpoint is resumed; takes what never trains out of the optimizer to come."""
         self.applied = self.policy.prepare(model, example=self.example, blocks=self.blocks, build=self.build)
         self._refuse(args)
+        if args.resume_from_checkpoint:  # where it stands in the arguments, before torch sees other parameters
+            check_fingerprint(read_fingerprint(args.resume_from_checkpoint), self._fingerprint())
+        self._lr = args.learning_rate
         self.applied.start()
-        _HOLDERS[model] = self
+        _HOLDERS[model] = ref(self)  # a callback holds its model, which would never be freed
 
     def on_train_begin(
         self,
@@ -107,12 +113,15 @@ class PolicyCallback(TrainerCallback):
                 "the Trainer builds another model in train(), by model_init, than the one that the policy holds for; "
                 "write Trainer(model=model_init(), ...)"
             )
-        if _HOLDERS.get(model) is not self:
+        if _HOLDERS[model]() is not self:
             raise InputError(
                 "the model has a later PolicyCallback; give a Trainer one of Policy(...) + Policy(...), and train "
                 "the Trainer that was built last"
             )
         self._refuse_unused(args)
+        own = self._fingerprint()
+        check_fingerprint(state.stateful_callbacks.get(KEY), own)
+        state.stateful_callbacks[KEY] = own  # in every checkpoint from now on
         self.applied.remove()
         if optimizer is not None and self.applied.has_rates:
             self.applied.attach(optimizer.optimizer if isinstance(optimizer, _Wrapped) else optimizer)
@@ -128,6 +137,16 @@ class PolicyCallback(TrainerCallback):
         """Takes the hooks away."""
         if self.applied is not None:
             self.applied.remove()
+
+    def _fingerprint(self) -> list[str]:
+        return fingerprint(
+            self.applied.layers,
+            text=self.policy.text,
+            phases=self.applied.phases,
+            seed=self.policy.seed,
+            l2_sp=self.policy.l2_sp,
+            relative_rates=self.policy.relative_rates,
+        )
 
     def _advance(self, state: TrainerState) -> None:
         self.applied.advance(step=state.global_step, epoch=state.epoch or 0.0, history=state.log_history)
@@ -148,6 +167,12 @@ class PolicyCallback(TrainerCallback):
         if self.applied.has_rates and ("layerwise" in fused or "lomo" in fused):
             raise InputError(
                 f"optim={args.optim!s} steps within backward and cannot have rates by layer; use adamw_torch"
+            )
+        waiting = [phase for phase in self.applied.phases if phase.metric.startswith("eval_")]
+        if waiting and args.eval_strategy == "no":
+            raise InputError(
+                f"phase {waiting[0].when!r} waits for evaluations, and there are none; "
+                f"set eval_strategy='epoch', or 'steps' with eval_steps"
             )
         if dynamic and args.ddp_find_unused_parameters is False:
             raise InputError(f"ddp_find_unused_parameters=False cannot have {dynamic}; leave it out, which finds them")

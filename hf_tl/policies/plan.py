@@ -138,7 +138,7 @@ def _height(layer: Layer, layers: Layers) -> int:
 
 def _trained(layers: Layers, settings: Sequence[Setting]) -> dict[int, Setting]:
     trained = {
-        id(parameter): setting for setting in settings if setting.trains for parameter in setting.layer.parameters()
+        id(parameter): setting for setting in settings if setting.trains for parameter in tunable(setting.layer)
     }
     for names in layers.tied:
         sharing = [setting for setting in settings if _holds(setting.layer, names)]
@@ -160,6 +160,20 @@ def _trained(layers: Layers, settings: Sequence[Setting]) -> dict[int, Setting]:
                     if verdicts == {True}:
                         trained[id(parameter)] = setting
     return trained
+
+
+def tunable(layer: Layer) -> list[nn.Parameter]:
+    """The parameters of a layer that may be tuned: those that require gradients, or all if none does.
+
+    What does not among others that do is a constant of the network, such as the fixed position embeddings of Whisper
+    and ViT-MAE; where nothing does, somebody froze the layer. Quantised weights are no constants.
+    """
+    free = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    if not free:
+        return layer.parameters()
+    return [
+        parameter for parameter in layer.parameters() if parameter.requires_grad or not parameter.is_floating_point()
+    ]
 
 
 def _holds(layer: Layer, names: Sequence[str]) -> bool:

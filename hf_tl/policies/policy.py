@@ -16,10 +16,8 @@ from hf_tl.policies.grammar import Clause, parse_policy
 from hf_tl.policies.phases import At, Progress, check_order, phase_at
 from hf_tl.policies.plan import Plan, make_plan
 from hf_tl.policies.rates import group_parameters
+from hf_tl.policies.schedules import Gradual, Schedule, TopK
 from hf_tl.trace import Batch
-
-
-Schedule = Callable[[Layers], Sequence[At]]
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,13 @@ class Policy:
         )
 
     def param_groups(
-        self, model: nn.Module, *, lr: float, weight_decay: float = 0.0, example: Batch | None = None
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        weight_decay: float = 0.0,
+        example: Batch | None = None,
+        blocks: Sequence[str] | None = None,
     ) -> list[dict]:
         """Groups for an optimizer with the rates of the policy, which they keep through all phases.
 
@@ -174,11 +178,12 @@ class Policy:
             lr: the rate of a layer that the policy gives no other.
             weight_decay: of parameters with two and more axes.
             example: what the network is called with; see `list_layers`.
+            blocks: names of the modules that are its blocks; see `list_layers`.
 
         Raises:
             InputError: rates that change from phase to phase, or with the gradients.
         """
-        layers = list_layers(model, example=example)
+        layers = list_layers(model, example=example, blocks=blocks)
         plans = self.plans(layers)
         moving = any(len({plan.settings[i].rate for plan in plans}) > 1 for i in range(len(layers)))
         if moving or self.relative_rates or self.l2_sp:
@@ -238,68 +243,26 @@ class Policy:
         """
         return cls(text, relative_rates=True)
 
-    def dry_run(self, model: nn.Module | Layers, *, lr: float = 1.0, example: Batch | None = None) -> DryRun:
+    def dry_run(
+        self,
+        model: nn.Module | Layers,
+        *,
+        lr: float = 1.0,
+        example: Batch | None = None,
+        blocks: Sequence[str] | None = None,
+    ) -> DryRun:
         """What the policy would do, without doing it: `print` it, or `draw` it.
 
         Args:
             model: a network, or its layers.
             lr: the optimizer's learning rate.
             example: what the network is called with; see `list_layers`.
+            blocks: names of the modules that are its blocks; see `list_layers`.
         """
-        layers = model if isinstance(model, Layers) else list_layers(model, example=example)
+        layers = model if isinstance(model, Layers) else list_layers(model, example=example, blocks=blocks)
         policy = self.for_layers(layers)
         phases = [phase.when for phase in policy.phases] or ["0"]
         return DryRun(layers, tuple(phases), tuple(policy.plans(layers)), lr)
-
-
-@dataclass(frozen=True)
-class Gradual:
-    """The phases of gradual unfreezing; in a network of several towers, the last to run is unfrozen first."""
-
-    every: int
-    unit: str
-    blocks: int
-
-    def __call__(self, layers: Layers) -> list[At]:
-        """The phases for a network."""
-        open_ = [kind for kind in ("norm", "head") if any(layer.kind == kind for layer in layers)]
-        steps = []
-        done: list[str] = []
-        for tower in reversed(layers.towers or ("",)):
-            count = sum(layer.kind == "block" and layer.tower == tower for layer in layers)
-            prefix = f"{tower}." if tower else ""
-            steps += [", ".join([f"{prefix}-{k}..", *done, *open_]) for k in range(self.blocks, count, self.blocks)]
-            if count:
-                done.append(f"{prefix}0..")
-                steps.append(", ".join([*done, *open_]))
-        steps.append("all")
-        starts = [", ".join(open_)] if "head" in open_ else []
-        texts = [f"tune: {step}" for step in (*starts, *steps)]
-        return [At(f"{i * self.every} {self.unit}s" if i else "0", text) for i, text in enumerate(texts)]
-
-
-@dataclass(frozen=True)
-class TopK:
-    """One phase, in which the last `k` blocks and what follows them train."""
-
-    k: int
-
-    def __call__(self, layers: Layers) -> list[At]:
-        """The phase for a network.
-
-        Raises:
-            InputError: a network of several towers, or of fewer blocks.
-        """
-        if len(layers.towers) > 1:
-            raise InputError(
-                f"top_k is for one tower, and the network has {', '.join(layers.towers)}; "
-                f"write 'tune: {layers.towers[-1]}.-{self.k}..'"
-            )
-        count = sum(layer.kind == "block" for layer in layers)
-        if self.k > count:
-            raise InputError(f"k should be at most {count}, the number of blocks, got {self.k}")
-        after = [kind for kind in ("norm", "head") if any(layer.kind == kind for layer in layers)]
-        return [At("0", f"tune: {', '.join([f'-{self.k}..'] * bool(self.k) + after)}")]
 
 
 def _parse_phase(phase: At) -> tuple[Clause, ...]:

@@ -4,6 +4,8 @@ them the remembered one. What runs between modules still runs, on values that no
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +19,9 @@ from hf_tl.policies.plan import Plan
 from hf_tl.trace import first_float
 
 
+LARGE = 2**20  # bytes, from which on pages of their own are cheaper than writing zeros
+
+
 @dataclass(frozen=True)
 class Blank:
     """The place of a tensor in what a module returned."""
@@ -26,8 +31,14 @@ class Blank:
     device: torch.device
 
     def fill(self) -> Tensor:
-        """Zeros, which may be written to."""
-        return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+        """Zeros, which may be written to.
+
+        Large ones on the CPU are memory that the system hands out untouched: mostly, nobody ever does.
+        """
+        size = math.prod(self.shape) * self.dtype.itemsize
+        if size < LARGE or self.device.type != "cpu":
+            return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=self.dtype).view(self.shape)
 
 
 @dataclass
@@ -45,6 +56,10 @@ class Cut:
     modules: tuple[nn.Module, ...]
     outputs: list[Any] = field(default_factory=list)
     captured: Tensor | None = None
+
+    def version(self) -> int:
+        """A number that grows with every change of the weights before the cut."""
+        return sum(tensor._version for module in self.modules for tensor in (*module.parameters(), *module.buffers()))
 
     @contextmanager
     def capturing(self) -> Iterator[None]:
@@ -68,12 +83,15 @@ class Cut:
     def replay(self, value: Tensor) -> Callable[[], None]:
         """Lets the modules return what they returned, and the last of them `value`; what is returned ends that."""
         last = len(self.modules) - 1
+        before = [module.__dict__.get("forward") for module in self.modules]  # accelerate's hooks leave one there
         for i, module in enumerate(self.modules):
             module.forward = _returns(self.outputs[i], value if i == last else None)
 
         def end() -> None:
-            for module in self.modules:
-                module.__dict__.pop("forward", None)
+            for module, own in zip(self.modules, before, strict=True):
+                del module.forward
+                if own is not None:
+                    module.forward = own
 
         return end
 

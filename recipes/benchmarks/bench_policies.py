@@ -1,25 +1,27 @@
 """What freezing saves, and what the prefix cache saves beyond it: seconds of a training step, in turns.
 
-python recipes/benchmarks/bench_policies.py [--repeats 7] [--threads 2] [--rows 16] [--only ViT-S/16]
+python recipes/benchmarks/bench_policies.py --part vit          # the two parts go into one file of results
+python recipes/benchmarks/bench_policies.py --part mobilenet
 """
 
 import argparse
+import json
 import time
 import warnings
 
 import timm
 import torch
-from machine import keep, spread
+from machine import RESULTS, keep, spread
 
 from hf_tl import Policy, PrefixCache
 from hf_tl.table import format_table
 
 
-NETWORKS = {"ViT-S/16": "vit_small_patch16_224", "MobileNetV2": "mobilenetv2_100"}
-MODES = {  # policy, whether its prefix is cached, and what its time should be at most, beside which mode
+NETWORKS = {"vit": "vit_small_patch16_224", "mobilenet": "mobilenetv2_100"}
+MODES = {  # policy, whether its prefix is cached, beside which mode it is timed, and its largest wanted share of that
     "all layers": ("tune: all", False, None),
     "bottom half frozen": ("freeze: ..50%", False, ("all layers", 0.55)),
-    "the same, stem trains": ("freeze: 0..50%", False, None),
+    "the same, stem trains": ("freeze: 0..50%", False, ("all layers", None)),
     "half, cached": ("freeze: ..50%", True, ("bottom half frozen", 0.75)),
     "three quarters frozen": ("freeze: ..75%", False, None),
     "three quarters, cached": ("freeze: ..75%", True, ("three quarters frozen", 0.55)),
@@ -54,17 +56,22 @@ class Run:
 
 
 def measure(name: str, *, repeats: int, rows: int) -> dict:
-    """Every mode on the same batch in turns; the two steps before, in which a cache is filled, do not count."""
+    """Every mode on the same batch in turns.
+
+    The two steps before do not count: in the first, a cache looks whether it may work, and fills.
+    """
     torch.manual_seed(2)
     images, labels = torch.randn(rows, 3, 224, 224), torch.randint(0, 10, (rows,))
     runs = {mode: Run(name, text, cached=cached, rows=rows) for mode, (text, cached, _) in MODES.items()}
-    seconds, losses = {mode: [] for mode in MODES}, {mode: [] for mode in MODES}
+    seconds, losses, first = {mode: [] for mode in MODES}, {mode: [] for mode in MODES}, {}
     for turn in range(repeats + 2):
         for mode, run in runs.items():
             spent, loss = run.step(images, labels)
             losses[mode].append(loss)
             if turn > 1:
                 seconds[mode].append(spent)
+            elif turn == 0:
+                first[mode] = round(spent, 3)
     results = {}
     for mode, (text, cached, target) in MODES.items():
         result = {"policy": text, "seconds": spread(seconds[mode])}
@@ -79,33 +86,31 @@ def measure(name: str, *, repeats: int, rows: int) -> dict:
             )
             result["cut"] = runs[mode].cache.cut.layer.name
             result["hits"] = runs[mode].cache.hits
+            result["seconds of the first step"] = first[mode]
         results[mode] = result
     return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=list(NETWORKS), required=True)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--only", choices=list(NETWORKS), default=None)
+    parser.add_argument("--rows", type=int, default=16, help="of a batch (default %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
-    results = {}
-    for name in [options.only] if options.only else NETWORKS:
-        results[name] = measure(NETWORKS[name], repeats=options.repeats, rows=options.rows)
-        lines = []
-        for mode, result in results[name].items():
-            ratio = result.get("ratio", {})
-            lines.append(
-                [mode, result["seconds"]["median"], str(ratio.get("median", "")), str(ratio.get("wanted", ""))]
-            )
-            lines[-1].append(str(result.get("largest difference of losses", "")))
-        print(name)
-        print(format_table(["mode", "s per step", "ratio", "wanted <=", "losses differ by"], lines))
-    suffix = f"_{options.only.split('/')[0].lower().replace('-', '')}" if options.only else ""
-    keep(f"policies{suffix}", {"threads": options.threads, "rows": options.rows, "results": results})
+    found = measure(NETWORKS[options.part], repeats=options.repeats, rows=options.rows)
+    lines = []
+    for mode, result in found.items():
+        ratio = result.get("ratio", {})
+        cells = [ratio.get("to", ""), ratio.get("median", ""), ratio.get("wanted") or ""]
+        lines.append([mode, result["seconds"]["median"], *cells, result.get("largest difference of losses", "")])
+    print(format_table(["mode", "s per step", "beside", "ratio", "wanted <=", "losses differ by"], lines))
+    path = RESULTS / "policies.json"
+    before = json.loads(path.read_text())["networks"] if path.exists() else {}
+    settings = {"threads": options.threads, "rows": options.rows}
+    keep("policies", {"networks": before | {NETWORKS[options.part]: settings | {"modes": found}}})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One of two processes that train together: is every rank's network the same after every phase?
 
-torchrun --nproc_per_node 2 tests/policies/ranks.py FOLDER POLICY
+torchrun --nproc_per_node 2 tests/policies/ranks.py FOLDER
 """
 
 import json
@@ -39,16 +39,21 @@ class Compare(TrainerCallback):
         self.rows.append([self.policy.applied.phase, worst])
 
 
-if __name__ == "__main__":
-    folder, name = Path(sys.argv[1]), sys.argv[2]
-    torch.set_num_threads(1)
-    model = bert()
+def run(name, folder):
+    """The world, and the rows of one policy."""
+    model = bert(dropout=0.1)
     torch.manual_seed(int(os.environ["RANK"]))  # ranks draw other numbers, which must not reach the values
     policy = PolicyCallback(POLICIES[name])
     compare = Compare(policy)
     options = {"per_device_train_batch_size": 2, "eval_strategy": "steps", "eval_steps": 1, "weight_decay": 0.1}
-    training = trainer(model, folder, [policy, compare], ddp_backend="gloo", **options)
-    training.train()
+    trainer(model, folder, [policy, compare], ddp_backend="gloo", **options).train()
+    return {"world": dist.get_world_size(), "rows": compare.rows}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    found = {name: run(name, folder) for name in POLICIES}
     if dist.get_rank() == 0:
-        (folder / "rows.json").write_text(json.dumps({"world": dist.get_world_size(), "rows": compare.rows}))
+        (folder / "rows.json").write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -1,6 +1,8 @@
 """PolicyCallback in Trainer: the frozen stands still, the tuned moves at its rate, a resume changes nothing."""
 
+import gc
 import pickle
+import weakref
 from copy import deepcopy
 
 import pytest
@@ -265,6 +267,8 @@ def test_a_loop_of_ones_own():
         name for name in moved(model, before) if "embeddings" in name or "layer.0" in name or "layer.1" in name
     ]
     assert [name for name in moved(model, before) if "layer.2" in name]
+    named = policy.param_groups(model, lr=1e-2, blocks=["bert.encoder.layer.[23]"])
+    assert {group["lr"] for group in named} == {1e-2, 5e-3}  # of two blocks, the lower half is one
     with pytest.raises(InputError, match=r"plain groups and call \.attach\(optimizer\)"):
         Policy.lp_ft(probe="1 step", rate=0.1).param_groups(model, lr=1.0)
 
@@ -371,13 +375,50 @@ def test_sharding_strategies_are_refused_by_name(strategy, name, tmp_path):
     static.on_init_end(training.args, training.state, training.control, model=training.model)
 
 
+class Quantised(torch.nn.Linear):
+    """Weights of eight bits that unfold as it runs."""
+
+    def __init__(self, n: int):
+        super().__init__(n, n)
+        self.weight = torch.nn.Parameter((self.weight.detach() * 100).to(torch.int8), requires_grad=False)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.float() / 100, self.bias)
+
+
 def test_quantised_weights_cannot_be_tuned():
     model = bert()
-    model.bert.encoder.layer[0].output.dense.weight = torch.nn.Parameter(
-        torch.zeros(16, 32, dtype=torch.int8), requires_grad=False
-    )
-    example = {"input_ids": torch.ones(1, 2, dtype=torch.int64)}
-    layers = list_layers(bert())
-    assert layers
-    with pytest.raises(InputError):  # the network does not run, and says so
-        Policy("tune: all").apply(model, example=example)
+    model.bert.encoder.layer[1].attention.output.dense = Quantised(16)
+    before = state(model)
+    with pytest.raises(
+        InputError, match=r"'bert\.encoder\.layer\.1\.attention\.output\.dense\.weight' holds torch\.int8, quantised"
+    ):
+        Policy("reinit: head").apply(model)
+    assert not moved(model, before)
+    applied = Policy("freeze: ..50%; reinit: head").apply(model)
+    assert applied.plan.lowest.index == 2
+    model(texts().inputs[:2], labels=texts().labels[:2]).loss.backward()
+    assert model.bert.encoder.layer[1].attention.output.dense.weight.grad is None
+
+
+def test_a_plateau_without_evaluations_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"'plateau eval_loss 2' waits for evaluations.*set eval_strategy='epoch'"):
+        trainer(bert(), tmp_path, [PolicyCallback(Policy.lp_ft(probe="plateau eval_loss 2"))])
+
+
+def test_the_model_is_freed_with_its_trainer(tmp_path):
+    model = bert()
+    gone = weakref.ref(model)
+    training = trainer(model, tmp_path, [PolicyCallback("freeze: ..50%")], max_steps=1)
+    training.train()
+    del model, training
+    gc.collect()
+    assert gone() is None
+
+
+def test_dry_run_of_the_callback_shows_the_rates_of_the_trainer(tmp_path):
+    callback = PolicyCallback("freeze: ..50%; lr: x0.5 head")
+    trainer(bert(), tmp_path, [callback], learning_rate=3e-3)
+    lines = str(callback.dry_run()).splitlines()
+    assert lines[6].split()[-2:] == ["tune", "0.003"]
+    assert "tune 0.0015" in str(callback.dry_run())

@@ -92,7 +92,19 @@ def test_gradual_holds_for(specimen):
     plans = Policy.gradual().plans(layers)
     trained = [set(plan.trained) for plan in plans]
     assert all(earlier <= later for earlier, later in pairwise(trained))
-    assert plans[-1].n_trainable == layers.n_parameters
+    assert plans[-1].n_trainable == sum(layer.n_trainable for layer in layers)  # fixed position embeddings stay so
+
+
+def test_constants_of_a_network_are_not_tuned():
+    whisper = network("WhisperForConditionalGeneration")
+    positions = whisper.model.encoder.embed_positions.weight
+    assert not positions.requires_grad
+    Policy("tune: all").apply(whisper)
+    assert not positions.requires_grad
+    assert whisper.model.encoder.conv1.weight.requires_grad
+    whisper.requires_grad_(False)  # what somebody froze as a whole is tuned where the policy says so
+    Policy("tune: head").apply(whisper)
+    assert whisper.proj_out.weight.requires_grad
 
 
 def test_constructors(layers):
@@ -152,6 +164,15 @@ def test_dry_run(vit, tmp_path):
     assert (tmp_path / "grid.png").stat().st_size > 5000
     with pytest.raises(InputError, match=r"\.png, \.svg or \.pdf"):
         run.draw(tmp_path / "grid.gif")
+
+
+def test_dry_run_of_many_phases_tells_the_changes(vit):
+    lines = str(Policy.gradual(text="lr: decay 0.5").dry_run(vit)).splitlines()
+    assert lines[0].split() == ["layer", "name", "parameters", "phase", "by", "phase"]
+    assert lines[2].endswith("freeze, from 7 epochs tune 0.00781")
+    assert lines[8].endswith("freeze, from 1 epoch tune 0.5")
+    assert lines[10].split()[-2:] == ["tune", "1"]
+    assert len([line for line in lines if "parameters train" in line]) == 8
 
 
 WRONG = [

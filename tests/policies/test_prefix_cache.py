@@ -12,7 +12,7 @@ from zoo import ZOO
 
 from hf_tl import At, Policy, PolicyCallback, PrefixCache, list_layers
 from hf_tl.layers.example import example_for
-from hf_tl.policies.replay import cuts
+from hf_tl.policies.replay import Blank, cuts
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -82,7 +82,7 @@ def test_the_prefix_is_not_computed_again(tmp_path):
     calls.clear()
     training.train()
     assert cache.cut.layer.name == "bert.encoder.layer.1"
-    assert len(calls) == 8 + 2  # the first epoch, and two passes to see that it holds
+    assert len(calls) == 8 + 3  # the first epoch, and three passes to see that it holds
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -144,6 +144,45 @@ class Masked(nn.Module):
         return self.head(x)
 
 
+class Leaves(nn.Linear):
+    """Leaves a number in an attribute on its way, which the flow of tensors does not show."""
+
+    def forward(self, x):
+        self.left = x[0].mean().item()
+        return super().forward(x)
+
+
+class Secretive(nn.Module):
+    """Its head looks up what its first block has left."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(4, 8)
+        self.blocks = nn.ModuleList([Leaves(8, 8), *(nn.Linear(8, 8) for _ in range(3))])
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x).relu()
+        return self.head(x) + self.blocks[0].left
+
+
+def test_what_passes_on_behind_the_tensors_back_is_noticed():
+    model, inputs = Secretive(), torch.randn(8, 4)
+    applied = Policy("freeze: stem, 0..2").apply(model, example=torch.randn(1, 4), blocks=["blocks.*"])
+    assert all(layer.cut for layer in applied.layers[:3])
+    plain = [model(inputs[rows]) for rows in (slice(0, 4), slice(4, 8))]
+    cache = PrefixCache()
+    applied.use_cache(cache, rows=8)
+    model.train()
+    for _ in range(2):
+        for rows, expected in zip((slice(0, 4), slice(4, 8)), plain, strict=True):
+            assert torch.equal(model(inputs[rows]), expected)
+    assert cache.hits == 8
+    assert cache.cut.layer.name == "stem"
+
+
 def test_random_numbers_outside_modules_are_noticed():
     model = Masked()
     cache = PrefixCache()
@@ -160,6 +199,57 @@ def test_random_numbers_outside_modules_are_noticed():
     first = model(inputs[:4])
     torch.set_rng_state(random)
     assert torch.equal(model(inputs[:4]), first)
+
+
+def test_every_input_of_the_network_counts():
+    model, plain = bert(), bert()
+    cache = PrefixCache()
+    Policy("freeze: ..50%").apply(model).use_cache(cache, rows=8)
+    ids = texts(4).inputs
+    half = torch.ones_like(ids)
+    half[:, 4:] = 0
+    for mask, hits in ((torch.ones_like(ids), 0), (half, 0), (half, 4)):
+        found = model.train()(input_ids=ids, attention_mask=mask, labels=texts(4).labels)
+        assert torch.equal(found.logits, plain.train()(input_ids=ids, attention_mask=mask).logits)
+        assert cache.hits == hits
+    model(input_ids=ids, attention_mask=half, labels=1 - texts(4).labels)
+    assert cache.hits == 8  # labels do not reach the frozen part
+
+
+def test_other_weights_in_the_frozen_part_are_noticed():
+    model, other = bert(), bert()
+    with torch.no_grad():
+        other.bert.encoder.layer[0].output.dense.weight.mul_(2)
+    applied = Policy("freeze: ..50%").apply(model)
+    cache = PrefixCache()
+    applied.use_cache(cache, rows=4)
+    model.train()
+    inputs = texts(4).inputs
+    old, again = model(inputs).logits, model(inputs).logits
+    assert cache.hits == 4
+    model.load_state_dict(other.state_dict())
+    new, after = model(inputs).logits, model(inputs).logits
+    assert torch.equal(old, again)
+    assert not torch.equal(old, new)
+    assert torch.equal(new, after)
+    assert torch.equal(new, other.train()(inputs).logits)
+    assert cache.hits == 4
+
+
+def test_a_forward_of_ones_own_is_left_in_place():
+    """accelerate's hooks replace `forward` on a module, which replaying must bring back."""
+    model = bert()
+    block = model.bert.encoder.layer[0]
+    own = block.forward = block.forward
+    applied = Policy("freeze: ..50%").apply(model)
+    cache = PrefixCache()
+    applied.use_cache(cache, rows=4)
+    model.train()
+    for _ in range(2):
+        model(texts(4).inputs)
+    assert cache.hits == 4
+    assert block.forward is own
+    assert "forward" not in model.bert.encoder.layer[1].__dict__
 
 
 def test_a_new_phase_begins_anew(tmp_path):
@@ -205,6 +295,17 @@ def test_replay_of(specimen):
     if not stem_trains and specimen.calls == 1 and not specimen.name.startswith(("Albert", "Perceiver", "DebertaV2")):
         assert held
     assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_blanks_are_zeros_that_can_be_written_to(dtype):
+    for shape in ((3, 2), (0, 4), (2, 3, 2**19)):
+        blank = Blank(shape, dtype, torch.device("cpu")).fill()
+        assert blank.shape == shape
+        assert blank.dtype == dtype
+        assert not blank.any()
+        blank.fill_(1)
+        assert blank.sum() == blank.numel()
 
 
 def test_timm_in_a_loop_of_ones_own():
