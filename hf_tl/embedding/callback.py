@@ -29,7 +29,8 @@ class EmbeddingCallback(TrainerCallback):
         trainer.add_callback(EmbeddingCallback(train, val, prepare=prepare, every=500, trainer=trainer))
 
     The log gets "embedding/svm" and "embedding/knn", accuracies on the validation rows of heads that were fitted on
-    the training rows. Process 0 does it alone; training flags and random numbers are as if nothing had happened.
+    the training rows. Process 0 does it alone, and the others wait for it at their next step, for `ddp_timeout`
+    seconds at most; training flags and random numbers are as if nothing had happened.
 
     Args:
         train: labelled rows to fit the heads on.
@@ -73,14 +74,14 @@ class EmbeddingCallback(TrainerCallback):
     ) -> None:
         """Measures every `every` steps."""
         if state.global_step % self.every == 0:
-            self._report(state, model)
+            self._report(state, control, model)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs
     ) -> None:
         """Measures at the end, unless the last step just did."""
         if state.global_step % self.every:
-            self._report(state, model)
+            self._report(state, control, model)
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """The accuracy of each head, "embedding/NAME" -> share of the validation rows."""
@@ -101,12 +102,16 @@ class EmbeddingCallback(TrainerCallback):
                 for name, head in self.heads.items()
             }
 
-    def _report(self, state: TrainerState, model: nn.Module) -> None:
+    def _report(self, state: TrainerState, control: TrainerControl, model: nn.Module) -> None:
         if not state.is_world_process_zero:
             return
         found = self.measure(model)
         if self.trainer is not None:
+            # A log that is due at this step is taken for done by any log: it would be lost, and with it the gathering
+            # of the loss, for which the other processes would wait for ever.
+            due = control.should_log
             self.trainer.log(found)
+            self.trainer.control.should_log = control.should_log = due
         else:
             state.log_history.append({**found, "step": state.global_step, "epoch": state.epoch})
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from hf_tl.embedding.threads import in_threads
+
 
 ROWS_AT_ONCE = 16  # their float64 copy stays in a processor's cache
 
@@ -38,15 +40,18 @@ class Statistics:
             raise ValueError(f"expected rows of {len(self._shift)} features, got shape {values.shape}")
         if self.n == 0 and len(values):
             self._shift = values[0].astype(np.float64)
-        working = np.empty((min(len(values), ROWS_AT_ONCE), values.shape[1]))
-        for start in range(0, len(values), ROWS_AT_ONCE):
-            shifted = working[: len(values) - start]
-            shifted[...] = values[start : start + ROWS_AT_ONCE]
-            shifted -= self._shift
-            self._sum += shifted.sum(axis=0)
-            self._square += np.einsum("nd,nd->d", shifted, shifted)
+        in_threads(lambda columns: self._add(values, columns), values.shape[1], size=len(values))
         self.n += len(values)
         return self
+
+    def _add(self, values: np.ndarray, columns: slice) -> None:
+        working = np.empty((min(len(values), ROWS_AT_ONCE), columns.stop - columns.start))
+        for start in range(0, len(values), ROWS_AT_ONCE):
+            shifted = working[: len(values) - start]
+            shifted[...] = values[start : start + ROWS_AT_ONCE, columns]
+            shifted -= self._shift[columns]
+            self._sum[columns] += shifted.sum(axis=0)
+            self._square[columns] += np.einsum("nd,nd->d", shifted, shifted)
 
     @property
     def mean(self) -> np.ndarray:

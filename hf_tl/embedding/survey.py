@@ -7,30 +7,12 @@ from dataclasses import replace
 
 from hf_tl.embedding.anatomy import attention_output, find_anatomy, hidden_layers, is_adapter, is_router
 from hf_tl.embedding.places import Places, select_places, towers_of
-from hf_tl.embedding.tap import LAST, PRESETS, Kind, Selection, Tap
+from hf_tl.embedding.tap import LAST, PRESETS, Kind, Selection, Tap, match_term, terms_of
 from hf_tl.errors import InputError
-from hf_tl.layers import head_names, is_inside, match_names, name_matcher
-from hf_tl.layers.selection import find_place, point_at, split_terms
+from hf_tl.layers import head_names, is_inside, name_matcher
+from hf_tl.layers.selection import find_place
 from hf_tl.models import Network
 from hf_tl.trace import Reading, Trace, is_convolution
-
-
-def terms_of(selection: str | Sequence[str]) -> list[tuple[str, str, int]]:
-    """The terms of one selection or of several: each with the selection that it is in, and its position there."""
-    parts = [selection] if isinstance(selection, str) else selection
-    return [(text, part, at) for part in parts for text, at in split_terms(part)]
-
-
-def match_term(text: str, names: Sequence[str], *, selection: str, position: int) -> list[str]:
-    """The names that a term matches.
-
-    Raises:
-        InputError: none, with a pointer to the term in its selection.
-    """
-    try:
-        return match_names([text], names)
-    except InputError as error:
-        raise InputError(f"{error}{point_at(selection, text, position)}") from error
 
 
 class Survey:

@@ -9,6 +9,9 @@ from typing import Literal
 from torch import nn
 
 from hf_tl.embedding.pooling import Pooling
+from hf_tl.errors import InputError
+from hf_tl.layers import match_names
+from hf_tl.layers.selection import point_at, split_terms
 from hf_tl.trace import Reading
 
 
@@ -35,6 +38,24 @@ blocks.1* glob patterns over layer names, or a regular expression between slashe
 [...]     any of these together; in one string, a comma stands between them. A layer's own name always means that layer
 callable  from a module's name and the module to whether its output is read
 """
+
+
+def terms_of(selection: str | Sequence[str]) -> list[tuple[str, str, int]]:
+    """The terms of one selection or of several: each with the selection that it is in, and its position there."""
+    parts = [selection] if isinstance(selection, str) else selection
+    return [(text, part, at) for part in parts for text, at in split_terms(part)]
+
+
+def match_term(text: str, names: Sequence[str], *, selection: str, position: int) -> list[str]:
+    """The names that a term matches.
+
+    Raises:
+        InputError: none, with a pointer to the term in its selection.
+    """
+    try:
+        return match_names([text], names)
+    except InputError as error:
+        raise InputError(f"{error}{point_at(selection, text, position)}") from error
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from hf_tl.embedding.places import select_places, towers_of
 from hf_tl.embedding.pooling import Pooling, find_pooling
 from hf_tl.embedding.strides import strides_of
-from hf_tl.embedding.survey import Survey, match_term, terms_of
-from hf_tl.embedding.tap import LAST, PRESETS, Kind, Selection, Tap
+from hf_tl.embedding.survey import Survey
+from hf_tl.embedding.tap import LAST, PRESETS, Kind, Selection, Tap, match_term, terms_of
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.layers import closest
 from hf_tl.layers.selection import find_place

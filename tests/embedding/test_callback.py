@@ -23,6 +23,7 @@ def test_accuracies_are_logged_every_so_many_steps_and_at_the_end(tmp_path, log)
     _, history = train(tmp_path, log=log)
     found = [entry for entry in history if "embedding/svm" in entry]
     assert [entry["step"] for entry in found] == [3, 6, 7]
+    assert [entry["step"] for entry in history if "loss" in entry] == [2, 4, 6]  # none is lost
     assert all(entry["embedding/svm"] > 0.9 and entry["embedding/knn"] > 0.9 for entry in found)
 
 
@@ -42,8 +43,12 @@ def test_two_processes_log_what_one_logs_and_train_as_if_nothing_had_happened(tm
     script = Path(__file__).parent / "one_training.py"
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": "."}
-    done = subprocess.run([*launch, script, tmp_path], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with subprocess.Popen([*launch, script, tmp_path], stderr=subprocess.PIPE, text=True, env=environment) as both:
+        try:
+            said = both.communicate(timeout=200)[1]
+        finally:
+            both.terminate()  # torchrun ends its processes with it
+    assert both.returncode == 0, said[-3000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     for rank in ranks:
         assert rank["world"] == 2
