@@ -1,6 +1,6 @@
 """Fine-tuning distorts features: better where it was tuned, worse elsewhere (Kumar et al., ICLR 2022, table 1).
 
-    python recipes/replicate_lp_ft.py [--seeds 8]
+    python recipes/replicate_lp_ft.py [--seeds 6]
 
 Digits in many conditions (turned, noisy, inverted, faint) teach a network. A task on other samples, the digit modulo
 five, is learned from few clean ones: by a linear probe (LP), by fine-tuning (FT), and by one after the other (LP-FT).
@@ -74,7 +74,7 @@ def one_seed(seed: int, *, source_steps: int, steps: int, rows: int) -> dict[str
 
 
 def main() -> None:
-    found = options(__doc__, seeds=8)
+    found = options(__doc__, seeds=6)
     sizes = {"source_steps": 1500, "steps": 200, "rows": 20}
     if found.quick:
         sizes = {"source_steps": 4, "steps": 4, "rows": 5}
