@@ -126,7 +126,7 @@ def inject(model: nn.Module, plan: Plan, *, adapter: str = "default", empty: boo
             network is then what it was.
     """
     record = model.__dict__.get(RECORD) or AdapterRecord(model)
-    _check(record, plan.config, adapter)
+    _check(record, plan, adapter)
     live = dict(model.named_modules())  # once: on a small network this walk is a tenth of the whole
     layers, saved = _make(record, live, plan, adapter, empty=empty)  # the last that can refuse; nothing is in place
     if RECORD not in model.__dict__:
@@ -147,7 +147,8 @@ def inject(model: nn.Module, plan: Plan, *, adapter: str = "default", empty: boo
     return model
 
 
-def _check(record: AdapterRecord, config: LoraConfig, adapter: str) -> None:
+def _check(record: AdapterRecord, plan: Plan, adapter: str) -> None:
+    config = plan.config
     if not adapter or "." in adapter:
         raise InputError(f"an adapter's name must be a word without dots, got {adapter!r}")
     if adapter in record.configs:
@@ -156,6 +157,19 @@ def _check(record: AdapterRecord, config: LoraConfig, adapter: str) -> None:
         raise InputError("adapters are merged into the weights; call unmerge_lora before adding another")
     if config.bias != "none" and any(other.bias != "none" for other in record.configs.values()):
         raise InputError(f"bias={config.bias!r} cannot be shared by two adapters; use bias='none' for one of them")
+    for target in plan.targets:
+        if is_inside(target.name, record.saved):
+            raise InputError(
+                f"{target.name!r} is to be adapted, but trains in full with another adapter; "
+                "put it into exclude_modules, or make the other with modules_to_save=()"
+            )
+    for name in (*plan.saved, *plan.statistics):
+        inner = next((layer for layer in record.layers if is_inside(layer, [name])), None)
+        if inner is not None:
+            raise InputError(
+                f"{name!r} is to train in full, but another adapter adapts {inner!r}; "
+                "leave it out of modules_to_save, or give the other exclude_modules"
+            )
 
 
 def _make(

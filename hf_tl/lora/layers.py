@@ -254,13 +254,16 @@ class LoraLayer(nn.Module):
 
     def set_adapter(self, adapters: Sequence[str], inference_mode: bool = False) -> None:
         """Makes the given adapters, and no others, add to the output and train."""
-        self.active_adapters = [name for name in adapters if name in self.r]
-        for adapter in self.r:
-            trains = adapter in self.active_adapters and not inference_mode
-            for name, parameter in self.adapter_tensors(adapter):
-                frozen = self.freeze_a[adapter] and name in ("lora_A.weight", "lora_embedding_A")
-                if parameter.requires_grad != (trains and not frozen):
-                    parameter.requires_grad_(not parameter.requires_grad)
+        active = [name for name in adapters if name in self.r]
+        self.__dict__["active_adapters"] = active  # nn.Module is slow in taking attributes
+        for name in FACTORS:
+            held = self._modules.get(name)
+            for adapter, part in () if held is None else held.items():
+                frozen = self.freeze_a[adapter] and name in ("lora_A", "lora_embedding_A")
+                trains = adapter in active and not inference_mode and not frozen
+                for parameter in (part,) if isinstance(part, Tensor) else part._parameters.values():
+                    if parameter is not None and parameter.requires_grad != trains:
+                        parameter.requires_grad_(trains)
 
     def delete_adapter(self, adapter: str) -> None:
         """Forgets an adapter."""

@@ -75,7 +75,7 @@ class AdapterRecord:
             parent_name, _, child = name.rpartition(".")
             parent = parents.get(parent_name) or self.model.get_submodule(parent_name)
             parents[parent_name] = parent
-            setattr(parent, child, module)
+            parent._modules[child] = module  # what setattr comes to, where a module stands there already
             if isinstance(parent, nn.TransformerEncoderLayer):
                 self._slow_down(parent)
 

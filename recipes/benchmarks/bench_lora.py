@@ -91,18 +91,25 @@ def time_steps(repeats: int) -> dict:
     return results
 
 
-def in_turns(tasks: dict[str, Callable[[], object]], repeats: int, *, faster: bool = False) -> dict:
-    """Seconds of "peft" and "hf_tl", A B B A ..., after one turn to warm up, and their ratio turn by turn."""
+def in_turns(
+    tasks: dict[str, Callable], repeats: int, *, given: dict[str, Callable] | None = None, faster: bool = False
+) -> dict:
+    """Seconds of "peft" and "hf_tl", A B B A ..., after one turn to warm up, and their ratio turn by turn.
+
+    What a task is given is made just before it and freed after it, outside of its time: a network takes longer to
+    free than to merge, and one that has lain idle comes back from the memory of the machine page by page.
+    """
     seconds = {side: [] for side in tasks}
     for turn in range(repeats + 1):
         for side in list(tasks) if turn % 2 else reversed(tasks):
+            arguments = () if given is None else (given[side](),)
             gc.collect()
             gc.disable()  # as timeit does: a collection would fall on either side by chance
             start = time.perf_counter()
-            made = tasks[side]()
+            made = tasks[side](*arguments)
             if turn:
                 seconds[side].append(time.perf_counter() - start)
-            del made  # a network takes longer to free than to merge, which is not what is measured
+            del made, arguments
             gc.enable()
     pairs = list(zip(seconds["hf_tl"], seconds["peft"], strict=True))
     ratio = [theirs / ours if faster else ours / theirs for ours, theirs in pairs]
@@ -146,49 +153,38 @@ def weigh_activations() -> dict:
 
 
 def time_management(repeats: int) -> dict:
-    """Injection, reading and merging on a network of BERT-base's shape: 73 linear layers."""
+    """Injection, loading, reading and merging on a network of BERT-base's shape: 73 linear layers."""
     from transformers import BertConfig, BertForSequenceClassification
+
+    from hf_tl import load_adapter
 
     model = BertForSequenceClassification(BertConfig())
     config = {"r": 8, "lora_alpha": 16, "target_modules": DENSE, "modules_to_save": ["classifier"]}
-    with warnings.catch_warnings():
+    inject = {
+        "peft": lambda fresh: peft.get_peft_model(fresh, peft.LoraConfig(**config)),
+        "hf_tl": lambda fresh: add_lora(fresh, LoraConfig(**config)),
+    }
+    fresh = dict.fromkeys(inject, lambda: copy.deepcopy(model))
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
-        results = {}
-        copies = {side: [copy.deepcopy(model) for _ in range(repeats + 1)] for side in ("peft", "hf_tl")}
-        made = {"peft": [], "hf_tl": []}
-
-        def inject(side: str) -> None:
-            fresh = copies[side].pop()
-            if side == "peft":
-                made[side].append(peft.get_peft_model(fresh, peft.LoraConfig(**config)))
-            else:
-                made[side].append(add_lora(fresh, LoraConfig(**config)))
-
-        results["inject"] = in_turns({s: lambda s=s: inject(s) for s in made}, repeats, faster=True)
-        theirs, ours = made["peft"][0], made["hf_tl"][0]
-        read = {"peft": lambda: peft.get_peft_model_state_dict(theirs), "hf_tl": lambda: adapter_state_dict(ours)}
-        results["state_dict"] = in_turns(read, repeats, faster=True)
-        merge = {
-            "peft": lambda: made["peft"].pop().merge_and_unload(),
-            "hf_tl": lambda: remove_lora(made["hf_tl"].pop(), merge=True),
+        ready = {side: inject[side](copy.deepcopy(model)) for side in inject}
+        ready["peft"].save_pretrained(folder)
+        load = {
+            "peft": lambda fresh: peft.PeftModel.from_pretrained(fresh, folder),
+            "hf_tl": lambda fresh: load_adapter(fresh, folder),
         }
-        results["merge"] = in_turns(merge, repeats, faster=True)
-        made = copies = None  # a few gigabytes
-        results["load"] = time_loading(model, config, repeats)
-    return results
-
-
-def time_loading(model: nn.Module, config: dict, repeats: int) -> dict:
-    from hf_tl import load_adapter
-
-    with tempfile.TemporaryDirectory() as folder:
-        peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(**config)).save_pretrained(folder)
-        copies = {side: [copy.deepcopy(model) for _ in range(repeats + 1)] for side in ("peft", "hf_tl")}
-        tasks = {
-            "peft": lambda: peft.PeftModel.from_pretrained(copies["peft"].pop(), folder),
-            "hf_tl": lambda: load_adapter(copies["hf_tl"].pop(), folder),
+        read = {
+            "peft": lambda: peft.get_peft_model_state_dict(ready["peft"]),
+            "hf_tl": lambda: adapter_state_dict(ready["hf_tl"]),
         }
-        return in_turns(tasks, repeats, faster=True)
+        merge = {"peft": lambda made: made.merge_and_unload(), "hf_tl": lambda made: remove_lora(made, merge=True)}
+        made = {side: lambda side=side: inject[side](copy.deepcopy(model)) for side in inject}
+        return {
+            "inject": in_turns(inject, repeats, given=fresh, faster=True),
+            "load": in_turns(load, repeats, given=fresh, faster=True),
+            "state_dict": in_turns(read, repeats, faster=True),
+            "merge": in_turns(merge, repeats, given=made, faster=True),
+        }
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ def test_every_mutation_ends_in_a_clear_sentence(sound, tmp_path):
             raise AssertionError(f"mutation {seed}, {what}: {type(error).__name__}: {error}") from error
         else:
             raise AssertionError(f"mutation {seed} was loaded: {what}")
-        assert time.perf_counter() - start < 2, what
+        assert time.process_time() - start < 2, what
         assert 20 < len(sentence) < 2000, f"{what}: {sentence}"
         assert sentence.isprintable(), f"{what}: {sentence!r}"
         assert not (folder / "exploded").exists(), what

@@ -122,6 +122,21 @@ def test_no_adapter_joins_merged_ones():
     assert_untouched(model, batch, before)
 
 
+def test_what_trains_in_full_with_one_adapter_is_not_adapted_by_another():
+    model, batch = network("mlp")
+    add_lora(model, LoraConfig(r=2, target_modules=["lin0", "head"], modules_to_save=()), adapter="a")
+    before = state(model.eval(), batch)
+    with pytest.raises(InputError, match="'head' is to train in full, but another adapter adapts 'head'"):
+        add_lora(model, LoraConfig(r=2, target_modules=["lin1"], modules_to_save=["head"]), adapter="b")
+    assert_untouched(model, batch, before)
+    model, batch = network("mlp")
+    add_lora(model, LoraConfig(r=2, target_modules=["lin0"], modules_to_save=["head"]), adapter="a")
+    before = state(model.eval(), batch)
+    with pytest.raises(InputError, match="'head' is to be adapted, but trains in full with another adapter"):
+        add_lora(model, LoraConfig(r=2, target_modules=["head"], modules_to_save=()), adapter="b")
+    assert_untouched(model, batch, before)
+
+
 def test_a_refused_combination():
     model, batch = network("mlp")
     add_lora(model, LoraConfig(r=4, target_modules=["lin0", "lin1"]), adapter="a")

@@ -284,6 +284,8 @@ def test_peft_reads_which_layers_were_chosen(tmp_path):
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     assert "layers" not in written
     assert "layers_to_transform" not in written
+    config, _ = exported_adapter(ours)
+    assert (config.layers, config.target_modules) == (None, sorted(record_of(ours).layers))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path)

@@ -322,7 +322,7 @@ WORKER = Path(__file__).parent / "ddp_worker.py"
 
 @pytest.mark.dist
 def test_two_processes_make_the_steps_of_one(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*command, str(WORKER), str(tmp_path / "two.pt")], check=True, timeout=240, capture_output=True)
     subprocess.run([sys.executable, str(WORKER), str(tmp_path / "one.pt")], check=True, timeout=240)
     two, one = torch.load(tmp_path / "two.pt"), torch.load(tmp_path / "one.pt")
