@@ -29,7 +29,7 @@ def as_named(tmp_path, monkeypatch):
 
 def test_there_is_something_to_test():
     assert len(SNIPPETS) == 3
-    assert len(LINES) == 5
+    assert len(LINES) == 6
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))

@@ -7,11 +7,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hf_tl.cli import adapter, embed, layers, probe, quickstart
+from hf_tl.cli import adapter, embed, layers, plugins, probe, quickstart
 from hf_tl.errors import InputError
 
 
-COMMANDS = {"quickstart": quickstart, "layers": layers, "embed": embed, "probe": probe, "adapter": adapter}
+COMMANDS = {
+    "quickstart": quickstart,
+    "layers": layers,
+    "embed": embed,
+    "probe": probe,
+    "adapter": adapter,
+    "plugins": plugins,
+}
 QUIET = {  # standard error is for this program's progress bars and sentences
     "TRANSFORMERS_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "critical",
