@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from hf_tl.card import About
     from hf_tl.data import Rows, Task, load_task
     from hf_tl.embedding.callback import EmbeddingCallback
     from hf_tl.embedding.crops import TenCrops, mean_feature, mean_score, vote
     from hf_tl.embedding.embedding import Embedding
-    from hf_tl.embedding.full_network import FullNetworkEmbedding
+    from hf_tl.embedding.full_network import FullNetworkEmbedding, push_embedding
     from hf_tl.embedding.preprocessing import Discretizer, LayerNormalizer, LayerSelector, Standardizer, StreamedPCA
     from hf_tl.embedding.recipe import RECIPES, Recipe
     from hf_tl.errors import InputError
+    from hf_tl.hub import Push
     from hf_tl.layers import Layer, Layers, list_layers, select
     from hf_tl.lora.adapters import adapters_disabled, combine_adapters, set_adapter
     from hf_tl.lora.config import LoraConfig
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from hf_tl.lora.loading import load_adapter
     from hf_tl.lora.merge import merge_lora, remove_lora, unmerge_lora
     from hf_tl.lora.plus import lora_plus_groups
+    from hf_tl.lora.push import push_adapter
     from hf_tl.lora.saving import save_adapter
     from hf_tl.lora.trainer_callback import AdapterCallback
     from hf_tl.models import Network, load_network
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RECIPES",
+    "About",
     "Accuracy",
     "AdapterCallback",
     "AppliedPolicy",
@@ -67,6 +71,7 @@ __all__ = [
     "Policy",
     "PolicyCallback",
     "PrefixCache",
+    "Push",
     "Recipe",
     "RowSpace",
     "Rows",
@@ -90,6 +95,8 @@ __all__ = [
     "mean_feature",
     "mean_score",
     "merge_lora",
+    "push_adapter",
+    "push_embedding",
     "reinit_layers",
     "remove_lora",
     "save_adapter",
@@ -103,6 +110,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "RECIPES": "hf_tl.embedding.recipe",
+    "About": "hf_tl.card",
     "Accuracy": "hf_tl.probes.metrics",
     "AdapterCallback": "hf_tl.lora.trainer_callback",
     "AppliedPolicy": "hf_tl.policies.applied",
@@ -127,6 +135,7 @@ _HOMES = {
     "Policy": "hf_tl.policies.policy",
     "PolicyCallback": "hf_tl.policies.callback",
     "PrefixCache": "hf_tl.policies.prefix_cache",
+    "Push": "hf_tl.hub",
     "Recipe": "hf_tl.embedding.recipe",
     "RowSpace": "hf_tl.probes.row_space",
     "Rows": "hf_tl.data",
@@ -150,6 +159,8 @@ _HOMES = {
     "mean_feature": "hf_tl.embedding.crops",
     "mean_score": "hf_tl.embedding.crops",
     "merge_lora": "hf_tl.lora.merge",
+    "push_adapter": "hf_tl.lora.push",
+    "push_embedding": "hf_tl.embedding.full_network",
     "reinit_layers": "hf_tl.policies.reinit",
     "remove_lora": "hf_tl.lora.merge",
     "save_adapter": "hf_tl.lora.saving",

@@ -15,13 +15,21 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hf_tl"
 FLOORS = [  # a module imports from floors below its own, or from its own part of the house
     {"errors", "table"},
-    {"trace", "dataflow"},
+    {"trace", "dataflow", "hub", "card", "plugins"},
     {"layers", "models", "data"},
     {"embedding", "lora", "policies", "probes"},
     {"quickstart"},
     {"cli"},
 ]
-ORDERED = {"dataflow": 0, "trace": 1, "layers": 0, "models": 1, "data": 2}  # on their floor: who may use whom
+ORDERED = {
+    "dataflow": 0,
+    "trace": 1,
+    "hub": 0,
+    "card": 1,
+    "layers": 0,
+    "models": 1,
+    "data": 2,
+}  # on their floor: who may use whom
 
 
 def part(module: str) -> str:

@@ -34,7 +34,7 @@ def test_the_examples_of_help_run_as_printed(folders, capsys):
     for line in COMMANDS["adapter"].EXAMPLES.splitlines():
         assert main(line.split()[1:]) == 0, line
         printed[line.split()[2]] = capsys.readouterr().out
-    assert list(printed) == ["inspect", "verify", "merge", "resize", "diff"]
+    assert list(printed) == ["inspect", "verify", "merge", "resize", "diff", "push"]
     assert "bert.encoder.layer.1.attention.self.value" in printed["inspect"]
     assert "|dW|/|W|" in printed["inspect"]
     assert (folders / "runs/spectra.png").stat().st_size > 10_000
@@ -44,6 +44,8 @@ def test_the_examples_of_help_run_as_printed(folders, capsys):
     assert "largest relative error of an update" in printed["resize"]
     assert "the two give the same network" in printed["diff"]  # noise needs all of r: nothing was cut
     assert "option" not in printed["diff"]
+    assert "library_name: peft" in printed["push"]
+    assert "for user/name; nothing was sent" in printed["push"]
 
 
 def test_what_resize_cuts_is_what_diff_finds(folders, capsys):

@@ -26,6 +26,11 @@ NEEDS = {  # page -> fixtures that put what it names into the working folder
     "lora.md": ("base_and_adapter",),
     "probes.md": ("vision_network", "photos", "stored_embedding"),
 }
+ELSEWHERE = {  # pages that take a server, or a package of somebody else's -> the test that runs their snippets
+    "hub.md": "hub/test_docs_hub.py",
+    "plugins.md": "test_plugins.py",
+}
+HERE = [page for page in PAGES if page not in ELSEWHERE]
 LARGEST_IMAGE = 300_000  # bytes
 
 
@@ -187,7 +192,7 @@ def chains(page):
 
 
 @pytest.mark.parametrize(
-    ("page", "chain"), [pytest.param(p, chain, id=str(chain[0])) for p in PAGES for chain in chains(p)]
+    ("page", "chain"), [pytest.param(p, chain, id=str(chain[0])) for p in HERE for chain in chains(p)]
 )
 def test_snippets_run(page, chain, prepared, capsys):
     names = None
@@ -200,7 +205,7 @@ def test_snippets_run(page, chain, prepared, capsys):
                 check(names, printed)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+@pytest.mark.parametrize("page", [page for page in HERE if commands(page)])
 def test_commands_run(page, prepared, capsys):
     for command in commands(page):
         assert main(command[1:]) == 0, command
@@ -208,6 +213,11 @@ def test_commands_run(page, prepared, capsys):
         assert printed, command
         if page == "README.md":
             assert "full network" in printed or "layers frozen" in printed
+
+
+def test_pages_that_run_elsewhere_do():
+    for page, test in ELSEWHERE.items():
+        assert f'"docs" / "{page}"' in (ROOT / "tests" / test).read_text()
 
 
 def test_there_is_something_to_test():

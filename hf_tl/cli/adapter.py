@@ -1,12 +1,14 @@
-"""Looks into a LoRA adapter: what it learnt, whether PEFT agrees, merged, at a smaller rank, or against another."""
+"""Looks into a LoRA adapter (what it learnt, whether PEFT agrees, merged, smaller, against another), and pushes it."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hf_tl.cli.arguments import MODEL, make_folder
 from hf_tl.errors import InputError
+from hf_tl.table import format_table
 
 
 EXAMPLES = """\
@@ -14,7 +16,9 @@ EXAMPLES = """\
   hf-tl adapter verify path/to/adapter --model path/to/base
   hf-tl adapter merge path/to/adapter --model path/to/base --out runs/merged
   hf-tl adapter resize path/to/adapter --keep 0.99 --out runs/smaller
-  hf-tl adapter diff path/to/adapter runs/smaller"""
+  hf-tl adapter diff path/to/adapter runs/smaller
+  hf-tl adapter push path/to/adapter user/name --base-model user/base --dataset user/films --dry-run"""
+ADAPTER = "folder with adapter_config.json and adapter_model.safetensors, or a Hub id"
 
 _BOUND = 1e-4  # relative: above it, PEFT and hf_tl do not mean the same
 
@@ -25,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     def verb(name: str, about: str, run) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=about, description=about)
-        added.add_argument("adapter", type=Path, help="folder with adapter_config.json and adapter_model.safetensors")
+        added.add_argument("adapter", help=ADAPTER)
         added.set_defaults(verb_run=run)
         return added
 
@@ -42,7 +46,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--keep", type=float, help="instead, the share of every update's squared norm to keep, such as 0.99")
     add("--out", type=Path, required=True, help="folder for the new adapter")
     add = verb("diff", "how two adapters of one network differ, layer by layer", _diff).add_argument
-    add("other", type=Path, help="the other adapter")
+    add("other", help="the other adapter")
+    add = verb("push", "the folder and a model card to the Hub; the token is from HF_TOKEN or `hf auth login`", _push)
+    add_push(add.add_argument)
+
+
+def add_push(add: Callable) -> None:
+    """The arguments of a push."""
+    add("repo", metavar="USER/NAME", help="model repository, made where there is none")
+    add("--base-model", metavar="HUB_ID", help="the network, where it was loaded from a folder of this machine")
+    add("--private", action="store_true", help="a repository that is made is private")
+    add("--revision", metavar="BRANCH", help="branch, made where there is none (default main)")
+    add("--dataset", action="append", default=[], metavar="HUB_ID", help="what it was trained on; may be repeated")
+    add("--result", action="append", default=[], metavar="METRIC=VALUE", help="on the first dataset; may be repeated")
+    add("--task", metavar="NAME", help="of the results, where the network's head does not tell: image-classification")
+    add("--message", default="Add LoRA adapter", help="of the commit (default %(default)s)")
+    add("--dry-run", action="store_true", help="show the card and what would be sent, and send nothing")
+
+
+def read_results(words: Sequence[str]) -> dict[str, float]:
+    """What --result was given, metric -> value.
+
+    Raises:
+        InputError: anything else than METRIC=VALUE.
+    """
+    found = {}
+    for word in words:
+        metric, _, value = word.partition("=")
+        try:
+            found[metric.strip()] = float(value)
+        except ValueError as error:
+            raise InputError(f"--result takes METRIC=VALUE, such as accuracy=0.93, got {word!r}") from error
+    return found
 
 
 def run(options: argparse.Namespace) -> None:
@@ -132,3 +167,25 @@ def _diff(options: argparse.Namespace) -> None:
     for name, (first, second) in found.options.items():
         print(f"option {name}: {first!r} and {second!r}")
     print("the two give the same network" if found.same else "the two give different networks")
+
+
+def _push(options: argparse.Namespace) -> None:
+    from hf_tl.card import About, in_bytes
+    from hf_tl.lora.push import push_adapter
+
+    about = About(datasets=options.dataset, results=read_results(options.result), task=options.task)
+    done = push_adapter(
+        options.adapter,
+        options.repo,
+        base_model=options.base_model,
+        about=about,
+        private=True if options.private else None,
+        revision=options.revision,
+        message=options.message,
+        dry_run=options.dry_run,
+    )
+    print(format_table(["file", "size"], [[name, in_bytes(size)] for name, size in done.sizes.items()]))
+    if options.dry_run:
+        print(f"\n{done.card}\nfor {done.repo_id}; nothing was sent")
+    else:
+        print(f"\npushed {done.url}")

@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     taps_help = "auto, blocks, linear, conv, layers by place (..50%%, --taps=-2..) or by pattern (default auto)"
     add("--taps", nargs="+", default=["auto"], metavar="PATTERN", help=taps_help)
-    pool_help = "how positions become one number: mean, max, gem, cls, patch-mean, last-token (default mean)"
+    pool_help = (
+        "how positions become one number: mean, max, gem, cls, patch-mean, last-token, or that of a plug-in "
+        "(default mean)"
+    )
     add("--pool", default="auto", metavar="NAME", help=pool_help)
     dtype_help = "precision of the network (default %(default)s)"
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help=dtype_help)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hf_tl.cli import adapter, embed, layers, policy, probe, quickstart
+from hf_tl.cli import adapter, embed, layers, plugins, policy, probe, quickstart
 from hf_tl.errors import InputError
 
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "probe": probe,
     "policy": policy,
     "adapter": adapter,
+    "plugins": plugins,
 }
 QUIET = {  # standard error is for this program's progress bars and sentences
     "TRANSFORMERS_VERBOSITY": "error",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hf_tl.cli.arguments import DATA, MODEL, add_reading, make_folder
 from hf_tl.cli.reading import read_task
 from hf_tl.errors import InputError
+from hf_tl.plugins import find_plugin, plugin_names
 from hf_tl.table import format_table
 
 
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     taps_help = "auto for all, last for the last, layers by place (..50%%, --taps=-2..) or by pattern (default auto)"
     add("--taps", nargs="+", default=["auto"], metavar="PATTERN", help=taps_help)
     add("--top", type=float, default=1.0, help="share of those layers to keep, from the task side (default 1)")
-    head_help = f"classifier: {', '.join(HEADS)} (default svm)"
+    head_help = f"classifier: {', '.join(HEADS)}, or that of a plug-in (default svm)"
     add("--head", default="svm", metavar="NAME", help=head_help)
     C_help = 'weight of the loss; several values or "auto" to choose on splits of the training rows (default 1)'
     add("-C", "--C", nargs="+", default=["1"], metavar="C", help=C_help)
@@ -57,8 +58,8 @@ def run(options: argparse.Namespace) -> None:
 
     start = time.perf_counter()
     options.C = read_C(options.C)
-    if options.head not in HEADS:
-        raise InputError(f"--head {options.head!r} is none of {', '.join(HEADS)}")
+    if options.head not in HEADS and find_plugin("head", options.head) is None:
+        raise InputError(f"--head {options.head!r} is none of {', '.join([*HEADS, *plugin_names('head')])}")
     if options.against is not None and not options.layers:
         raise InputError("--against compares layer by layer; add --layers")
     if not 0 < options.top <= 1:

@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
 
+from hf_tl.card import About
 from hf_tl.data import Rows, as_rows
 from hf_tl.embedding.embedding import Embedding, LayerColumns, feature_names
 from hf_tl.embedding.extraction import Execution, OnBadRows
@@ -25,6 +26,7 @@ from hf_tl.embedding.store import Store
 from hf_tl.embedding.tap import Selection
 from hf_tl.embedding.taps import describe_taps, find_taps, with_pooling
 from hf_tl.errors import InputError
+from hf_tl.hub import Push
 from hf_tl.models import Network, example_batch, load_network
 
 
@@ -111,6 +113,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
         recipe: Recipe | str = "paper",
         taps: Selection = "auto",
         top: float = 1.0,
+        pool: str | Pooling | Mapping[str, str | Pooling] = "auto",
     ) -> FullNetworkEmbedding:
         """The embedding of a pre-trained network, still to be fitted; or one that `save_pretrained` wrote, fitted.
 
@@ -122,13 +125,15 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
             recipe: of an embedding still to be fitted.
             taps: likewise.
             top: likewise.
+            pool: likewise; and of a fitted embedding whose pooling is a plug-in, whose name in a file is not enough
+                to import it.
 
         Raises:
             InputError: no such model; a fitted embedding whose network has changed.
         """
         folder = find_fitted(name, revision)
         if folder is not None:
-            fitted = load_fitted(folder, network=network)
+            fitted = load_fitted(folder, network=network, pool=pool)
             made = cls(
                 fitted.network,
                 recipe=fitted.recipe,
@@ -140,7 +145,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
             return made._fitted(fitted.layers, fitted.statistics)
         find_recipe(recipe)
         loaded = network or load_network(name, image_size=image_size, revision=revision)
-        return cls(loaded, recipe=recipe, taps=taps, top=top)
+        return cls(loaded, recipe=recipe, taps=taps, top=top, pool=pool)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the fitted embedding: layers as JSON, statistics as safetensors, a model card; not the network.
@@ -151,9 +156,28 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
         """
         return save_fitted(self._as_fitted(), folder)
 
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Uploads what `save_pretrained` writes to a model repository, which is made; returns its address."""
-        return push_fitted(self._as_fitted(), repo_id, private=private, token=token)
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        about: About | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        message: str = "Add full-network embedding",
+        token: str | None = None,
+        dry_run: bool = False,
+    ) -> Push:
+        """See `hf_tl.push_embedding`."""
+        return push_fitted(
+            self._as_fitted(),
+            repo_id,
+            about=about,
+            private=private,
+            revision=revision,
+            message=message,
+            token=token,
+            dry_run=dry_run,
+        )
 
     def describe(self, rows: Rows | Sequence | None = None) -> str:
         """A table of what is read: each tap, what it is, how it is pooled, and its columns.
@@ -402,6 +426,46 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
         if isinstance(rows, Dataset):
             return as_rows(rows, modality=self.network.modality)
         return Rows([{"input": value} for value in rows], "input")
+
+
+def push_embedding(
+    embedding: FullNetworkEmbedding,
+    repo_id: str,
+    *,
+    about: About | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    message: str = "Add full-network embedding",
+    token: str | None = None,
+    dry_run: bool = False,
+) -> Push:
+    """Puts a fitted embedding on the Hub: what `save_pretrained` writes, in one commit.
+
+    `FullNetworkEmbedding.from_pretrained("user/name", revision=...)` loads it; the network stays where it is.
+
+    Args:
+        embedding: fitted.
+        repo_id: "user/name"; a model repository that is made where there is none.
+        about: datasets, results, time: what the card says and no file knows.
+        private: whether a repository that is made is private; None for the default of its owner.
+        revision: the branch, which is made where there is none; None for main.
+        message: of the commit.
+        token: None for HF_TOKEN or what `hf auth login` stored. It is never written and never printed.
+        dry_run: whether to say what would be pushed, and send nothing.
+
+    Raises:
+        NotFittedError: `fit` comes first.
+        InputError: a pooling of your own, which no file can hold; or whatever the Hub objects to.
+    """
+    return embedding.push_to_hub(
+        repo_id,
+        about=about,
+        private=private,
+        revision=revision,
+        message=message,
+        token=token,
+        dry_run=dry_run,
+    )
 
 
 def _span(names: Sequence[str]) -> str:

@@ -13,13 +13,14 @@ from hf_tl.data import Rows
 from hf_tl.embedding.embedding import Embedding, LayerColumns, describe_labels, write_index
 from hf_tl.embedding.extraction import Block, Execution, extract, load_batch, move, to_device
 from hf_tl.embedding.fingerprint import fingerprint_batch, fingerprint_json, fingerprint_rows, fingerprint_weights
-from hf_tl.embedding.pooling import Pooling
+from hf_tl.embedding.pooling import POOLINGS, Pooling
 from hf_tl.embedding.processes import Processes
 from hf_tl.embedding.store import Store
 from hf_tl.embedding.tap import Selection, Tap
 from hf_tl.embedding.taps import find_taps, with_pooling
 from hf_tl.errors import InputError
 from hf_tl.models import Network
+from hf_tl.plugins import plugin_origin
 from hf_tl.trace import Batch
 
 
@@ -181,7 +182,7 @@ def _reading(tap: Tap) -> list:
 
 def _pooling_name(pool: str | Pooling) -> str:
     if isinstance(pool, str):
-        return pool
+        return pool if pool in POOLINGS else plugin_origin("pooling", pool)
     if isinstance(pool, FunctionType):
         return f"{pool.__module__}.{pool.__qualname__}"
     settings = sorted(vars(pool).items())

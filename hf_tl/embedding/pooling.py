@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hf_tl.errors import InputError
 from hf_tl.layers import closest
+from hf_tl.plugins import find_plugin, plugin_names
 
 
 EPSILON = 1e-6
@@ -74,16 +75,17 @@ TOKEN_POOLINGS = ("cls", "patch-mean", "last-token")  # they mean something for 
 
 
 def find_pooling(name: str | Pooling) -> Pooling:
-    """The pooling of that name, or the user's own.
+    """The pooling of that name, hf_tl's own or a plug-in's (see `hf_tl.plugins`), or the user's object.
 
     Raises:
-        InputError: an unknown name, with the known ones.
+        InputError: an unknown name, with the known ones; a plug-in that cannot be used.
     """
     if not isinstance(name, str):
         return name
-    if name not in POOLINGS:
-        raise InputError(f"there is no pooling {name!r}; {closest(name, sorted(POOLINGS))}")
-    return POOLINGS[name]
+    found = POOLINGS.get(name) or find_plugin("pooling", name)
+    if found is None:
+        raise InputError(f"there is no pooling {name!r}; {closest(name, [*POOLINGS, *plugin_names('pooling')])}")
+    return found
 
 
 def pool(
@@ -106,7 +108,7 @@ def pool(
         rows: number of rows in the batch.
         channels_last: whether channels are the last axis, as in a fully connected layer's output.
         mask: (rows, tokens), 1 where a token counts, 0 where it pads; None where all count.
-        how: a name in `POOLINGS`, or a pooling of your own.
+        how: a name that `find_pooling` knows, or a pooling of your own.
         prefix: number of tokens before the patches, which "patch-mean" leaves out.
         strides: the convolutions over time between the mask's positions and the value's, see `resample`.
 
@@ -115,6 +117,7 @@ def pool(
 
     Raises:
         ValueError: the mask has padding, but the value's positions are not its tokens.
+        InputError: a pooling that does not give (rows, channels).
     """
     if value.ndim == 2 and value.shape[0] == rows:
         return value if value.dtype == torch.float32 else value.to(torch.promote_types(value.dtype, torch.float32))
@@ -143,6 +146,11 @@ def pool(
     if not channels_last:
         value = value.flatten(2).transpose(1, 2) if value.ndim > 2 else value[:, None]
     pooled = find_pooling(how)(value.reshape(rows, -1, value.shape[-1]), mask)
+    if tuple(pooled.shape) != (rows, value.shape[-1]):
+        raise InputError(
+            f"pooling {how!r} should give one number per row and channel, {(rows, value.shape[-1])}, "
+            f"got {tuple(pooled.shape)}"
+        )
     return pooled.to(torch.promote_types(pooled.dtype, torch.float32))
 
 

@@ -10,21 +10,24 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from hf_tl.card import About, data_sentence, footprint_table, in_time, results_table, write_card
 from hf_tl.embedding.embedding import LayerColumns, read_layer, read_tensors
 from hf_tl.embedding.fingerprint import fingerprint_weights
-from hf_tl.embedding.pooling import Pooling
+from hf_tl.embedding.pooling import POOLINGS, Pooling
 from hf_tl.embedding.recipe import Recipe
 from hf_tl.embedding.statistics import Statistics
 from hf_tl.embedding.store import STATISTICS
 from hf_tl.errors import InputError, in_one_line
+from hf_tl.hub import CARD, Push, check_repo_id, is_hub_id, is_hub_name, pull_files, push_files
 from hf_tl.models import Network, load_network
 
 
 FORMAT = "hf_tl fitted embedding 1"
-CONFIG, CARD = "embedding_config.json", "README.md"
+CONFIG = "embedding_config.json"
+TAGS = ("feature-extraction", "full-network-embedding", "transfer-learning")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w.-]+)?")
 
 
@@ -50,46 +53,64 @@ def save_fitted(fitted: Fitted, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(fitted.statistics.state(), folder / STATISTICS)
     (folder / CONFIG).write_text(json.dumps(_config(fitted), indent=1) + "\n", encoding="utf-8")
-    _card(fitted).save(folder / CARD)
+    (folder / CARD).write_text(_card(fitted, about=About()), encoding="utf-8")
     return folder
 
 
-def push_fitted(fitted: Fitted, repo_id: str, *, private: bool | None, token: str | None) -> str:
-    """See `FullNetworkEmbedding.push_to_hub`."""
-    from huggingface_hub import HfApi
-
-    with tempfile.TemporaryDirectory() as folder:
-        save_fitted(fitted, folder)
-        api = HfApi(token=token)
-        made = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Add full-network embedding")
-    return str(made)
+def push_fitted(
+    fitted: Fitted,
+    repo_id: str,
+    *,
+    about: About | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    message: str = "Add full-network embedding",
+    token: str | None = None,
+    dry_run: bool = False,
+) -> Push:
+    """See `push_embedding`."""
+    check_repo_id(repo_id)
+    about = about or About()
+    public = replace(fitted, network=replace(fitted.network, name=_public_name(fitted.network.name)))
+    with tempfile.TemporaryDirectory() as made:
+        folder = save_fitted(public, made)
+        return push_files(
+            {name: folder / name for name in (CONFIG, STATISTICS)},
+            repo_id,
+            card=lambda there: _card(public, about=about, repo_id=repo_id, old=there),
+            message=message,
+            private=private,
+            revision=revision,
+            token=token,
+            dry_run=dry_run,
+        )
 
 
 def find_fitted(name: str, revision: str | None) -> Path | None:
     """The folder of a fitted embedding, downloaded where `name` is a Hub id; None for anything else."""
     if (Path(name) / CONFIG).is_file():
         return Path(name)
-    if "/" not in name or Path(name).exists() or not HUB_NAME.fullmatch(name):
+    if not is_hub_id(name):
         return None
-    from huggingface_hub import hf_hub_download, snapshot_download
-
     try:
-        hf_hub_download(name, CONFIG, revision=revision)
-    except (OSError, ValueError):  # no such repository, no such file, no Hub: then it is no fitted embedding
+        folder = pull_files(name, [CONFIG, STATISTICS], revision=revision)
+    except InputError:  # no such repository, no Hub: then it is no fitted embedding, and the network's loader says why
         return None
-    return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, STATISTICS]))
+    return folder if (folder / CONFIG).is_file() else None
 
 
-def load_fitted(folder: Path, *, network: Network | None) -> Fitted:
+def load_fitted(
+    folder: Path, *, network: Network | None, pool: str | Pooling | Mapping[str, str | Pooling] = "auto"
+) -> Fitted:
     """The embedding that `save_fitted` wrote, fitted, around its network.
 
     Args:
         folder: where the files are.
         network: what it reads; None to load the network that the files name.
+        pool: the pooling of the fit where that is a plug-in, whose name in a file is not enough to import it.
 
     Raises:
-        InputError: damaged files, or a network that is not the one of the fit.
+        InputError: damaged files, a network that is not the one of the fit, or a pooling that is not hf_tl's own.
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -107,11 +128,20 @@ def load_fitted(folder: Path, *, network: Network | None) -> Fitted:
         statistics = Statistics.from_state(read_tensors(folder / STATISTICS))
         if len(statistics.mean) != layers[-1].stop:
             raise ValueError(f"statistics of {len(statistics.mean)} features do not fit {layers[-1].stop} columns")
-        taps, pool, base, weights = config["taps"], config["pool"], config["base_model"], config["weights"]
+        taps, saved, base, weights = config["taps"], config["pool"], config["base_model"], config["weights"]
         taps = taps if isinstance(taps, str) else [str(tap) for tap in taps]
         top, dtype = float(config["top"]), str(config["dtype"])
+        named = list(saved.values()) if isinstance(saved, dict) else [saved]
+        if not all(isinstance(part, str) for part in named):
+            raise ValueError(f"pool should be a name, or names by kind of layer, got {saved!r}")
     except (OSError, KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"the fitted embedding in {str(folder)!r} is damaged: {in_one_line(error)}") from error
+    foreign = [part for part in named if part not in ("auto", *POOLINGS)]
+    if foreign and pool != saved:
+        raise InputError(
+            f"the embedding in {str(folder)!r} was fitted with the pooling {foreign[0]!r}, which is not one of "
+            f"hf_tl's, and a file does not decide what is imported; if you trust it, give it yourself: pool={saved!r}"
+        )
     if network is None:
         _check_name(base, folder)
         network = load_network(base, image_size=config.get("image_size"), revision=config.get("revision"))
@@ -120,7 +150,7 @@ def load_fitted(folder: Path, *, network: Network | None) -> Fitted:
             f"the embedding in {str(folder)!r} was fitted on {base!r} with other weights than {network.name!r} has "
             f"here; load the network of the fit, or fit again"
         )
-    return Fitted(network, recipe, taps, top, pool, dtype, layers, statistics)
+    return Fitted(network, recipe, taps, top, saved, dtype, layers, statistics)
 
 
 def _config(fitted: Fitted) -> dict:
@@ -157,34 +187,42 @@ def _check_name(base: str, folder: Path) -> None:
         )
 
 
-def _card(fitted: Fitted) -> object:
-    from huggingface_hub import ModelCard, ModelCardData
+def _public_name(name: str) -> str:
+    """What others may read of the network's name: of a folder of this machine, its last part."""
+    place = Path(name.removeprefix("local-dir:"))
+    return f"a folder: {place.name}" if place.exists() else name
 
-    named = fitted.network.name if "/" in fitted.network.name and HUB_NAME.fullmatch(fitted.network.name) else None
-    data = ModelCardData(
-        library_name="hf_tl",
-        base_model=named,
-        tags=["feature-extraction", "full-network-embedding", "transfer-learning"],
-    )
+
+def _card(fitted: Fitted, *, about: About, repo_id: str | None = None, old: str | None = None) -> str:
+    named = fitted.network.name if is_hub_name(fitted.network.name) else None
     recipe = fitted.recipe
     steps = {"standardize": "standardised", "l2-layer": "each layer at length 1", "none": "not scaled"}[recipe.scale]
     span = f"{fitted.layers[0].name} to {fitted.layers[-1].name}"
     if recipe.thresholds is not None:
         steps += f", discretised to -1, 0, 1 at {recipe.thresholds[0]} and {recipe.thresholds[1]}"
-    return ModelCard(f"""---
-{data.to_yaml()}
----
-
-# Full-network embedding of {fitted.network.name}
-
+    rows = {"features": f"{fitted.layers[-1].stop:,}", "layers": f"{len(fitted.layers)}, {span}"}
+    rows["training rows"] = f"{fitted.statistics.n:,}"
+    if about.training_seconds is not None:
+        rows["fitted in"] = in_time(about.training_seconds)
+    body = f"""\
 {fitted.layers[-1].stop:,} features of {len(fitted.layers)} layers, {span}, read {recipe.activation} their activation,
 {steps}, with the statistics of {fitted.statistics.n:,} training rows
 (Garcia-Gasulla et al., ICBK 2018). The network itself is not in here.
+{data_sentence(about)}
+{results_table(about)}{footprint_table(rows)}## How to load it
 
 ```python
 from hf_tl import FullNetworkEmbedding
 
-fne = FullNetworkEmbedding.from_pretrained("PATH_OR_HUB_ID_OF_THIS")
+fne = FullNetworkEmbedding.from_pretrained("{repo_id or "PATH_OR_HUB_ID_OF_THIS"}")
 features = fne.transform(rows)
 ```
-""")
+"""
+    return write_card(
+        old,
+        title=f"Full-network embedding of {named or 'a network'}",
+        body=body,
+        about=about,
+        metadata={"library_name": "hf_tl", "base_model": named, "tags": TAGS},
+        task={"image": "image-feature-extraction", "text": "feature-extraction"}.get(fitted.network.modality),
+    )

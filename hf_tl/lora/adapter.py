@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from hf_tl.errors import InputError
-from hf_tl.lora.adapter_config import read_config, write_config
-from hf_tl.lora.adapter_file import read_tensors, write_tensors
+from hf_tl.hub import is_hub_id, pull_files
+from hf_tl.lora.adapter_config import CONFIG_NAME, read_config, write_config
+from hf_tl.lora.adapter_file import TENSORS_NAME, read_tensors, write_tensors
 from hf_tl.lora.pattern import match_pattern
 
 
@@ -200,22 +201,35 @@ class Adapter:
         return LayerUpdate(name, A, B, scale, embedding, parts.get("bias"), parts.get("magnitude"))
 
 
-def read_adapter(folder: str | Path) -> Adapter:
+def read_adapter(folder: str | Path, *, revision: str | None = None) -> Adapter:
     """Reads adapter_config.json and adapter_model.safetensors; nothing in them is run, imported or followed.
 
+    Args:
+        folder: where they are; or "user/name", a repository of the Hub.
+        revision: branch, tag or commit of a repository; None for main.
+
     Raises:
-        InputError: files that are missing, damaged or of another method than LoRA.
+        InputError: files that are missing, damaged or of another method than LoRA; a repository that cannot be had.
     """
-    place = Path(folder)
+    if is_hub_id(folder):
+        place = pull_files(folder, [CONFIG_NAME, TENSORS_NAME], revision=revision)
+    else:
+        place = _folder(folder, revision)
+    adapter = Adapter(read_config(place), read_tensors(place), str(folder))
+    adapter.updates  # noqa: B018  # checks every factor, now rather than at first use
+    return adapter
+
+
+def _folder(folder: str | Path, revision: str | None) -> Path:
     try:
-        there = place.is_dir()
+        there = Path(folder).is_dir()
     except ValueError as error:  # a null byte in the name
         raise InputError(f"{str(folder)!r} is not a folder name: {error}") from error
     if not there:
         raise InputError(f"adapter folder {str(folder)!r} does not exist; give a folder with an adapter_config.json")
-    adapter = Adapter(read_config(place), read_tensors(place), str(folder))
-    adapter.updates  # noqa: B018  # checks every factor, now rather than at first use
-    return adapter
+    if revision is not None:
+        raise InputError(f"revision={revision!r} is for a repository of the Hub, and {str(folder)!r} is a folder here")
+    return Path(folder)
 
 
 def write_adapter(adapter: Adapter, folder: str | Path) -> Path:

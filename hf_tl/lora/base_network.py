@@ -14,7 +14,7 @@ from hf_tl.lora.adapter import Adapter
 from hf_tl.trace import Batch
 
 
-_TASKS = {
+TASKS = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
@@ -31,7 +31,7 @@ _MAPPINGS = {  # where transformers lists the classes that each of these loads
     "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
     "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING",
 }
-_WITH_LABELS = tuple(name for name in _MAPPINGS if name.endswith("Classification"))
+WITH_LABELS = tuple(name for name in _MAPPINGS if name.endswith("Classification"))
 
 
 def load_base(name: str, adapter: Adapter, *, dtype: torch.dtype | str = torch.float32) -> nn.Module:
@@ -49,7 +49,7 @@ def load_base(name: str, adapter: Adapter, *, dtype: torch.dtype | str = torch.f
         InputError: no such network.
     """
     torch.manual_seed(0)  # a head that is in neither file is random, and the same each time
-    n_labels = _n_labels(adapter)
+    n_labels = n_labels_of(adapter)
     try:
         model = _from_timm(name, n_labels) if _is_timm(name) else _from_transformers(name, adapter, n_labels, dtype)
     except Exception as error:  # a foreign config can fail these libraries in any way
@@ -107,8 +107,8 @@ def _from_transformers(name: str, adapter: Adapter, n_labels: int | None, dtype:
     config = transformers.AutoConfig.from_pretrained(name)
     mapping = adapter.config.get("auto_mapping") or {}
     kind = mapping.get("base_model_class") or next(iter(config.architectures or ()), None)
-    auto = _TASKS.get(adapter.config.get("task_type") or "") or _auto_class(config, kind)
-    labels = {"num_labels": n_labels} if n_labels is not None and auto in _WITH_LABELS else {}
+    auto = TASKS.get(adapter.config.get("task_type") or "") or _auto_class(config, kind)
+    labels = {"num_labels": n_labels} if n_labels is not None and auto in WITH_LABELS else {}
     return getattr(transformers, auto).from_pretrained(name, dtype=dtype, ignore_mismatched_sizes=True, **labels)
 
 
@@ -124,7 +124,7 @@ def _auto_class(config: object, kind: object) -> str:
     return "AutoModel"
 
 
-def _n_labels(adapter: Adapter) -> int | None:
+def n_labels_of(adapter: Adapter) -> int | None:
     """Rows of the last matrix among the modules that come whole: the head's outputs."""
     wanted = adapter.config.get("modules_to_save") or ()
     matrices = [
@@ -144,6 +144,6 @@ def save_network(model: nn.Module, folder: Path, adapter: Adapter) -> None:
         return
     from timm.models import save_for_hf
 
-    labels = _n_labels(adapter)
+    labels = n_labels_of(adapter)
     config = {} if labels is None else {"num_classes": labels}
     save_for_hf(model, folder, model_config=config, safe_serialization=True)

@@ -26,6 +26,7 @@ def load_adapter(
     folder: str | Path,
     *,
     adapter: str = "default",
+    revision: str | None = None,
     strict: bool = True,
     trainable: bool = False,
 ) -> nn.Module:
@@ -36,8 +37,9 @@ def load_adapter(
 
     Args:
         model: the network that the adapter was trained on, with or without other adapters.
-        folder: what `save_adapter`, PEFT or transformers wrote.
+        folder: what `save_adapter`, PEFT or transformers wrote; or "user/name", a repository of the Hub.
         adapter: its name on the network.
+        revision: branch, tag or commit of a repository; None for main.
         strict: whether everything in the file must have its place, and every place its tensor. Where False, what
             does not fit is left out with a warning.
         trainable: whether it can go on training; otherwise nothing of it has a gradient.
@@ -46,10 +48,11 @@ def load_adapter(
         the same model.
 
     Raises:
-        InputError: files that are missing, damaged or of another method than LoRA, or, in one sentence, everything
+        InputError: files that cannot be had, are damaged or of another method than LoRA, or, in one sentence, all
             that is missing, unexpected or of another shape, each with the nearest name in the network.
     """
-    return put_adapter(model, read_adapter(folder), adapter=adapter, strict=strict, trainable=trainable)
+    saved = read_adapter(folder, revision=revision)
+    return put_adapter(model, saved, adapter=adapter, strict=strict, trainable=trainable)
 
 
 def put_adapter(

@@ -6,6 +6,9 @@ What Trainer does with a model, and what answers it here, all of it public:
     saves any other module        model.state_dict()               trainer_callback.py, for the time of the training
     resumes, loads the best       reads model.safetensors, then    the same file under the name that Trainer reads;
                                   model.load_state_dict(tensors)   a hook that takes an adapter's names
+    pushes to the Hub             everything in its folder; lets   a .gitignore, which the Hub obeys; the metadata
+                                  an adapter complete the card     and the footprint of an adapter in the card
+    is pushed by its user         model.push_to_hub(name)          replaced on the instance: push_adapter
 
 `add_lora` calls `follow_trainer`, so a PreTrainedModel (transformers' wrapper of timm is one) needs nothing more.
 """
@@ -14,18 +17,30 @@ from __future__ import annotations
 
 import os
 import types
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from hf_tl.card import About
 from hf_tl.errors import InputError
+from hf_tl.hub import CARD
+from hf_tl.lora.adapter_card import count_base, update_card
 from hf_tl.lora.adapter_file import is_finite
+from hf_tl.lora.push import push_adapter
 from hf_tl.lora.record import PREFIX, RECORD, adapter_state_dict, record_of
 from hf_tl.lora.saving import save_adapter
 
 
 _FOLLOWS = "_hf_tl_follows_trainer"
+_UNPUSHED = """\
+# what stays here when Trainer pushes this folder: the adapter under the name that Trainer resumes from,
+# and its arguments, a pickle that holds the token where it was an argument
+/.gitignore
+/model.safetensors
+/training_args.bin
+"""
 
 
 def follow_trainer(model: nn.Module) -> None:
@@ -41,8 +56,10 @@ def follow_trainer(model: nn.Module) -> None:
     model.register_load_state_dict_pre_hook(_take_adapter)
     model.register_load_state_dict_post_hook(_miss_nothing)
     if isinstance(model, PreTrainedModel):
-        # bound to the instance: a copy of the network gets a method of its own
+        # bound to the instance: a copy of the network gets methods of its own
         model.__dict__["save_pretrained"] = types.MethodType(_save_pretrained, model)
+        model.__dict__["push_to_hub"] = types.MethodType(_push_to_hub, model)
+        model.__dict__["create_or_update_model_card"] = types.MethodType(_complete_card, model)
 
 
 def adapter_in_use(model: nn.Module) -> str:
@@ -87,7 +104,7 @@ def _save_pretrained(
         type(model).save_pretrained(model, save_directory, **plain, **options)
         return
     if push_to_hub:
-        raise InputError("save_pretrained(push_to_hub=True) is not for adapters; use model.push_to_hub(...)")
+        raise InputError("save_pretrained(push_to_hub=True) is not for adapters; use hf_tl.push_adapter(model, ...)")
     if not is_main_process:
         return
     folder = save_adapter(model, save_directory, adapter=adapter_in_use(model))
@@ -95,6 +112,60 @@ def _save_pretrained(
         # Trainer reads adapter_model.safetensors for PEFT's own class only, for any other model this name
         tensors = {name: tensor.cpu().contiguous() for name, tensor in live_tensors(model).items()}
         save_file(tensors, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+        _leave_out(folder.parent)
+    elif not (folder / CARD).is_file():
+        update_card(folder)  # a card of the library peft, and Trainer has it completed below
+
+
+def _push_to_hub(
+    model: nn.Module,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    tags: str | Sequence[str] | None = None,
+    **options: object,
+) -> str:
+    """What `model.push_to_hub` does while the network has an adapter: `push_adapter`."""
+    if RECORD not in model.__dict__:
+        asked = {
+            "commit_message": commit_message,
+            "private": private,
+            "token": token,
+            "revision": revision,
+            "tags": tags,
+        }
+        asked = {name: value for name, value in asked.items() if value is not None}
+        return type(model).push_to_hub(model, repo_id, **asked, **options)
+    if options:
+        raise InputError(f"a push of an adapter has no {', '.join(options)}; see hf_tl.push_adapter")
+    done = push_adapter(
+        model,
+        repo_id,
+        adapter=adapter_in_use(model),
+        about=About(tags=(tags,) if isinstance(tags, str) else tuple(tags or ())),
+        message=commit_message or "Add LoRA adapter",
+        private=private,
+        token=token if isinstance(token, str) else None,
+        revision=revision,
+    )
+    return done.url
+
+
+def _complete_card(model: nn.Module, output_dir: str | os.PathLike) -> None:
+    """What Trainer calls, before it pushes, on a model whose card says that it is an adapter of the library peft."""
+    folder = Path(output_dir)
+    if RECORD in model.__dict__:
+        update_card(folder, n_base=count_base(model))
+        _leave_out(folder)
+
+
+def _leave_out(folder: Path) -> None:
+    ignored = folder / ".gitignore"
+    if not ignored.exists():
+        ignored.write_text(_UNPUSHED, encoding="utf-8")
 
 
 def _take_adapter(model: nn.Module, tensors: MutableMapping[str, Tensor], prefix: str, *details: object) -> None:

@@ -100,7 +100,7 @@ def make_plan(layers: Layers, clauses: Sequence[Clause], *, alone: bool = True) 
 
     Args:
         layers: from `list_layers`.
-        clauses: from `parse_policy`.
+        clauses: from `parse_policy`, `expanded`.
         alone: whether there is one phase only, in which whatever is reinitialised trains.
 
     Raises:

@@ -85,9 +85,11 @@ class Policy:
                 that is reinitialised and never trains, tied parameters that are half frozen.
         """
         policy = self.for_layers(layers)
-        common = parse_policy(policy.text)
+        common = _expanded(parse_policy(policy.text), layers)
         phases = policy.phases or (At("0", ""),)
-        plans = [make_plan(layers, (*common, *_parse_phase(phase)), alone=len(phases) == 1) for phase in phases]
+        plans = [
+            make_plan(layers, (*common, *_parse_phase(phase, layers)), alone=len(phases) == 1) for phase in phases
+        ]
         for phase, plan in zip(phases, plans, strict=True):
             if not plan.trained:
                 where = f" from {phase.when!r} on" if len(phases) > 1 else ""
@@ -265,8 +267,14 @@ class Policy:
         return DryRun(layers, tuple(phases), tuple(policy.plans(layers)), lr)
 
 
-def _parse_phase(phase: At) -> tuple[Clause, ...]:
+def _expanded(clauses: Sequence[Clause], layers: Layers) -> tuple[Clause, ...]:
+    return tuple(own for clause in clauses for own in clause.expanded(layers))
+
+
+def _parse_phase(phase: At, layers: Layers | None = None) -> tuple[Clause, ...]:
+    """The clauses of a phase; for a network, with those that plug-ins make."""
     clauses = parse_policy(phase.text)
+    clauses = clauses if layers is None else _expanded(clauses, layers)
     if any(clause.verb == "reinit" for clause in clauses):
         raise InputError(
             f"phase {phase.when!r} reinitialises, which happens once, before training; "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from hf_tl.errors import InputError
 from hf_tl.layers import closest
+from hf_tl.plugins import find_plugin, plugin_names
 from hf_tl.probes.features import LazyRows
 
 
@@ -18,6 +19,7 @@ HIDDEN = 256  # units of a hidden layer
 ROWS_PER_FEATURE = 1.0  # below this, a head that is not linear is likely to learn the rows by heart
 
 
+@runtime_checkable
 class Head(Protocol):
     """What stands on an embedding: any scikit-learn classifier."""
 
@@ -31,8 +33,15 @@ class Head(Protocol):
         """The accuracy."""
 
 
+class HeadMaker(Protocol):
+    """Makes a head; pass one of your own as `head`, or announce it as a plug-in (see `hf_tl.plugins`)."""
+
+    def __call__(self, C: float | Sequence[float] | str, shape: tuple[int, int]) -> Head:
+        """A classifier, not yet fitted, for (rows, features); C as `make_head` was given it."""
+
+
 def make_head(
-    name: str,
+    name: str | HeadMaker,
     shape: tuple[int, int],
     *,
     C: float | Sequence[float] | Literal["auto"] = "auto",
@@ -42,7 +51,8 @@ def make_head(
     """A classifier, not yet fitted.
 
     Args:
-        name: "svm", "logreg", "ridge", "knn" (cosine, weighted by similarity), "lda", "kernel" (Gaussian) or "mlp".
+        name: "svm", "logreg", "ridge", "knn" (cosine, weighted by similarity), "lda", "kernel" (Gaussian) or "mlp";
+            the name of a plug-in, "module:name", or a function of (C, shape).
         shape: (rows, features) that it will be fitted on; a head that is likely to overfit them warns.
         C: weight of the loss, for "svm", "logreg", "kernel" and, as 1 / alpha, "ridge"; "auto" chooses one on splits
             of the training rows ("kernel": 1). Except for "svm", it is for rows of mean squared length 1. "knn",
@@ -51,10 +61,11 @@ def make_head(
         seed: of "mlp".
 
     Raises:
-        InputError: an unknown name, a C that the head cannot use, or another number of layers.
+        InputError: an unknown name, a C that the head cannot use, or another number of layers; a plug-in that cannot
+            be used.
     """
-    if name not in HEADS:
-        raise InputError(f"there is no head {name!r} among {sorted(HEADS)}; {closest(name, sorted(HEADS))}")
+    if not isinstance(name, str) or name not in HEADS:
+        return _foreign_head(name, C, shape)
     if name in ("kernel", "mlp") and shape[0] < ROWS_PER_FEATURE * shape[1]:
         warnings.warn(
             f"head {name!r} on {shape[0]:,} rows of {shape[1]:,} features can learn them by heart; compare it with "
@@ -65,6 +76,19 @@ def make_head(
     if name == "mlp":
         return _mlp(hidden_layers, seed)
     return HEADS[name](C, shape)
+
+
+def _foreign_head(name: str | HeadMaker, C: float | Sequence[float] | str, shape: tuple[int, int]) -> Head:
+    maker = find_plugin("head", name) if isinstance(name, str) else name
+    if maker is None:
+        known = sorted([*HEADS, *plugin_names("head")])
+        raise InputError(f"there is no head {name!r} among {known}; {closest(name, known)}")
+    made = maker(C, shape)
+    if not isinstance(made, Head):
+        raise InputError(
+            f"head {name!r} should make a classifier with fit, predict and score, got {type(made).__name__}"
+        )
+    return made
 
 
 def _svm(C: float | Sequence[float] | str, shape: tuple[int, int]) -> Head:

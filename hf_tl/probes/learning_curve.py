@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from hf_tl.errors import InputError
 from hf_tl.probes.features import LayeredFeatures, needed_labels
-from hf_tl.probes.heads import make_head
+from hf_tl.probes.heads import HeadMaker, make_head
 from hf_tl.probes.intervals import half_width
 from hf_tl.probes.power_law import FEWEST, PowerLaw, fit_power_law
 from hf_tl.table import format_table
@@ -171,7 +171,7 @@ def learning_curve(
     *,
     shots: Sequence[int] = SHOTS,
     splits: int = SPLITS,
-    head: str = "svm",
+    head: str | HeadMaker = "svm",
     C: float | Sequence[float] | Literal["auto"] = "auto",
     prepare: Prepare | None = None,
     method: str = "full network",

@@ -1,7 +1,6 @@
 """A fitted embedding as files, and back."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -85,43 +84,6 @@ def test_a_pooling_of_ones_own_cannot_be_saved(network, tmp_path):
     fne.fit(pictures(4))
     with pytest.raises(InputError, match="a pooling of your own cannot be written"):
         fne.save_pretrained(tmp_path)
-
-
-def test_it_is_pushed_as_it_is_saved_and_found_again(network, tmp_path, monkeypatch):
-    """The Hub is a folder here: what would be uploaded goes there, what would be downloaded comes from there."""
-    import huggingface_hub
-
-    hub, cache = tmp_path / "hub", tmp_path / "cache"
-    calls = []
-
-    class Api:
-        def __init__(self, token=None):
-            calls.append(token)
-
-        def create_repo(self, repo_id, *, private, exist_ok):
-            calls.append((repo_id, private, exist_ok))
-            return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
-
-        def upload_folder(self, *, repo_id, folder_path, commit_message):
-            shutil.copytree(folder_path, hub / repo_id)
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr(
-        huggingface_hub, "hf_hub_download", lambda name, file, revision=None: str((hub / name / file).resolve(True))
-    )
-    monkeypatch.setattr(
-        huggingface_hub,
-        "snapshot_download",
-        lambda name, **kwargs: shutil.copytree(hub / name, cache / name, dirs_exist_ok=True),
-    )
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    fne = FullNetworkEmbedding(network, progress=False).fit(pictures(4))
-    assert fne.push_to_hub("me/fitted", private=True, token="t").endswith("me/fitted")
-    assert calls == ["t", ("me/fitted", True, True)]
-    with pytest.raises(InputError, match="neither a Hub id nor a timm name; give it with network="):
-        FullNetworkEmbedding.from_pretrained("me/fitted")  # a downloaded file does not open folders here
-    loaded = FullNetworkEmbedding.from_pretrained("me/fitted", network=network)
-    assert loaded.layers_ == fne.layers_
 
 
 def test_halves_are_merged_and_parts_are_added(network):

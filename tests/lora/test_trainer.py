@@ -221,7 +221,7 @@ def test_what_trainer_saves_at_the_end_is_the_adapter(kind, tmp_path):
     done.save_model(str(tmp_path / "out"))
     names = {path.name for path in (tmp_path / "out").iterdir()}
     if kind in PRETRAINED:
-        assert names == {"adapter_config.json", "adapter_model.safetensors", "training_args.bin"}
+        assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors", "training_args.bin"}
     else:  # Trainer writes the state dict of any other module: whole again after training
         assert names == {"model.safetensors", "training_args.bin"}
         assert any("base_layer" in name for name in load_file(tmp_path / "out" / "model.safetensors"))
