@@ -64,6 +64,7 @@ def main() -> None:
     if training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
         raise InputError("an adapter is small enough for every process, and FSDP would shard it; launch with DDP")
     share_batch(training, args.batch)
+    training.remove_unused_columns = False  # rows are raw inputs until they are in a batch
     set_seed(training.seed)
     task = load_task(args.dataset, modality=find_modality(args.model), label=args.label, config=args.dataset_config)
     classes = find_classes(task)

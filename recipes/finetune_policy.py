@@ -49,6 +49,7 @@ def accuracy(predicted: EvalPrediction) -> dict[str, float]:
 def main() -> None:
     args, training = parse_arguments(Arguments, TrainingArguments)
     share_batch(training, args.batch)
+    training.remove_unused_columns = False  # rows are raw inputs until they are in a batch
     set_seed(training.seed)
     task = load_task(args.dataset, modality=find_modality(args.model), label=args.label, config=args.dataset_config)
     classes = find_classes(task)

@@ -4,8 +4,8 @@
 
 CHECKOUT is a folder in which the official examples lie somewhere, such as clones of transformers and of accelerate
 (`git clone --depth 1`); without any, only the scripts of tests/dropin/scripts are tried. Each script is copied with
-one import and one line added, shown with --diff, and runs on tiny networks and data, without a network: by `python`,
-and by `accelerate launch` as two processes over gloo. A cell is green where the script ended well and
+one import and one line added, shown with --diff, and runs on tiny networks and data, without the Hub: under `python`,
+and under `accelerate launch` as two processes over gloo. A cell is green where the script ended well and
 
     policy     frozen parameters are bit for bit what they were, tuned ones are not;
     lora       the same, of the network's weights and of the adapter;
@@ -21,6 +21,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 OWN = ROOT / "tests" / "dropin" / "scripts"
 TWO = ROOT / "recipes" / "configs" / "two_processes_cpu.yaml"
-LIMIT = 400  # seconds of one cell
+AT_ONCE = 12  # cells of one launch
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--scripts", nargs="+", choices=SCRIPTS, default=list(SCRIPTS), metavar="NAME")
     parser.add_argument("--pillars", nargs="+", choices=("none", *PILLARS), default=list(PILLARS))
     parser.add_argument("--processes", nargs="+", type=int, choices=(1, 2), default=[1, 2])
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so many")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no dozen of cells after so many")
     parser.add_argument("--diff", action="store_true", help="print the added lines of every script and pillar")
     parser.add_argument("--world", type=Path, help="folder of tiny networks and data; a temporary one by default")
     parser.add_argument("--ledger", type=Path, default=Path("runs/dropin_matrix.jsonl"))
@@ -92,14 +93,16 @@ def run_cells(cells: list, found: dict[str, str], options: argparse.Namespace, w
     if wanted:
         made = (world / "home").is_dir() and (world / "pets").is_dir()
         variables = environment(world / "home") if made else make_world(world)
-    for cell in wanted:
-        if time.monotonic() - start > 60 * options.minutes:
-            break
-        result = {"key": key(cell, found), **run_cell(cell, found, variables, world)}
-        print(f"{cell[0]}, {cell[1]}, {cell[2]} process(es): {result['outcome']}, {result['seconds']} s", flush=True)
-        done[result["key"]] = result
-        with options.ledger.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+    for processes in options.processes:
+        mine = [cell for cell in wanted if cell[2] == processes]
+        for some in [mine[i : i + AT_ONCE] for i in range(0, len(mine), AT_ONCE)]:
+            if time.monotonic() - start > 60 * options.minutes:
+                break
+            for cell, result in run_some(some, found, variables, world, processes).items():
+                print(f"{cell[0]}, {cell[1]}, {cell[2]} process(es): {result['outcome']}", flush=True)
+                done[result["key"]] = result
+                with options.ledger.open("a") as file:
+                    file.write(json.dumps(result) + "\n")
     return {cell: done.get(key(cell, found)) for cell in cells}
 
 
@@ -110,38 +113,45 @@ def key(cell: tuple, found: dict[str, str]) -> str:
     return f"{name} {pillar} {processes} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def run_cell(cell: tuple, found: dict[str, str], variables: dict[str, str], world: Path) -> dict:
-    """Runs a script with a pillar; "green", "refused", or what was wrong."""
-    name, pillar, processes = cell
-    script = SCRIPTS[name]
-    text = script.patched(found[name], pillar)
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="cell-") as temporary:
-        place = Path(temporary)
-        for thing in world.iterdir():
-            (place / thing.name).symlink_to(thing.resolve())
-        (place / f"{name}.py").write_text(text, encoding="utf-8")
-        (place / "ranks").mkdir()
-        command = [str(HERE / "dropin_cell.py"), "ranks", f"{name}.py", *script.words()]
+def run_some(
+    cells: list, found: dict[str, str], variables: dict[str, str], world: Path, processes: int
+) -> dict[tuple, dict]:
+    """Runs scripts one after the other with one launch; cell -> "green", "refused", or what was wrong."""
+    results = {}
+    with tempfile.TemporaryDirectory(prefix="cells-") as temporary:
+        orders = []
+        for number, (name, pillar, _) in enumerate(cells):
+            place = Path(temporary) / str(number)
+            place.mkdir()
+            for thing in world.iterdir():
+                (place / thing.name).symlink_to(thing.resolve())
+            (place / f"{name}.py").write_text(SCRIPTS[name].patched(found[name], pillar), encoding="utf-8")
+            order = {"folder": str(place), "script": f"{name}.py", "words": SCRIPTS[name].words()}
+            orders.append(order | {"port": free_port()})
+        (Path(temporary) / "orders.json").write_text(json.dumps(orders))
         launch = [sys.executable]
         variables = variables | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)])}
         if processes == 2:
             launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(TWO)]
             variables = variables | {"ACCELERATE_USE_CPU": "true"}
-        try:
-            ended = subprocess.run(
-                [*launch, *command], cwd=place, env=variables, capture_output=True, text=True, timeout=LIMIT
-            )
-            said = ended.stdout + ended.stderr
-        except subprocess.TimeoutExpired:
-            return {"outcome": f"no end after {LIMIT} s", "seconds": LIMIT}
-        ranks = [json.loads(path.read_text()) for path in sorted((place / "ranks").glob("*.json"))]
-        adapter = (place / "out" / "adapter_config.json").is_file()
-    outcome = judge(script, pillar, processes, ranks)
-    result = {"outcome": outcome, "seconds": round(time.monotonic() - start), "saved as an adapter": adapter}
-    if outcome not in ("green", "refused"):
-        print(said[-3000:])
-    return result
+        command = [*launch, str(HERE / "dropin_cell.py"), str(Path(temporary) / "orders.json")]
+        subprocess.run(command, cwd=temporary, env=variables, check=True)
+        for number, cell in enumerate(cells):
+            place = Path(temporary) / str(number)
+            ranks = [json.loads(path.read_text()) for path in sorted(place.glob("[01].json"))]
+            outcome = judge(SCRIPTS[cell[0]], cell[1], processes, ranks)
+            adapter = (place / "out" / "adapter_config.json").is_file()
+            results[cell] = {"key": key(cell, found), "outcome": outcome, "saved as an adapter": adapter}
+            if outcome not in ("green", "refused"):
+                print("\n".join(path.read_text()[-3000:] for path in sorted(place.glob("[01].txt"))))
+    return results
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
 
 
 def judge(script: Script, pillar: str, processes: int, ranks: list[dict]) -> str:

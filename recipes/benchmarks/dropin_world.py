@@ -38,7 +38,7 @@ def make_world(folder: Path) -> dict[str, str]:
     torch.manual_seed(0)
     save_bert(folder / "bert")
     save_vit(folder / "vit")
-    _write_texts(folder)
+    write_texts(folder)
     _write_images(folder)
     _write_metric(folder / "accuracy", "accuracy")
     home = folder / "home"
@@ -108,7 +108,7 @@ def _cached(home: Path, repo: str) -> Path:
     return snapshot
 
 
-def _write_texts(folder: Path) -> None:
+def write_texts(folder: Path) -> None:
     def write(path: Path, header: list[str], rows: list[list]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:

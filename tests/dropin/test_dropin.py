@@ -13,7 +13,7 @@ import pytest
 from dropin_cell import Watch
 from dropin_matrix import OWN, judge
 from dropin_scripts import OFFICIAL, PILLARS, SCRIPTS, added_lines, difference
-from dropin_world import _write_texts, save_bert
+from dropin_world import save_bert, write_texts
 
 
 ROOT = Path(__file__).parent.parent.parent
@@ -28,7 +28,7 @@ def text_of(script):
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     save_bert(folder / "bert")
-    _write_texts(folder)
+    write_texts(folder)
     return folder
 
 

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import write_images
+from tiny import save_vit, save_wav2vec2, write_tones
 from transformers import TrainingArguments
 
-from hf_tl import Embedding, InputError, load_classifier
+from hf_tl import Embedding, InputError, PolicyCallback, load_classifier
 from hf_tl.arguments import parse_arguments
 
 
@@ -19,6 +21,39 @@ RECIPES = ROOT / "recipes"
 NAMES = ("embed_and_probe", "distributed_embedding", "finetune_policy", "finetune_lora")
 KINDS = ("image", "timm", "text", "audio")
 TRAINING = ["--use_cpu", "--learning_rate", "0.01", "--batch", "4", "--max_steps", "3", "--report_to", "none"]
+
+
+@pytest.fixture(scope="session")
+def worlds(tmp_path_factory, timm_folder, text_folder):
+    """Kind -> the arguments that name a network and its data."""
+    folder = tmp_path_factory.mktemp("recipes")
+    write_images(folder / "images")
+    write_images(folder / "images", rows=3, split="test")
+    write_tones(folder / "tones")
+    write_tones(folder / "tones", rows=3, split="test")
+    lines = ["text,label"]
+    for i in range(10):
+        lines += [f"the film was {'very ' * (i % 3)}good,positive", f"a dull film {'not ' * (i % 4)}fine,negative"]
+    (folder / "reviews.csv").write_text("\n".join(lines) + "\n")
+    named = {
+        "image": (save_vit(folder / "vit"), "images"),
+        "timm": (timm_folder, "images"),
+        "text": (text_folder, "reviews.csv"),
+        "audio": (save_wav2vec2(folder / "wav2vec2"), "tones"),
+    }
+    return {kind: ["--model", str(m), "--dataset", str(folder / data)] for kind, (m, data) in named.items()}
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs a recipe as `python` would, but in this process."""
+
+    def start(name, *words):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+        runpy.run_path(str(RECIPES / f"{name}.py"), run_name="__main__")
+
+    return start
 
 
 def results(folder):
@@ -103,19 +138,18 @@ def test_what_is_written_is_an_embedding(worlds, run, tmp_path):
     assert set(train.values[:].ravel()) <= {-1, 0, 1}
 
 
-@pytest.mark.parametrize(
-    ("name", "words", "said"),
-    [
-        ("finetune_lora", [], "an adapter is small enough for every process"),
-        ("distributed_embedding", ["--out", "out"], "each process reads with a whole network"),
-        ("finetune_policy", ["--policy", "freeze: ..50%; lr: decay 0.8"], "FSDP reshapes the parameters"),
-    ],
-)
-def test_where_sharding_does_not_work_it_is_refused(name, words, said, worlds, run, monkeypatch):
+def test_where_sharding_does_not_work_it_is_refused(worlds, run, monkeypatch):
+    model = load_classifier(worlds["image"][1], ["a", "b"]).model
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    training = [] if name == "distributed_embedding" else [*TRAINING, "--output_dir", "out"]
-    with pytest.raises(InputError, match=said):
-        run(name, *worlds["image"], *training, *words)
+    with pytest.raises(InputError, match="an adapter is small enough for every process"):
+        run("finetune_lora", *worlds["image"], *TRAINING, "--output_dir", "out")
+    with pytest.raises(InputError, match="each process reads with a whole network"):
+        run("distributed_embedding", *worlds["image"], "--out", "out")
+    with pytest.raises(InputError, match="FSDP reshapes the parameters and cannot have rates by layer"):
+        PolicyCallback("freeze: ..50%; lr: decay 0.8").on_init_end(
+            TrainingArguments("out", use_cpu=True), None, None, model=model
+        )
+    PolicyCallback("freeze: ..50%").on_init_end(TrainingArguments("out", use_cpu=True), None, None, model=model)
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "configs").glob("*.yaml")), ids=lambda path: path.stem)
