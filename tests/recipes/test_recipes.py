@@ -68,6 +68,7 @@ def test_fine_tuning_under_a_policy(kind, worlds, run, tmp_path):
     assert (tmp_path / "model.safetensors").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft 0.21 asks
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_is_saved_alone_and_loads_with_peft(kind, worlds, run, tmp_path):
     from peft import PeftModel
