@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hf_tl.card import About
+    from hf_tl.classifier import LabelledRows, collate, find_classes, find_modality, load_classifier
     from hf_tl.data import Rows, Task, load_task
     from hf_tl.embedding.callback import EmbeddingCallback
     from hf_tl.embedding.crops import TenCrops, mean_feature, mean_score, vote
@@ -57,6 +58,7 @@ __all__ = [
     "FullNetworkEmbedding",
     "InputError",
     "KernelSVM",
+    "LabelledRows",
     "Layer",
     "LayerNormalizer",
     "LayerProbes",
@@ -82,12 +84,16 @@ __all__ = [
     "TopKAccuracy",
     "adapters_disabled",
     "add_lora",
+    "collate",
     "combine_adapters",
+    "find_classes",
+    "find_modality",
     "initialise_eva",
     "layer_probes",
     "learning_curve",
     "list_layers",
     "load_adapter",
+    "load_classifier",
     "load_network",
     "load_task",
     "lora_plus_groups",
@@ -121,6 +127,7 @@ _HOMES = {
     "FullNetworkEmbedding": "hf_tl.embedding.full_network",
     "InputError": "hf_tl.errors",
     "KernelSVM": "hf_tl.probes.kernel",
+    "LabelledRows": "hf_tl.classifier",
     "Layer": "hf_tl.layers",
     "LayerNormalizer": "hf_tl.embedding.preprocessing",
     "LayerProbes": "hf_tl.probes.layer_probes",
@@ -146,12 +153,16 @@ _HOMES = {
     "TopKAccuracy": "hf_tl.probes.metrics",
     "adapters_disabled": "hf_tl.lora.adapters",
     "add_lora": "hf_tl.lora.inject",
+    "collate": "hf_tl.classifier",
     "combine_adapters": "hf_tl.lora.adapters",
+    "find_classes": "hf_tl.classifier",
+    "find_modality": "hf_tl.classifier",
     "initialise_eva": "hf_tl.lora.eva",
     "layer_probes": "hf_tl.probes.layer_probes",
     "learning_curve": "hf_tl.probes.learning_curve",
     "list_layers": "hf_tl.layers",
     "load_adapter": "hf_tl.lora.loading",
+    "load_classifier": "hf_tl.classifier",
     "load_network": "hf_tl.models",
     "load_task": "hf_tl.data",
     "lora_plus_groups": "hf_tl.lora.plus",

@@ -21,6 +21,7 @@ TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "validation", "valid", "val", "dev", "eval")
 LABEL_NAMES = ("label", "labels", "target", "class", "category")
 TEXT_NAMES = ("text", "sentence", "content", "review", "document", "question")
+PLURALS = {"image": "images", "text": "texts", "audio": "recordings", "array": "arrays"}
 EMPTY = ("corresponds to no data", "BatchSize must be greater than 0")  # how datasets says that a file has no rows
 HELD_OUT = 0.2  # share of the training rows that becomes the test set where a dataset has none
 
@@ -80,7 +81,7 @@ def load_task(
     Args:
         name: a Hub id; a .csv, .tsv, .json, .jsonl or .parquet file; a folder of images, one sub-folder a class;
             or any other folder that `datasets.load_dataset` reads.
-        modality: what the network reads: "image" or "text".
+        modality: what the network reads: "image", "text" or "audio".
         label: the label column; found where there is one candidate only.
         input_column: the column to read; found likewise.
         config: the configuration of the dataset, where it has several.
@@ -140,6 +141,7 @@ def as_rows(
     label = label or _find_label(dataset)
     input_column = input_column or _find_input(dataset, modality, label)
     labels, class_names = (None, None) if label is None else _read_labels(dataset, label)
+    dataset = _undecoded(dataset, input_column)
     return Rows(dataset.select_columns(input_column), input_column, labels, class_names, name)
 
 
@@ -180,9 +182,10 @@ def _find_label(dataset: Dataset) -> str | None:
 
 
 def _find_input(dataset: Dataset, modality: str, label: str | None) -> str:
-    from datasets import Image, Value
+    from datasets import Audio, Image, Value
 
     kinds = {
+        "audio": lambda feature: isinstance(feature, Audio),
         "image": lambda feature: isinstance(feature, Image),
         "text": lambda feature: isinstance(feature, Value) and feature.dtype in ("string", "large_string"),
         "array": lambda feature: True,
@@ -190,14 +193,23 @@ def _find_input(dataset: Dataset, modality: str, label: str | None) -> str:
     found = [name for name, feature in dataset.features.items() if name != label and kinds[modality](feature)]
     if not found:
         raise InputError(
-            f"the network reads {modality}s, but no column of the data holds one: "
+            f"the network reads {PLURALS[modality]}, but no column of the data holds one: "
             f"{ {name: type(feature).__name__ for name, feature in dataset.features.items()} }; "
             f"name the column with input_column=... (--input)"
         )
     preferred = [name for name in TEXT_NAMES if name in found]
     if len(found) > 1 and not preferred:
-        raise InputError(f"several columns hold {modality}s: {found}; name one with input_column=... (--input)")
+        raise InputError(
+            f"several columns hold {PLURALS[modality]}: {found}; name one with input_column=... (--input)"
+        )
     return (preferred or found)[0]
+
+
+def _undecoded(dataset: Dataset, column: str) -> Dataset:
+    """Recordings as files, which `hf_tl.audio` reads: the decoder of `datasets` is a package of its own."""
+    from datasets import Audio
+
+    return dataset.cast_column(column, Audio(decode=False)) if isinstance(dataset.features[column], Audio) else dataset
 
 
 def _read_labels(dataset: Dataset, label: str) -> tuple[np.ndarray | None, tuple[str, ...] | None]:

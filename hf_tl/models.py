@@ -11,8 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hf_tl.audio import read_samples
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.trace import Batch
+
+
+SECOND = 16000  # samples of made-up recordings
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,14 @@ class Network:
 
     Attributes:
         model: the network; called with what `prepare` returns.
-        prepare: a list of raw inputs (PIL images, strings, arrays) -> a batch: one tensor, or a mapping of
-            tensors passed by keyword; the rows come first in every tensor.
-        modality: what a raw input is: "image", "text" or "array".
+        prepare: a list of raw inputs (PIL images, strings, recordings, arrays) -> a batch: one tensor, or a mapping
+            of tensors passed by keyword; the rows come first in every tensor.
+        modality: what a raw input is: "image", "text", "audio" or "array".
         name: how the user called it.
         untrained: names of modules whose weights are not in the checkpoint and are therefore random.
         image_size: side of the square images that were asked for, in pixels; None for the size of pre-training.
         revision: branch, tag or commit that was asked for.
+        processor: transformers' tokenizer, image processor or feature extractor, if `prepare` uses one.
     """
 
     model: nn.Module
@@ -37,6 +42,7 @@ class Network:
     untrained: frozenset[str] = frozenset()
     image_size: int | None = None
     revision: str | None = None
+    processor: object | None = None
 
 
 def load_network(name: str, *, image_size: int | None = None, revision: str | None = None) -> Network:
@@ -89,29 +95,66 @@ def example_batch(network: Network, *, n: int = 2) -> Batch:
         return network.prepare([Image.fromarray(image.numpy()) for image in pixels])
     if network.modality == "text":
         return network.prepare(["Knowledge of one task serves another."] * n)
+    if network.modality == "audio":
+        return network.prepare(list(torch.randn(n, SECOND, generator=torch.Generator().manual_seed(0)).numpy()))
     raise InputError(f"{network.name} takes arrays of a shape only you know; give an example batch")
+
+
+def find_preparation(
+    model: nn.Module, place: str, *, image_size: int | None = None, revision: str | None = None
+) -> tuple[Callable[[list], Batch], object | None, str]:
+    """What turns raw inputs into batches of one of transformers' models, its processor, and what it reads.
+
+    Raises:
+        InputError: the model reads something else, or comes without a processor.
+    """
+    makers = {
+        "pixel_values": (_image_prepare, "image"),
+        "input_ids": (_text_prepare, "text"),
+        "input_values": (_audio_prepare, "audio"),
+        "input_features": (_audio_prepare, "audio"),
+    }
+    if model.main_input_name not in makers:
+        raise InputError(
+            f"{place!r} reads {model.main_input_name!r}; this version feeds images (pixel_values), text (input_ids) "
+            f"and audio (input_values, input_features)"
+        )
+    make, modality = makers[model.main_input_name]
+    try:
+        prepare, processor = make(model, place, image_size=image_size, revision=revision)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"no processor for {place!r}: {in_one_line(error)}") from error
+    return prepare, processor, modality
 
 
 def _from_timm(name: str, timm_name: str, config: Mapping, *, image_size: int | None) -> Network:
     import timm
-    from timm.data import create_transform, resolve_model_data_config
 
     try:
         fixed = config.get("pretrained_cfg", {}).get("fixed_input_size", False)
         resized = {"img_size": image_size} if image_size is not None and fixed else {}
         model = timm.create_model(timm_name, pretrained=True, **resized).eval()
-        data = resolve_model_data_config(model)
-        if image_size is not None:
-            data["input_size"] = (data["input_size"][0], image_size, image_size)
-        transform = create_transform(**data, is_training=False)
+        prepare = _timm_prepare(model, image_size)
     except Exception as error:  # a foreign config can fail timm in any way
         raise InputError(f"timm could not load {name!r}: {in_one_line(error)}") from error
+    return Network(model, prepare, modality="image", name=name)
+
+
+def _timm_prepare(model: nn.Module, image_size: int | None) -> Callable[[list], Tensor]:
+    from timm.data import create_transform, resolve_model_data_config
+
+    data = resolve_model_data_config(model)
+    if image_size is not None:
+        data["input_size"] = (data["input_size"][0], image_size, image_size)
+    transform = create_transform(**data, is_training=False)
     mode = "RGB" if data["input_size"][0] == 3 else "L"
 
     def prepare(images: list) -> Tensor:
         return torch.stack([transform(image.convert(mode)) for image in images])
 
-    return Network(model, prepare, modality="image", name=name)
+    return prepare
 
 
 def _from_transformers(name: str, place: str, *, image_size: int | None, revision: str | None) -> Network:
@@ -126,24 +169,17 @@ def _from_transformers(name: str, place: str, *, image_size: int | None, revisio
     untrained = frozenset(key.rpartition(".")[0] for key in loading["missing_keys"])
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
-    prepares = {"pixel_values": (_image_prepare, "image"), "input_ids": (_text_prepare, "text")}
-    if model.main_input_name not in prepares:
-        raise InputError(
-            f"{name!r} reads {model.main_input_name!r}; this version feeds images (pixel_values) and text (input_ids)"
-        )
-    make, modality = prepares[model.main_input_name]
-    try:
-        prepare = make(model, place, image_size=image_size, revision=revision)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"no processor for {name!r}: {in_one_line(error)}") from error
-    return Network(model.eval(), prepare, modality=modality, name=name, untrained=untrained)
+    prepare, processor, modality = find_preparation(model, place, image_size=image_size, revision=revision)
+    return Network(model.eval(), prepare, modality=modality, name=name, untrained=untrained, processor=processor)
 
 
-def _image_prepare(model: nn.Module, place: str, *, image_size: int | None, revision: str | None) -> Callable:
-    from transformers import AutoImageProcessor
+def _image_prepare(
+    model: nn.Module, place: str, *, image_size: int | None, revision: str | None
+) -> tuple[Callable, object]:
+    from transformers import AutoImageProcessor, TimmWrapperPreTrainedModel
 
+    if isinstance(model, TimmWrapperPreTrainedModel):
+        return _timm_prepare(model.timm_model, image_size), None  # its processor cannot be saved
     processor = AutoImageProcessor.from_pretrained(place, revision=revision or "main")
     resized = {}
     if image_size is not None:
@@ -153,10 +189,12 @@ def _image_prepare(model: nn.Module, place: str, *, image_size: int | None, revi
     def prepare(images: list) -> Batch:
         return dict(processor([image.convert("RGB") for image in images], return_tensors="pt", **resized))
 
-    return prepare
+    return prepare, processor
 
 
-def _text_prepare(model: nn.Module, place: str, *, image_size: int | None, revision: str | None) -> Callable:
+def _text_prepare(
+    model: nn.Module, place: str, *, image_size: int | None, revision: str | None
+) -> tuple[Callable, object]:
     from transformers import AutoTokenizer
 
     if image_size is not None:
@@ -173,7 +211,30 @@ def _text_prepare(model: nn.Module, place: str, *, image_size: int | None, revis
         batch = batch.convert_to_tensors("pt")
         return {key: value for key, value in batch.items() if key in accepted}
 
-    return prepare
+    return prepare, tokenizer
+
+
+def _audio_prepare(
+    model: nn.Module, place: str, *, image_size: int | None, revision: str | None
+) -> tuple[Callable, object]:
+    from transformers import AutoFeatureExtractor
+
+    if image_size is not None:
+        raise InputError(f"image_size={image_size} was given, but {place!r} reads audio")
+    extractor = AutoFeatureExtractor.from_pretrained(place, revision=revision or "main")
+    rate = extractor.sampling_rate
+    # spectrograms come in the one length that the network takes, samples in that of the longest recording
+    padding = {"padding": True} if "padding_value" in extractor.to_dict() and _takes_samples(model) else {}
+
+    def prepare(recordings: list) -> Batch:
+        samples = [read_samples(recording, rate=rate) for recording in recordings]
+        return dict(extractor(samples, sampling_rate=rate, return_tensors="pt", **padding))
+
+    return prepare, extractor
+
+
+def _takes_samples(model: nn.Module) -> bool:
+    return model.main_input_name == "input_values" and "num_mel_bins" not in model.config.to_dict()
 
 
 def _hub_config(name: str, revision: str | None) -> dict:

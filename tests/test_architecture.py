@@ -14,9 +14,9 @@ import hf_tl
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hf_tl"
 FLOORS = [  # a module imports from floors below its own, or from its own part of the house
-    {"errors", "table"},
+    {"errors", "table", "arguments"},
     {"trace", "dataflow", "hub", "card", "plugins"},
-    {"layers", "models", "data"},
+    {"layers", "audio", "models", "data", "classifier"},
     {"embedding", "lora", "policies", "probes"},
     {"quickstart"},
     {"cli"},
@@ -27,8 +27,10 @@ ORDERED = {
     "hub": 0,
     "card": 1,
     "layers": 0,
+    "audio": 0,
     "models": 1,
     "data": 2,
+    "classifier": 3,
 }  # on their floor: who may use whom
 
 

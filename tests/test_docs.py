@@ -27,6 +27,7 @@ NEEDS = {  # page -> fixtures that put what it names into the working folder
     "probes.md": ("vision_network", "photos", "stored_embedding"),
 }
 ELSEWHERE = {  # pages that take a server, or a package of somebody else's -> the test that runs their snippets
+    "dropin.md": "test_docs_dropin.py",
     "hub.md": "hub/test_docs_hub.py",
     "plugins.md": "test_plugins.py",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,21 +12,24 @@ from sklearn.base import ClassifierMixin, clone
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import LinearSVC
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_tl.data import Rows
 from hf_tl.embedding.full_network import FullNetworkEmbedding
+from hf_tl.embedding.loaders import Loader, loaders_of_trainer, rows_of_loader
 from hf_tl.embedding.processes import alone
 from hf_tl.embedding.recipe import Recipe
 from hf_tl.embedding.tap import Selection
 from hf_tl.errors import InputError
 from hf_tl.models import Network
+from hf_tl.trace import Batch
 
 
 class EmbeddingCallback(TrainerCallback):
     """Embeds two labelled sets with the network being trained, every so many steps, and logs what heads make of them.
 
-        trainer.add_callback(EmbeddingCallback(train, val, prepare=prepare, every=500, trainer=trainer))
+        trainer.add_callback(EmbeddingCallback.from_trainer(trainer, every=500))
 
     The log gets "embedding/svm" and "embedding/knn", accuracies on the validation rows of heads that were fitted on
     the training rows. Process 0 does it alone, and the others wait for it at their next step, for `ddp_timeout`
@@ -69,6 +72,57 @@ class EmbeddingCallback(TrainerCallback):
         self.taps, self.recipe, self.batch_size, self.trainer = taps, recipe, batch_size, trainer
         self.heads = heads or {"svm": LinearSVC(random_state=0), "knn": KNeighborsClassifier()}
 
+    @classmethod
+    def from_trainer(
+        cls,
+        trainer: Trainer,
+        *,
+        every: int = 500,
+        limit: int = 512,
+        taps: Selection = "auto",
+        recipe: Recipe | str = "paper",
+    ) -> EmbeddingCallback:
+        """For a Trainer's own rows, collated as it collates them: at most `limit` of each of its two datasets.
+
+        Raises:
+            InputError: a Trainer without evaluation rows, rows without classes.
+        """
+        train, judged = loaders_of_trainer(trainer)
+        made = cls.from_loaders(train, judged, every=every, limit=limit, taps=taps, recipe=recipe)
+        made.trainer = trainer
+        return made
+
+    @classmethod
+    def from_loaders(
+        cls,
+        train: Loader,
+        val: Loader,
+        *,
+        inputs: Callable[[object], Batch] | None = None,
+        every: int = 500,
+        limit: int = 512,
+        taps: Selection = "auto",
+        recipe: Recipe | str = "paper",
+    ) -> EmbeddingCallback:
+        """For a training loop of your own, prepared by accelerate or not; call `measure(model)` where you evaluate.
+
+        Args:
+            train: a loader of labelled rows to fit the heads on; at most `limit` of them, evenly spread, are used.
+            val: likewise, to judge by.
+            inputs: a collated batch -> what the network is called with; by default the batch without its labels.
+            every: steps between two measurements, where a Trainer calls.
+            limit: rows of each.
+            taps: which layers are read.
+            recipe: how they are scaled.
+
+        Raises:
+            InputError: a loader without a length, rows without classes.
+        """
+        with _undisturbed():
+            fitted, prepare = rows_of_loader(train, inputs=inputs, limit=limit, name="training rows")
+            judged, _ = rows_of_loader(val, inputs=inputs, limit=limit, name="evaluation rows")
+        return cls(fitted, judged, prepare=prepare, every=every, taps=taps, recipe=recipe)
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs
     ) -> None:
@@ -84,7 +138,11 @@ class EmbeddingCallback(TrainerCallback):
             self._report(state, control, model)
 
     def measure(self, model: nn.Module) -> dict[str, float]:
-        """The accuracy of each head, "embedding/NAME" -> share of the validation rows."""
+        """The accuracy of each head, "embedding/NAME" -> share of the validation rows.
+
+        In several processes each may call it, on the wrapped network too; all find the same.
+        """
+        model = model.module if isinstance(model, DistributedDataParallel) else model
         with _undisturbed(), alone():
             network = Network(model, self.prepare, name="the network in training")
             device = str(next(model.parameters()).device)

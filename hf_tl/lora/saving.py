@@ -13,7 +13,6 @@ from hf_tl.lora.adapter import Adapter, write_adapter
 from hf_tl.lora.adapter_file import is_finite
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.pattern import match_pattern
-from hf_tl.lora.placement import is_adaptable
 from hf_tl.lora.record import PREFIX, AdapterRecord, exported_adapter, record_of
 from hf_tl.lora.resize import rank_fields
 from hf_tl.lora.targets import base_modules, exact_targets, name_matcher
@@ -110,8 +109,8 @@ def _ranks(config: LoraConfig, ranks: Mapping[str, int], scales: Mapping[str, fl
 
 def _targets(model: nn.Module, names: Sequence[str], saved: Sequence[str]) -> list[str] | str:
     """The shortest way in PEFT's language to choose exactly these layers: last names, whole names or a pattern."""
-    modules = base_modules(model)
-    free = {n: m for n, m in modules.items() if n and is_adaptable(m) and not is_inside(n, saved)}
+    # all modules, since PEFT takes words at their word and fails at a container that has the name of a convolution
+    free = {n: m for n, m in base_modules(model).items() if n and not is_inside(n, saved)}
     shortest = sorted({name.rpartition(".")[2] for name in names})
     matches = name_matcher(shortest)
     if {name for name in free if matches(name)} == set(names):

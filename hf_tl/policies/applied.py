@@ -66,6 +66,11 @@ class AppliedPolicy:
         self._seed, self._build = seed, build
         self._anchors: dict[int, Tensor] = {}
         self._strays = stray_modules(model, layers, example)
+        # by name: FSDP2 puts other parameters under the same names
+        self._trained = [
+            {name for name, parameter in model.named_parameters() if id(parameter) in plan.trained}
+            for plan in self.plans
+        ]
         ever = {own for plan in self.plans for own in plan.trained}
         for name, parameter in model.named_parameters():
             if id(parameter) in ever and not parameter.is_floating_point():
@@ -125,9 +130,9 @@ class AppliedPolicy:
         if now == self.phase:
             return False
         self.phase = now
-        for parameter in self.model.parameters():
+        for name, parameter in self.model.named_parameters():
             if parameter.is_floating_point():
-                trains = id(parameter) in self.plan.trained
+                trains = name in self._trained[now]
                 parameter.requires_grad_(trains)
                 if not trains:
                     parameter.grad = None  # an optimizer that has its state would go on moving it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence, Sized
 from typing import Protocol, runtime_checkable
 from weakref import WeakKeyDictionary, ref
@@ -159,7 +160,7 @@ class PolicyCallback(TrainerCallback):
             raise InputError(
                 f"DeepSpeed owns the optimizer and cannot have {hooked}; use a policy of one phase without lr, or DDP"
             )
-        if args.fsdp and hooked:
+        if (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true") and hooked:
             raise InputError(
                 f"FSDP reshapes the parameters and cannot have {hooked}; use a policy of one phase without lr, or DDP"
             )

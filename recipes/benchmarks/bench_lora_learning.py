@@ -131,7 +131,10 @@ def main() -> None:
     done = {}
     if options.ledger.is_file():
         for line in options.ledger.read_text().splitlines():
-            run = json.loads(line)
+            try:
+                run = json.loads(line)
+            except ValueError:  # the last words of a run that was killed
+                continue
             done[run["task"], run["method"], run["seed"]] = run
     wanted = [(task, method, seed) for seed in range(options.seeds) for task in TASKS for method in ("full", "lora")]
     for task, method, seed in wanted:
@@ -172,7 +175,7 @@ def report(done, seeds) -> None:
             print(f"{task}: LoRA {100 * difference:+.2f} points")
     print(format_table(["task", "method", "trained", "test accuracy by seed", "mean"], rows))
     if complete:
-        keep("bench_lora_learning", {"settings": TASKS, "results": results})
+        keep("lora_learning", {"settings": TASKS, "results": results})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,66 @@
+"""The arguments of a training script: dataclasses, from the command line over a YAML or JSON file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_tl.errors import InputError
+
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+
+def parse_arguments(*kinds: type, arguments: Sequence[str] | None = None) -> tuple:
+    """One object of each dataclass: `script.py [FILE.yaml | FILE.json] [--name value ...]`, the latter winning.
+
+    Args:
+        kinds: dataclasses, `TrainingArguments` among them or not.
+        arguments: words of the command line; those of this process by default.
+
+    Raises:
+        InputError: a file that is none, or does not hold names with values.
+    """
+    from transformers import HfArgumentParser
+
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and Path(words[0]).suffix in (".yaml", ".yml", ".json"):
+        words = [*_as_words(Path(words[0])), *words[1:]]
+    return HfArgumentParser(kinds).parse_args_into_dataclasses(args=words)
+
+
+def share_batch(arguments: TrainingArguments, rows: int) -> None:
+    """Splits a batch of so many rows among processes, so that one process and many take the same steps.
+
+    Raises:
+        InputError: rows that cannot be split evenly.
+    """
+    parts = arguments.world_size * max(1, arguments.n_gpu) * arguments.gradient_accumulation_steps
+    if rows % parts:
+        raise InputError(
+            f"a batch of {rows} rows cannot be split evenly into {parts} parts (processes x accumulation steps); "
+            f"choose a multiple, such as {max(1, round(rows / parts)) * parts}"
+        )
+    arguments.per_device_train_batch_size = rows // parts
+
+
+def _as_words(path: Path) -> list[str]:
+    import yaml
+
+    if not path.is_file():
+        raise InputError(f"configuration file {str(path)!r} does not exist")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+    except yaml.YAMLError as error:
+        raise InputError(f"{str(path)!r} is neither YAML nor JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{str(path)!r} should hold names with values, got {type(settings).__name__}")
+    words = []
+    for name, value in settings.items():
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+    return words

@@ -1,0 +1,123 @@
+"""The rows behind a training script's own data loaders, to be embedded without a line about data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from transformers import Trainer
+
+from hf_tl.data import Rows
+from hf_tl.errors import InputError
+from hf_tl.trace import Batch
+
+
+LABELS = ("labels", "label", "label_ids")
+AT_ONCE = 32  # rows that are collated together to read their labels
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """What of `torch.utils.data.DataLoader` is used; accelerate's prepared loaders have it too."""
+
+    dataset: object
+    collate_fn: Callable[[list], object]
+
+
+def rows_of_loader(
+    loader: Loader,
+    *,
+    inputs: Callable[[object], Batch] | None = None,
+    limit: int = 512,
+    name: str = "rows",
+) -> tuple[Rows, Callable[[list], Batch]]:
+    """At most `limit` rows of a loader, evenly spread over its dataset, and what makes batches of them.
+
+    Rows are collated as the loader collates them, and labels are read from those batches.
+
+    Args:
+        loader: of a dataset that has a length.
+        inputs: a collated batch -> what the network is called with; by default a mapping without its labels, or the
+            first of two.
+        limit: how many rows.
+        name: what messages call them.
+
+    Raises:
+        InputError: a loader without a length, batches without labels, labels that are not classes.
+    """
+    if not isinstance(loader, Loader) or not isinstance(loader.dataset, Sized):
+        kind = type(loader.dataset).__name__ if isinstance(loader, Loader) else type(loader).__name__
+        raise InputError(f"{name} should come from a DataLoader over a dataset with a length, got {kind}")
+    if limit < 2 or len(loader.dataset) < 2:
+        raise InputError(f"heads need two {name} or more, got {min(limit, len(loader.dataset))}")
+    count = len(loader.dataset)
+    chosen = np.arange(count) if count <= limit else np.linspace(0, count - 1, limit).round().astype(int)
+    picked = _Picked(loader.dataset, chosen)
+    found = []
+    for start in range(0, len(picked), AT_ONCE):
+        items = [picked[i]["row"] for i in range(start, min(start + AT_ONCE, len(picked)))]
+        found.append(_labels(loader.collate_fn(items), name))
+    labels = np.concatenate(found)
+
+    def prepare(items: list) -> Batch:
+        batch = loader.collate_fn(items)
+        return _without_labels(batch) if inputs is None else inputs(batch)
+
+    return Rows(picked, "row", labels=labels, name=name), prepare
+
+
+def loaders_of_trainer(trainer: Trainer) -> tuple[Loader, Loader]:
+    """The loaders of a Trainer's training and evaluation rows, as it builds them for evaluation.
+
+    Raises:
+        InputError: it lacks one of the two.
+    """
+    judged = trainer.eval_dataset
+    if isinstance(judged, Mapping):
+        judged = next(iter(judged.values()), None)
+    for dataset, name in ((trainer.train_dataset, "train_dataset"), (judged, "eval_dataset")):
+        if dataset is None:
+            raise InputError(f"the Trainer has no {name}; heads are fitted on its training rows, judged on the others")
+        if not isinstance(dataset, Sized):
+            raise InputError(f"the Trainer's {name} has no length; give EmbeddingCallback(train, val, prepare=...)")
+    return trainer.get_eval_dataloader(trainer.train_dataset), trainer.get_eval_dataloader(judged)
+
+
+class _Picked(Sequence):
+    """Some items of a dataset, read when they are asked for."""
+
+    def __init__(self, dataset: Sequence, chosen: np.ndarray):
+        self.dataset, self.chosen = dataset, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"row": self.dataset[int(self.chosen[index])]}
+
+
+def _labels(batch: object, name: str) -> np.ndarray:
+    if isinstance(batch, Mapping):
+        key = next((key for key in LABELS if key in batch), None)
+        if key is None:
+            raise InputError(f"batches of {name} have no labels: none of {LABELS} among {list(batch)}")
+        found = batch[key]
+    elif isinstance(batch, Sequence) and len(batch) == 2:
+        found = batch[1]
+    else:
+        raise InputError(f"batches of {name} should be mappings with labels, or pairs, got {type(batch).__name__}")
+    labels = np.asarray(found.cpu() if isinstance(found, torch.Tensor) else found)
+    if labels.ndim != 1 or labels.dtype.kind not in "iubU":
+        raise InputError(
+            f"labels of {name} should be one class a row, got {labels.dtype} of shape {labels.shape}; "
+            f"the accuracy of an embedding is that of a classifier"
+        )
+    return labels
+
+
+def _without_labels(batch: object) -> Batch:
+    if isinstance(batch, Mapping):
+        return {key: value for key, value in batch.items() if key not in LABELS}
+    return batch[0]
