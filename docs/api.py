@@ -26,6 +26,7 @@ CHAPTERS = {  # the part of the house that a name is from -> the heading that it
     "layers": "The layers of a network",
     "models": "Networks and data",
     "data": "Networks and data",
+    "classifier": "Networks and data",
     "embedding": "Reading a network",
     "probes": "Judging",
     "policies": "Training",

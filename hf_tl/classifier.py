@@ -68,6 +68,10 @@ def load_classifier(
 def find_modality(name: str, *, revision: str | None = None) -> str:
     """What a network reads, "image", "text" or "audio", from its configuration alone.
 
+    Args:
+        name: a Hub id or a folder.
+        revision: branch, tag or commit on the Hub.
+
     Raises:
         InputError: no such model, or one without a classifier.
     """
@@ -88,6 +92,9 @@ def find_modality(name: str, *, revision: str | None = None) -> str:
 
 def find_classes(task: Task) -> tuple[str, ...]:
     """The names of a task's classes, in the order of a classifier's outputs.
+
+    Args:
+        task: with labelled training and test rows.
 
     Raises:
         InputError: a class that is tested and never taught.
@@ -126,7 +133,11 @@ class LabelledRows(Sequence):
 
 
 def collate(network: Network) -> Callable[[list[dict]], Batch]:
-    """What Trainer calls as `data_collator`: items of `LabelledRows` -> the network's batch, with its labels."""
+    """What Trainer calls as `data_collator`: items of `LabelledRows` -> the network's batch, with its labels.
+
+    Args:
+        network: from `load_classifier`.
+    """
 
     def batch(items: list[dict]) -> Batch:
         inputs = network.prepare([item["input"] for item in items])
