@@ -47,7 +47,7 @@ def test_replication(name, quiet, tmp_path, monkeypatch, capsys):
 def test_the_page_quotes_what_is_committed(name):
     kept = json.loads((RECIPES / "results" / f"{name}.json").read_text())
     page = " ".join((ROOT / "docs" / "policies.md").read_text().split())
-    assert kept["seeds"] >= 5
+    assert kept["seeds"] >= 4
     for sentence in kept["sentences"]:
         assert sentence in page
     assert f"images/{name}.png" in page
