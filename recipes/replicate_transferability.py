@@ -3,8 +3,7 @@
     python recipes/replicate_transferability.py [--seeds 4]
 
 Ten digits are dealt into task A and task B. The first n layers of a network trained on A, or on B itself, are kept;
-the others start from fresh values and learn B. Kept layers are frozen (AnB, BnB) or tuned (AnB+, BnB+). Unlike in
-the paper, the networks of A and B begin at the same values, which makes it easier for the layers of A.
+the others start from fresh values and learn B. Kept layers are frozen (AnB, BnB) or tuned (AnB+, BnB+).
 """
 
 import copy
@@ -39,7 +38,9 @@ def one_seed(seed: int, *, rows: int, steps: int) -> dict[str, list[float]]:
         train, test = split(of_task, 120 if name == "A" else rows, seed=seed)
         tasks[name] = [(images[inside][part], of_task[part]) for part in (train, test)]
     (train, test), learn = tasks["B"], {"steps": steps, "lr": 5e-3}
-    nets = {name: fit(Network(5, seed=seed), *tasks[name][0], seed=seed, **learn) for name in tasks}
+    nets = {
+        name: fit(Network(5, seed=10 * seed + i), *tasks[name][0], seed=seed, **learn) for i, name in enumerate("AB")
+    }
     usual = accuracy(nets["B"], *test)
     found = {}
     for curve in CURVES:
