@@ -1,6 +1,6 @@
 """Transferability falls with depth, and the middle is fragile (Yosinski et al., NeurIPS 2014, figure 2).
 
-    python recipes/replicate_transferability.py [--seeds 5]
+    python recipes/replicate_transferability.py [--seeds 4]
 
 Ten digits are dealt into task A and task B. The first n layers of a network trained on A, or on B itself, are kept;
 the others start from fresh values and learn B. Kept layers are frozen (AnB, BnB) or tuned (AnB+, BnB+).
@@ -53,7 +53,7 @@ def one_seed(seed: int, *, rows: int, steps: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    chosen = options(__doc__, seeds=5)
+    chosen = options(__doc__, seeds=4)
     sizes = {"rows": 5, "steps": 4} if chosen.quick else {"rows": 30, "steps": 300}
     runs = [one_seed(seed, **sizes) for seed in range(chosen.seeds)]
     losses = {curve: np.array([run[curve] for run in runs]) for curve in CURVES}  # (seeds, layers) each
@@ -74,7 +74,7 @@ def main() -> None:
         f"The middle of a frozen network {fragile[sure(dips)]}: {said(dips)} for its own layers there.",
     ]
     figure, drawn = axes(
-        title="What n frozen or tuned layers are worth to another task", x="n, layers kept", y="accuracy, points"
+        title="What n frozen or tuned layers are worth to another task", x="n", y="points of accuracy"
     )
     drawn.axhline(0, color="#666666", linewidth=1)
     for colour, (curve, label) in zip(COLOURS, CURVES.items(), strict=False):

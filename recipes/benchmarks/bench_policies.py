@@ -38,7 +38,7 @@ class Run:
         self.model = timm.create_model(name, num_classes=10).train()
         applied = Policy(text).apply(self.model)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)  # as Trainer does
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-4)
         self.cache = PrefixCache() if cached else None
         if cached:
             applied.use_cache(self.cache, rows=rows)
@@ -110,7 +110,7 @@ def main() -> None:
     print(format_table(["mode", "s per step", "beside", "ratio", "wanted <=", "losses differ by"], lines))
     path = RESULTS / "policies.json"
     before = json.loads(path.read_text())["networks"] if path.exists() else {}
-    settings = {"threads": options.threads, "rows": options.rows, "optimizer": "AdamW, fused"}
+    settings = {"threads": options.threads, "rows": options.rows}
     keep("policies", {"networks": before | {NETWORKS[options.part]: settings | {"modes": found}}})
 
 
