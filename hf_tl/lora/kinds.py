@@ -50,7 +50,7 @@ def unwrap(layer: LoraLayer) -> nn.Module:
     base = layer.base_layer
     if isinstance(layer, LoraAttention) and isinstance(base.out_proj, LoraLayer):
         base.out_proj = base.out_proj.base_layer
-    return base.train(layer.training)
+    return base if base.training == layer.training else base.train(layer.training)
 
 
 def is_linear(module: nn.Module) -> bool:
