@@ -4,6 +4,7 @@ Every page is found by itself. A snippet runs alone in a fresh folder; one that 
 where the one above it ended. What a page calls by name (a network, a dataset) is put there by the fixtures of NEEDS.
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -320,3 +321,36 @@ def test_every_claim_of_the_comparison_has_its_evidence():
 
 def test_pictures_of_probes_are_shown():
     assert len(re.findall(r"\]\(images/[^)]+\)", PAGES["probes.md"].read_text())) >= 3
+
+
+def test_the_figures_of_adapters_are_those_that_were_measured():
+    """docs/lora.md beside recipes/benchmarks/results/lora.json, cell by cell."""
+    results = json.loads((ROOT / "recipes/benchmarks/results/lora.json").read_text())["results"]
+    once = {"inject": "add_lora", "load": "load_adapter", "state_dict": "state dict", "merge": "merging"}
+    memory = {
+        "dropout 0.1, float32": "float32, `lora_dropout=0.1`",
+        "all linear, float32": "float32",
+        "all linear, bfloat16 base": "bfloat16, adapters in float32",
+        "all linear, bfloat16 autocast": "float32 under bfloat16 autocast",
+        "DoRA, float32": "float32, `use_dora=True`",
+    }
+    rows = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", PAGES["lora.md"].read_text(), re.MULTILINE)
+    table = {label: cells for label, *cells in rows}
+    expected = {}
+    for name, result in results["steps"].items():
+        if name != "threads":
+            expected[f"training step, {name}"] = (result["milliseconds"], result["ratio"]["median"])
+    for name, words in once.items():
+        label = next(label for label in table if words in label)
+        expected[label] = (results["manage"][name]["milliseconds"], results["manage"][name]["faster_by"]["median"])
+    for name, label in memory.items():
+        result = next(r for n, r in results["memory"].items() if n.startswith("BERT-like") and n.endswith(name))
+        expected[label] = (result["mebibytes"], result["ratio"])
+    assert len(expected) == 14
+    for label, (sides, ratio) in expected.items():
+        theirs, ours = (s["median"] if isinstance(s, dict) else s for s in (sides["peft"], sides["hf_tl"]))
+        written = [float(cell.split()[0]) for cell in table[label]]
+        digits = 2 if "training" in label or label in memory.values() else 1
+        assert written[0] == pytest.approx(theirs, abs=0.051 if theirs < 100 or label in memory.values() else 0.51)
+        assert written[1] == pytest.approx(ours, abs=0.051 if ours < 100 or label in memory.values() else 0.51)
+        assert written[2] == pytest.approx(ratio, abs=0.51 * 10**-digits)

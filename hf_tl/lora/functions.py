@@ -95,17 +95,16 @@ class _AddLowRank(torch.autograd.Function):
         if needs_b:
             grad_b = _scaled(_outer(g, h), ctx.scale).to(b.dtype)
         if needs_a or needs_x:
-            gh = _scaled(g @ b.to(ctx.dtype), ctx.scale)
+            gh = _scaled(g @ b.to(ctx.dtype), ctx.scale if mask is None else ctx.scale / ctx.keep)
         if needs_a:
             dropped = x.to(ctx.dtype)
             if mask is not None:
                 dropped = torch.where(mask, dropped, 0)
-            grad_a = gh.t() @ dropped.reshape(-1, shape[-1])
-            grad_a = (grad_a if mask is None else grad_a.mul_(1 / ctx.keep)).to(a.dtype)
+            grad_a = (gh.t() @ dropped.reshape(-1, shape[-1])).to(a.dtype)
         if needs_x:
             grad_x = (gh @ a.to(ctx.dtype)).view(shape)
             if mask is not None:
-                grad_x = torch.where(mask, grad_x, 0).mul_(1 / ctx.keep)
+                grad_x = torch.where(mask, grad_x, 0)
             grad_x = grad_x.to(x_dtype)
         return grad if needs_y else None, grad_x, None, grad_a, grad_b, None, None, None, None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from torch import nn
 
 from hf_tl.errors import InputError
@@ -50,7 +52,13 @@ def unwrap(layer: LoraLayer) -> nn.Module:
     base = layer.base_layer
     if isinstance(layer, LoraAttention) and isinstance(base.out_proj, LoraLayer):
         base.out_proj = base.out_proj.base_layer
-    return base.train(layer.training)
+    return base if base.training == layer.training else base.train(layer.training)
+
+
+def is_pretrained(model: nn.Module) -> bool:
+    """Whether a network is one of transformers', which is not imported to say no."""
+    home = sys.modules.get("transformers.modeling_utils")
+    return home is not None and isinstance(model, home.PreTrainedModel)
 
 
 def is_linear(module: nn.Module) -> bool:

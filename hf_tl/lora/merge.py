@@ -157,7 +157,8 @@ def _unwrap(record: AdapterRecord, kept: bool) -> nn.Module:
     record.restore_settings()
     del model.__dict__[RECORD]
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in record.trained_before)
+        if parameter.requires_grad != (name in record.trained_before):
+            parameter.requires_grad_(not parameter.requires_grad)
     return model
 
 

@@ -12,6 +12,7 @@ from hf_tl.layers import is_inside
 from hf_tl.lora.adapter import Adapter, write_adapter
 from hf_tl.lora.adapter_file import is_finite
 from hf_tl.lora.config import LoraConfig
+from hf_tl.lora.kinds import is_pretrained
 from hf_tl.lora.pattern import match_pattern
 from hf_tl.lora.record import PREFIX, AdapterRecord, exported_adapter, record_of
 from hf_tl.lora.resize import rank_fields
@@ -127,6 +128,4 @@ def _task(model: nn.Module, task: str | None, saved: Sequence[str]) -> str | Non
 
 def _name_of(model: nn.Module) -> str | None:
     """The Hub id or folder that transformers loaded the network from."""
-    from transformers import PreTrainedModel
-
-    return (model.name_or_path or None) if isinstance(model, PreTrainedModel) else None
+    return (model.name_or_path or None) if is_pretrained(model) else None

@@ -28,6 +28,7 @@ from hf_tl.errors import InputError
 from hf_tl.hub import CARD
 from hf_tl.lora.adapter_card import count_base, update_card
 from hf_tl.lora.adapter_file import is_finite
+from hf_tl.lora.kinds import is_pretrained
 from hf_tl.lora.push import push_adapter
 from hf_tl.lora.record import PREFIX, RECORD, adapter_state_dict, record_of
 from hf_tl.lora.saving import save_adapter
@@ -48,14 +49,12 @@ def follow_trainer(model: nn.Module) -> None:
 
     After `remove_lora` the network saves and loads as if this had never been called.
     """
-    from transformers import PreTrainedModel
-
     if model.__dict__.get(_FOLLOWS):
         return
     model.__dict__[_FOLLOWS] = True
     model.register_load_state_dict_pre_hook(_take_adapter)
     model.register_load_state_dict_post_hook(_miss_nothing)
-    if isinstance(model, PreTrainedModel):
+    if is_pretrained(model):
         # bound to the instance: a copy of the network gets methods of its own
         model.__dict__["save_pretrained"] = types.MethodType(_save_pretrained, model)
         model.__dict__["push_to_hub"] = types.MethodType(_push_to_hub, model)

@@ -1,6 +1,6 @@
 """hf_tl's LoRA against PEFT's: training steps, what is kept for the backward pass, and management, in turns.
 
-python recipes/benchmarks/bench_lora.py [--repeats 9] [--threads 2] [--part steps --part memory --part manage]
+python recipes/benchmarks/bench_lora.py [--repeats 9] [--threads 2] [--part steps|memory|manage] [--case NAME]
 
 Networks have the shapes of small pre-trained ones and random weights, which cost the same. A ratio is ours over
 PEFT's in the same turn, so below 1 is better; of management it is PEFT's over ours, so above 1 is better.
@@ -71,10 +71,11 @@ CASES = {
 }
 
 
-def time_steps(repeats: int) -> dict:
+def time_steps(repeats: int, cases: list[str]) -> dict:
     """Seconds of forward, backward and AdamW, float32 on the CPU."""
     results = {}
-    for name, (network, config) in CASES.items():
+    for name in cases:
+        network, config = CASES[name]
         model, batch = network()
         models = adapted(model, **config)
         optimizers = {
@@ -192,18 +193,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--part", action="append", choices=("steps", "memory", "manage"))
+    parser.add_argument("--case", action="append", choices=tuple(CASES), help="of the steps; the others are kept")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     parts = options.part or ["steps", "memory", "manage"]
     runs = {
-        "steps": lambda: time_steps(options.repeats),
+        "steps": lambda: time_steps(options.repeats, options.case or list(CASES)),
         "memory": weigh_activations,
         "manage": lambda: time_management(options.repeats),
     }
     path = RESULTS / "lora.json"
     results = json.loads(path.read_text())["results"] if path.exists() else {}
     for part in parts:
-        results[part] = {"threads": options.threads, **runs[part]()}
+        kept = results.get(part, {}) if part == "steps" and options.case else {}
+        results[part] = {**kept, "threads": options.threads, **runs[part]()}
         keep("lora", {"results": results})
         print(f"\n{part}\n{format_table(*_table(results[part]))}\n", flush=True)
 
@@ -211,7 +214,7 @@ def main() -> None:
 def _table(results: dict) -> tuple[list[str], list[list]]:
     rows = []
     for name, result in results.items():
-        if name in ("threads", "machine_was"):
+        if name == "threads":
             continue
         measure = next(key for key in ("milliseconds", "mebibytes") if key in result)
         values = result[measure]
