@@ -165,7 +165,13 @@ def judge(script: Script, pillar: str, processes: int, ranks: list[dict]) -> str
     if errors:
         return errors[0]
     if pillar == "embedding":
-        accuracies = [value for rank in ranks for found in rank["measured"] for value in found.values()]
+        accuracies = [
+            value
+            for rank in ranks
+            for found in rank["measured"]
+            for name, value in found.items()
+            if name[:10] == "embedding/"
+        ]
         return "green" if accuracies and all(0 <= value <= 1 for value in accuracies) else "nothing was measured"
     if pillar == "none":
         return "green"
