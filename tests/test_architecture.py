@@ -22,6 +22,8 @@ FLOORS = [  # a module imports from floors below its own, or from its own part o
     {"cli"},
 ]
 ORDERED = {
+    "errors": 0,
+    "arguments": 1,
     "dataflow": 0,
     "trace": 1,
     "layers": 0,
