@@ -144,7 +144,7 @@ def _write_images(folder: Path) -> None:
                 picture(k).save(place / f"{i}.png")
     (folder / "pets").mkdir(exist_ok=True)
     for k, name in enumerate(("Bengal", "pug")):
-        for i in range(10):
+        for i in range(6):
             picture(k).save(folder / "pets" / f"{name}_{i}.jpg")
 
 
