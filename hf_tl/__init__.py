@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hf_tl.card import About
-    from hf_tl.classifier import LabelledRows, collate, find_classes, find_modality, load_classifier
+    from hf_tl.classifier import LabelledRows, collate, find_classes, find_modality, load_classifier, score
     from hf_tl.data import Rows, Task, load_task
     from hf_tl.embedding.callback import EmbeddingCallback
     from hf_tl.embedding.crops import TenCrops, mean_feature, mean_score, vote
@@ -106,6 +106,7 @@ __all__ = [
     "reinit_layers",
     "remove_lora",
     "save_adapter",
+    "score",
     "select",
     "set_adapter",
     "unmerge_lora",
@@ -175,6 +176,7 @@ _HOMES = {
     "reinit_layers": "hf_tl.policies.reinit",
     "remove_lora": "hf_tl.lora.merge",
     "save_adapter": "hf_tl.lora.saving",
+    "score": "hf_tl.classifier",
     "select": "hf_tl.layers",
     "set_adapter": "hf_tl.lora.adapters",
     "unmerge_lora": "hf_tl.lora.merge",

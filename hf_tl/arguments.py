@@ -46,6 +46,9 @@ def share_batch(arguments: TrainingArguments, rows: int) -> None:
             f"choose a multiple, such as {max(1, round(rows / parts)) * parts}"
         )
     arguments.per_device_train_batch_size = rows // parts
+    # parts are equal, so the mean of their means is right; Trainer would multiply the loss by the number of processes
+    # for every network that takes further keywords, also where that loss is a mean already
+    arguments.average_tokens_across_devices = False
 
 
 def _as_words(path: Path) -> list[str]:

@@ -21,8 +21,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 
 from hf_tl import (
     InputError,
@@ -34,6 +33,7 @@ from hf_tl import (
     find_modality,
     load_classifier,
     load_task,
+    score,
 )
 from hf_tl.arguments import parse_arguments, share_batch
 
@@ -53,10 +53,6 @@ class Arguments:
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of the dataset"})
     label: str | None = field(default=None, metadata={"help": "label column, if it is not found"})
     image_size: int | None = field(default=None, metadata={"help": "side of the square images in pixels"})
-
-
-def accuracy(predicted: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": float(np.mean(predicted.predictions.argmax(-1) == predicted.label_ids))}
 
 
 def main() -> None:
@@ -85,18 +81,19 @@ def main() -> None:
         eval_dataset=LabelledRows(task.test, classes),
         data_collator=collate(network),
         processing_class=network.processor,
-        compute_metrics=accuracy,
+        compute_metrics=score,
     )
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     found = trainer.evaluate()
     trainer.save_model()
     if trainer.is_world_process_zero():
-        kept = {"processes": training.world_size, "loss": found["eval_loss"], "accuracy": found["eval_accuracy"]}
+        kept = {name: found[f"eval_{name}"] for name in ("accuracy", "cross_entropy")}
+        kept["processes"] = training.world_size
         (Path(training.output_dir) / "results.json").write_text(json.dumps(kept, indent=1) + "\n")
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         share = trained / sum(p.numel() for p in model.parameters())
         print(f"{trained} parameters trained, {share:.2%} of the network")
-        print(f"accuracy {kept['accuracy']:.4f}, loss {kept['loss']:.4f}, {training.world_size} process(es)")
+        print("accuracy {accuracy:.4f}, cross entropy {cross_entropy:.4f}, {processes} process(es)".format(**kept))
 
 
 if __name__ == "__main__":

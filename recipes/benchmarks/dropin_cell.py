@@ -1,6 +1,6 @@
 """Runs scripts as `python SCRIPT ARGUMENTS...` would, and writes down whether the pillar that was added worked.
 
-    python dropin_cell.py ORDERS.json
+    python dropin_cell.py ORDERS.json [RANKS]
     accelerate launch ... dropin_cell.py ORDERS.json
 
 ORDERS.json is [{"folder", "script", "words", "port"}, ...]. Each script has a process of its own on every rank, forked
@@ -104,6 +104,7 @@ def run(order: dict, rank: int) -> None:
     if "WORLD_SIZE" in os.environ:  # a meeting place of its own, not that of the launcher
         os.environ |= {"MASTER_PORT": str(order["port"]), "TORCHELASTIC_USE_AGENT_STORE": "False"}
     seen = watch()
+    stand_in()
     sys.argv = [order["script"], *order["words"]]
     error = None
     try:
@@ -115,6 +116,14 @@ def run(order: dict, rank: int) -> None:
         error = f"{type(raised).__name__}: {raised}"
     found = {"processes": count_processes(error), "rank": rank, "error": error, **seen.report()}
     Path(f"{rank}.json").write_text(json.dumps(found))
+
+
+def stand_in() -> None:
+    """Gives scripts of transformers 4 the telemetry function that they import and transformers 5 does not have."""
+    import transformers.utils
+
+    if "send_example_telemetry" not in dir(transformers.utils):
+        transformers.utils.send_example_telemetry = lambda *arguments: None
 
 
 def count_processes(error: str | None) -> int:
@@ -129,20 +138,32 @@ def count_processes(error: str | None) -> int:
 def main() -> None:
     for name in SLOW:
         import_module(name)
-    rank = int(os.environ.get("RANK", "0"))
+    ranks = int(sys.argv[2]) if len(sys.argv) > 2 else 1
     for order in json.loads(Path(sys.argv[1]).read_text()):
-        child = os.fork()
-        if child == 0:
-            try:
-                run(order, rank)
-            finally:
-                sys.stdout.flush()
-                os._exit(0)
+        children = [fork(order, rank, ranks) for rank in range(ranks)]
         start = time.monotonic()
-        while os.waitpid(child, os.WNOHANG)[0] == 0:
+        while children:
+            children = [child for child in children if os.waitpid(child, os.WNOHANG)[0] == 0]
             if time.monotonic() - start > LIMIT:
-                os.kill(child, signal.SIGKILL)
+                for child in children:
+                    os.kill(child, signal.SIGKILL)
             time.sleep(0.05)
+
+
+def fork(order: dict, rank: int, ranks: int) -> int:
+    """Starts a script in a process of its own, as one of several if not launched as one; returns its number."""
+    child = os.fork()
+    if child == 0:
+        try:
+            if ranks > 1:
+                own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+                os.environ |= {name: str(value) for name, value in own.items()}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+            run(order, int(os.environ.get("RANK", "0")))
+        finally:
+            sys.stdout.flush()
+            os._exit(0)
+    return child
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def test_two_processes_find_what_one_finds(worlds, run, tmp_path):
     assert results(one / "embedding")["digest"] == results(two / "embedding")["digest"]
     assert results(one / "probe")["full network"] == results(two / "probe")["full network"]
     for part in ("policy", "lora"):
-        assert results(two / part)["loss"] == pytest.approx(results(one / part)["loss"], rel=1e-5)
+        assert results(two / part)["cross_entropy"] == pytest.approx(results(one / part)["cross_entropy"], rel=1e-5)
         assert results(two / part)["accuracy"] == results(one / part)["accuracy"]
     sharded = json.loads((tmp_path / "s.json").read_text())
     assert sharded["world"] == 2

@@ -7,7 +7,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 def main():
     tokenizer = AutoTokenizer.from_pretrained("bert")
     rows = load_dataset("csv", data_files={"train": "train.csv", "validation": "validation.csv"})
-    rows = rows.map(lambda row: {**tokenizer(row["sentence"]), "labels": int(row["label"] == "positive")})
+    rows = rows.map(lambda row: {**tokenizer(row["sentence"]), "labels": row["label"]})
     rows = rows.remove_columns(["sentence", "label"])
 
     def model_init():
