@@ -157,6 +157,9 @@ def score(predicted: EvalPrediction) -> dict[str, float]:
     """What Trainer calls as `compute_metrics`: the accuracy, and the cross entropy in nats, of all rows.
 
     Trainer's own eval_loss counts the rows twice that fill up the last batch of several processes.
+
+    Args:
+        predicted: logits (n_rows, n_classes), and the numbers of the true classes (n_rows,).
     """
     logits = torch.as_tensor(np.asarray(predicted.predictions)).double()
     labels = torch.as_tensor(np.asarray(predicted.label_ids))
