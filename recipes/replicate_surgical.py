@@ -7,7 +7,8 @@ digits within the same five groups) or in its output (other names for the classe
 the head, or everything. The rate of each is chosen on validation rows.
 
 The noise is what the paper calls an input-level shift. In trials of two seeds, no single layer stood out where the
-digits were veiled in fog, and blocks in the middle did where they were shifted by two pixels.
+digits were veiled in fog, blocks in the middle did where they were shifted by two pixels, and the last block where
+they were turned into negatives.
 """
 
 import copy

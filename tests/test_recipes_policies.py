@@ -13,7 +13,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "recipes"
 NAMES = ("replicate_transferability", "replicate_lp_ft", "replicate_surgical", "replicate_reinit")
-QUOTED = ("replicate_transferability", "replicate_lp_ft")  # of which the page shows results
+QUOTED = ("replicate_transferability", "replicate_lp_ft", "replicate_surgical")  # of which the page shows results
 
 
 @pytest.fixture
