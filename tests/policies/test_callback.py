@@ -205,6 +205,18 @@ def test_phases_keep_the_state_of_the_optimizer(tmp_path):
     assert not torch.equal(states[5][0], states[6][0])
 
 
+def test_a_layer_that_is_frozen_again_has_no_gradient_left():
+    """Where a loop keeps gradients from step to step, the optimizer would go on moving it."""
+    model = bert()
+    applied = Policy(phases=[At("0", "tune: 3, head"), At("1 step", "tune: head")]).apply(model)
+    model(texts().inputs[:2], labels=texts().labels[:2]).loss.backward()
+    weight = model.bert.encoder.layer[3].output.dense.weight
+    assert weight.grad is not None
+    applied.advance(step=1)
+    assert weight.grad is None
+    assert model.classifier.weight.grad is not None
+
+
 def reached(model, batch):
     """The blocks whose outputs are part of the graph."""
     seen = []

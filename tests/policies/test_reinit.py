@@ -126,6 +126,7 @@ def test_modules_of_ones_own_reset_themselves():
     assert not any((tensor == 7).all() for tensor in twins[0].state_dict().values())
     name = "layers.2.0.weight"
     assert torch.equal(twins[0].state_dict()[name], twins[1].state_dict()[name])
+    assert not torch.equal(twins[0].layers[1][0].weight, twins[0].layers[2][0].weight)  # a seed of its own each
 
 
 def test_what_cannot_be_reinitialised_is_said_and_nothing_changes():
