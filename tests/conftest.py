@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks gain nothing from more, and sums keep one order
 home = tempfile.TemporaryDirectory(prefix="hf-home-")  # goes at the end of the run
 os.environ["HF_HOME"] = home.name
 os.environ["DATASETS_VERBOSITY"] = "critical"  # as hf-tl sets it, too late where a test has imported datasets
