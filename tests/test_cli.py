@@ -238,8 +238,9 @@ def test_in_a_process_of_its_own_nothing_else_is_printed(timm_folder, image_fold
     done = run(["probe", str(timm_folder), str(image_folder), "--taps", "stage4.*"])
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("hf-tl probe: layer pattern 'stage4.*' matches none")
-    assert done.stderr.count("\n") == 1
+    sentence, pattern, carets = done.stderr.splitlines()
+    assert sentence.startswith("hf-tl probe: layer pattern 'stage4.*' matches none")
+    assert (pattern, carets) == ("  stage4.*", "  ^^^^^^^^")
     done = run(["probe", str(timm_folder), str(image_folder)])
     assert done.returncode == 2
     assert "row 7 of train cannot be read" in done.stderr

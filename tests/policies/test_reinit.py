@@ -54,7 +54,8 @@ def test_every_tensor_of_the_chosen_layers_changes_and_no_other(specimen, tmp_pa
     if not tower and not any(len({*names}) > 1 for names in layers.tied):
         chosen += [layer for layer in layers if layer.kind == "head"]
     before, random = state(model), torch.get_rng_state()
-    names = set(reinit_layers(model, chosen, seed=0))
+    build = specimen.build if specimen.name == "timm/vgg11_bn" else None  # narrower than timm's of this name
+    names = set(reinit_layers(model, chosen, seed=0, build=build))
     assert torch.equal(random, torch.get_rng_state())
     owned = {id(parameter) for layer in chosen for parameter in layer.parameters()}
     expected = {name for name, parameter in model.named_parameters() if id(parameter) in owned}
