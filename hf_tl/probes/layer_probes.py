@@ -165,7 +165,7 @@ class LayerProbes:
         axes.set_title(title, fontsize=11, loc="left")
         axes.grid(axis="y", linewidth=0.4, alpha=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside lower center", fontsize=8, ncols=4, frameon=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize=8, ncols=4, frameon=False)
         caption = f"bands: 95 % intervals; linear SVM, C = {RELATIVE_C:g} / mean squared length; {self.judged_on}"
         figure.supxlabel(caption, fontsize=8, color="#555555")
         figure.savefig(path)
