@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from hf_tl.embedding.callback import EmbeddingCallback
     from hf_tl.embedding.crops import TenCrops, mean_feature, mean_score, vote
     from hf_tl.embedding.embedding import Embedding
-    from hf_tl.embedding.full_network import FullNetworkEmbedding, push_embedding
+    from hf_tl.embedding.full_network import FullNetworkEmbedding
     from hf_tl.embedding.preprocessing import Discretizer, LayerNormalizer, LayerSelector, Standardizer, StreamedPCA
+    from hf_tl.embedding.pretrained import push_embedding
     from hf_tl.embedding.recipe import RECIPES, Recipe
     from hf_tl.errors import InputError
     from hf_tl.hub import Push
@@ -172,7 +173,7 @@ _HOMES = {
     "mean_score": "hf_tl.embedding.crops",
     "merge_lora": "hf_tl.lora.merge",
     "push_adapter": "hf_tl.lora.push",
-    "push_embedding": "hf_tl.embedding.full_network",
+    "push_embedding": "hf_tl.embedding.pretrained",
     "reinit_layers": "hf_tl.policies.reinit",
     "remove_lora": "hf_tl.lora.merge",
     "save_adapter": "hf_tl.lora.saving",

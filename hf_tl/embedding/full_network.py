@@ -11,14 +11,13 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
 
-from hf_tl.card import About
 from hf_tl.data import Rows, as_rows
 from hf_tl.embedding.embedding import Embedding, LayerColumns, feature_names
 from hf_tl.embedding.extraction import Execution, OnBadRows
 from hf_tl.embedding.features import fit_statistics, fit_store, write_features
 from hf_tl.embedding.passes import Pass, plan_pass
 from hf_tl.embedding.pooling import Pooling
-from hf_tl.embedding.pretrained import Fitted, find_fitted, load_fitted, push_fitted, save_fitted
+from hf_tl.embedding.pretrained import Fitted, find_fitted, load_fitted, push_embedding, save_fitted
 from hf_tl.embedding.processes import Processes, find_processes
 from hf_tl.embedding.recipe import Recipe, find_recipe
 from hf_tl.embedding.statistics import Statistics
@@ -154,30 +153,11 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
             NotFittedError: `fit` comes first.
             InputError: a pooling of your own, which no file can hold.
         """
-        return save_fitted(self._as_fitted(), folder)
+        return save_fitted(self.as_fitted(), folder)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        about: About | None = None,
-        private: bool | None = None,
-        revision: str | None = None,
-        message: str = "Add full-network embedding",
-        token: str | None = None,
-        dry_run: bool = False,
-    ) -> Push:
-        """See `hf_tl.push_embedding`."""
-        return push_fitted(
-            self._as_fitted(),
-            repo_id,
-            about=about,
-            private=private,
-            revision=revision,
-            message=message,
-            token=token,
-            dry_run=dry_run,
-        )
+    def push_to_hub(self, repo_id: str, **options: object) -> Push:
+        """Puts the fitted embedding on the Hub; the options are those of `hf_tl.push_embedding`, which this is."""
+        return push_embedding(self, repo_id, **options)
 
     def describe(self, rows: Rows | Sequence | None = None) -> str:
         """A table of what is read: each tap, what it is, how it is pooled, and its columns.
@@ -329,7 +309,12 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
                 "call fit or fit_transform on the training rows first"
             )
 
-    def _as_fitted(self) -> Fitted:
+    def as_fitted(self) -> Fitted:
+        """What its files hold: everything but its speed.
+
+        Raises:
+            NotFittedError: `fit` comes first.
+        """
         self._check_fitted()
         chosen = callable(self.taps)  # a function is not kept, but what it chose
         return Fitted(
@@ -426,46 +411,6 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
         if isinstance(rows, Dataset):
             return as_rows(rows, modality=self.network.modality)
         return Rows([{"input": value} for value in rows], "input")
-
-
-def push_embedding(
-    embedding: FullNetworkEmbedding,
-    repo_id: str,
-    *,
-    about: About | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    message: str = "Add full-network embedding",
-    token: str | None = None,
-    dry_run: bool = False,
-) -> Push:
-    """Puts a fitted embedding on the Hub: what `save_pretrained` writes, in one commit.
-
-    `FullNetworkEmbedding.from_pretrained("user/name", revision=...)` loads it; the network stays where it is.
-
-    Args:
-        embedding: fitted.
-        repo_id: "user/name"; a model repository that is made where there is none.
-        about: datasets, results, time: what the card says and no file knows.
-        private: whether a repository that is made is private; None for the default of its owner.
-        revision: the branch, which is made where there is none; None for main.
-        message: of the commit.
-        token: None for HF_TOKEN or what `hf auth login` stored. It is never written and never printed.
-        dry_run: whether to say what would be pushed, and send nothing.
-
-    Raises:
-        NotFittedError: `fit` comes first.
-        InputError: a pooling of your own, which no file can hold; or whatever the Hub objects to.
-    """
-    return embedding.push_to_hub(
-        repo_id,
-        about=about,
-        private=private,
-        revision=revision,
-        message=message,
-        token=token,
-        dry_run=dry_run,
-    )
 
 
 def _span(names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from hf_tl.card import About, data_sentence, footprint_table, in_time, results_table, write_card
 from hf_tl.embedding.embedding import LayerColumns, read_layer, read_tensors
@@ -45,6 +46,13 @@ class Fitted:
     statistics: Statistics
 
 
+class FittedEmbedding(Protocol):
+    """A `FullNetworkEmbedding`, which this file is beneath."""
+
+    def as_fitted(self) -> Fitted:
+        """What its files hold."""
+
+
 def save_fitted(fitted: Fitted, folder: str | Path) -> Path:
     """See `FullNetworkEmbedding.save_pretrained`."""
     from safetensors.numpy import save_file
@@ -57,8 +65,8 @@ def save_fitted(fitted: Fitted, folder: str | Path) -> Path:
     return folder
 
 
-def push_fitted(
-    fitted: Fitted,
+def push_embedding(
+    embedding: FittedEmbedding,
     repo_id: str,
     *,
     about: About | None = None,
@@ -68,7 +76,25 @@ def push_fitted(
     token: str | None = None,
     dry_run: bool = False,
 ) -> Push:
-    """See `push_embedding`."""
+    """Puts a fitted embedding on the Hub: what `save_pretrained` writes, in one commit.
+
+    `FullNetworkEmbedding.from_pretrained("user/name", revision=...)` loads it; the network stays where it is.
+
+    Args:
+        embedding: a fitted `FullNetworkEmbedding`.
+        repo_id: "user/name"; a model repository that is made where there is none.
+        about: datasets, results, time: what the card says and no file knows.
+        private: whether a repository that is made is private; None for the default of its owner.
+        revision: the branch, which is made where there is none; None for main.
+        message: of the commit.
+        token: None for HF_TOKEN or what `hf auth login` stored. It is never written and never printed.
+        dry_run: whether to say what would be pushed, and send nothing.
+
+    Raises:
+        NotFittedError: `fit` comes first.
+        InputError: a pooling of your own, which no file can hold; or whatever the Hub objects to.
+    """
+    fitted = embedding.as_fitted()
     check_repo_id(repo_id)
     about = about or About()
     public = replace(fitted, network=replace(fitted.network, name=_public_name(fitted.network.name)))
