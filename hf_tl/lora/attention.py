@@ -6,6 +6,8 @@ at `base_layer.out_proj`. As the attention reads both weights without calling a 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,18 +23,9 @@ class LoraOutput(LoraLinear):
     two. What a file means is what PEFT computes from it, so it is the same here.
     """
 
-    def add_adapter(
-        self,
-        adapter: str,
-        *,
-        config: LoraConfig,
-        rank: int,
-        alpha: float,
-        parts: str | None = None,
-        empty: bool = False,
-    ) -> None:
+    def add_adapter(self, adapter: str, *, parts: str | None = None, **options: Any) -> None:
         """See LoraLayer; `parts` are those of the input projection."""
-        super().add_adapter(adapter, config=config, rank=rank, alpha=alpha, empty=empty)
+        super().add_adapter(adapter, **options)
         self.scaling[adapter] *= 2
 
 
