@@ -70,7 +70,7 @@ class Block:
 
     Attributes:
         rows: (rows,) their indices in the dataset, ascending.
-        values: (rows, n_features) float32.
+        values: (rows, n_features) float32, which the next block writes over.
         skipped: (n,) indices of rows of the same batch that were left out.
     """
 
@@ -108,12 +108,14 @@ def extract(
             disable=not execution.progress,
         ) as bar,
     ):
-        to_host = _Landing(device)
+        to_host, space = _Landing(device), None
+        if torch.device(device).type == "cpu" and not execution.compiled:
+            space = torch.empty(min(execution.batch_size, len(rows)), read.n_features)
         for wanted, kept, batch in _loaded(network, rows, batches, execution):
             if batch is None:
                 block = Block(np.empty(0, np.int64), np.empty((0, read.n_features), np.float32), np.asarray(wanted))
             else:
-                values = to_host(read(_to_execution(batch, execution)))
+                values = to_host(read(_to_execution(batch, execution), out=space))
                 finite = _finite_rows(values, kept, taps, rows, execution.on_bad_rows)
                 used = np.asarray(kept)[finite]
                 whole = len(used) == len(wanted)
@@ -143,7 +145,7 @@ class _Landing:
             self._buffer = torch.empty(values.shape, dtype=torch.float32, pin_memory=True)
         self._buffer[: len(values)].copy_(values, non_blocking=True)
         torch.cuda.current_stream(values.device).synchronize()
-        return self._buffer[: len(values)].numpy().copy()
+        return self._buffer[: len(values)].numpy()
 
 
 class _Batches(torch.utils.data.Dataset):

@@ -56,7 +56,7 @@ class Pass:
         )
 
     def blocks(self) -> Iterator[Block]:
-        """This process's share of the pass, block by block, kept nowhere."""
+        """This process's share of the pass, block by block; each one's values last until the next."""
         return self._extract(self.processes.share(self.execution.batches(len(self.rows))))
 
     def into_memory(

@@ -65,8 +65,13 @@ class TapReader:
         self._run = self.model
         self._stack.close()
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """One forward pass: (rows, n_features), in float32 (float64 for a float64 network).
+    def __call__(self, batch: Batch, *, out: Tensor | None = None) -> Tensor:
+        """One forward pass: (rows, n_features), in float32 (float64 for a float64 network) or as `out`.
+
+        Args:
+            batch: what the network is called with.
+            out: (rows or more, n_features) on the CPU, for the values; new memory costs more than copying into it.
+                Not for a compiled network.
 
         Raises:
             InputError: a tap that was not reached, or came out in another shape than in the trace.
@@ -76,8 +81,8 @@ class TapReader:
         padded = mask is not None and mask.ndim == 2 and not bool(mask.all())
         self._mask = mask if padded else None
         self._calls: Counter[tuple[str, str]] = Counter()
-        self._values: Tensor | None = None
-        self._memory: np.ndarray | None = None  # of the values, where numpy writes them
+        self._values = None if out is None else out[: self._rows]
+        self._memory = None if out is None else self._values.numpy()  # of the values, where numpy writes them
         self._unread = {tap.name for tap in self.taps}
         with torch.inference_mode():
             forward(self._run, batch)

@@ -10,7 +10,6 @@ import numpy as np
 
 from hf_tl.embedding.cut_points import find_cut_points
 from hf_tl.embedding.statistics import Statistics
-from hf_tl.embedding.threads import in_threads
 from hf_tl.errors import InputError
 from hf_tl.layers import closest
 
@@ -101,18 +100,14 @@ class Scaler:
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """(rows, n_features) -> (rows, n_features) of the recipe's dtype; the values are left as they are."""
         out = np.empty(values.shape, self.recipe.dtype)
-        in_threads(lambda rows: self._scale(values, out, rows), len(values), size=values.shape[1])
-        return out
-
-    def _scale(self, values: np.ndarray, out: np.ndarray, rows: slice) -> None:
-        for start in range(rows.start, rows.stop, ROWS_AT_ONCE):
-            stop = min(start + ROWS_AT_ONCE, rows.stop)
-            block, part = values[start:stop], out[start:stop]
+        for start in range(0, len(values), ROWS_AT_ONCE):
+            block, part = values[start : start + ROWS_AT_ONCE], out[start : start + ROWS_AT_ONCE]
             if self._cuts is not None and block.dtype == np.float32:
                 low, high = self._cuts
                 np.subtract((block >= high).view(np.int8), (block < low).view(np.int8), out=part)
             else:
                 part[...] = self._compute(block)
+        return out
 
     def _compute(self, block: np.ndarray) -> np.ndarray:
         block = block.astype(np.float64)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
-from hf_tl.embedding.threads import in_threads
 
-
-ROWS_AT_ONCE = 16  # their float64 copy stays in a processor's cache
+ROWS_AT_ONCE = 64  # their float64 copy stays in a processor's cache
 
 
 class Statistics:
@@ -40,18 +39,16 @@ class Statistics:
             raise ValueError(f"expected rows of {len(self._shift)} features, got shape {values.shape}")
         if self.n == 0 and len(values):
             self._shift = values[0].astype(np.float64)
-        in_threads(lambda columns: self._add(values, columns), values.shape[1], size=len(values))
-        self.n += len(values)
-        return self
-
-    def _add(self, values: np.ndarray, columns: slice) -> None:
-        working = np.empty((min(len(values), ROWS_AT_ONCE), columns.stop - columns.start))
+        working = torch.empty(min(len(values), ROWS_AT_ONCE), len(self._shift), dtype=torch.float64)
+        shift, total, square = (torch.from_numpy(part) for part in (self._shift, self._sum, self._square))
         for start in range(0, len(values), ROWS_AT_ONCE):
             shifted = working[: len(values) - start]
-            shifted[...] = values[start : start + ROWS_AT_ONCE, columns]
-            shifted -= self._shift[columns]
-            self._sum[columns] += shifted.sum(axis=0)
-            self._square[columns] += np.einsum("nd,nd->d", shifted, shifted)
+            shifted.numpy()[...] = values[start : start + ROWS_AT_ONCE]
+            shifted -= shift
+            total += shifted.sum(dim=0)
+            square += shifted.square_().sum(dim=0)
+        self.n += len(values)
+        return self
 
     @property
     def mean(self) -> np.ndarray:
