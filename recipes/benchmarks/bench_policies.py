@@ -6,8 +6,10 @@ python recipes/benchmarks/bench_policies.py --part mobilenet
 
 import argparse
 import json
+import statistics
 import time
 import warnings
+from itertools import pairwise
 
 import timm
 import torch
@@ -28,6 +30,7 @@ MODES = {  # policy, whether its prefix is cached, beside which mode it is timed
     "head alone": ("tune: head", False, None),
     "head alone, cached": ("tune: head", True, ("head alone", 0.10)),
 }
+PARTS = ("forward", "backward", "update")
 
 
 class Run:
@@ -43,17 +46,20 @@ class Run:
         if cached:
             applied.use_cache(self.cache, rows=rows)
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-        """Seconds and loss."""
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[dict[str, float], float]:
+        """Seconds of each part, and the loss."""
         torch.manual_seed(1)  # dropout of what trains
-        start = time.perf_counter()
+        marks = [time.perf_counter()]
         self.model.train()
         loss = torch.nn.functional.cross_entropy(self.model(images), labels)
+        value = loss.item()
+        marks.append(time.perf_counter())
         loss.backward()
+        marks.append(time.perf_counter())
         self.optimizer.step()
         self.optimizer.zero_grad()
-        value = loss.item()
-        return time.perf_counter() - start, value
+        marks.append(time.perf_counter())
+        return dict(zip(PARTS, (b - a for a, b in pairwise(marks)), strict=True)), value
 
 
 def measure(name: str, *, repeats: int, rows: int) -> dict:
@@ -64,18 +70,21 @@ def measure(name: str, *, repeats: int, rows: int) -> dict:
     torch.manual_seed(2)
     images, labels = torch.randn(rows, 3, 224, 224), torch.randint(0, 10, (rows,))
     runs = {mode: Run(name, text, cached=cached, rows=rows) for mode, (text, cached, _) in MODES.items()}
-    seconds, losses, first = {mode: [] for mode in MODES}, {mode: [] for mode in MODES}, {}
+    seconds, parts, losses = ({mode: [] for mode in MODES} for _ in range(3))
+    first = {}
     for turn in range(repeats + 2):
         for mode, run in runs.items():
             spent, loss = run.step(images, labels)
             losses[mode].append(loss)
             if turn > 1:
-                seconds[mode].append(spent)
+                seconds[mode].append(sum(spent.values()))
+                parts[mode].append(spent)
             elif turn == 0:
-                first[mode] = round(spent, 3)
+                first[mode] = round(sum(spent.values()), 3)
     results = {}
     for mode, (text, cached, target) in MODES.items():
         result = {"policy": text, "seconds": spread(seconds[mode])}
+        result["parts"] = {part: round(statistics.median(turn[part] for turn in parts[mode]), 4) for part in PARTS}
         if target is not None:
             beside, most = target
             ratios = [mine / other for mine, other in zip(seconds[mode], seconds[beside], strict=True)]
@@ -105,9 +114,9 @@ def main() -> None:
     lines = []
     for mode, result in found.items():
         ratio = result.get("ratio", {})
-        cells = [ratio.get("to", ""), ratio.get("median", ""), ratio.get("wanted") or ""]
+        cells = [*result["parts"].values(), ratio.get("to", ""), ratio.get("median", ""), ratio.get("wanted") or ""]
         lines.append([mode, result["seconds"]["median"], *cells, str(result.get("largest difference of losses", ""))])
-    print(format_table(["mode", "s per step", "beside", "ratio", "wanted <=", "losses differ by"], lines))
+    print(format_table(["mode", "s per step", *PARTS, "beside", "ratio", "wanted <=", "losses differ by"], lines))
     path = RESULTS / "policies.json"
     before = json.loads(path.read_text())["networks"] if path.exists() else {}
     settings = {"threads": options.threads, "rows": options.rows}
