@@ -1,11 +1,12 @@
 """A script for TRL's supervised fine-tuning of a language model."""
 
 from datasets import load_dataset
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
 from trl import SFTConfig, SFTTrainer
 
 
 def main():
+    set_seed(0)  # every process starts from the same network
     tokenizer = AutoTokenizer.from_pretrained("bert")
     tokenizer.eos_token = "[SEP]"
     rows = load_dataset("csv", data_files={"train": "train.csv", "validation": "validation.csv"})
