@@ -1,6 +1,6 @@
 """Fresh top layers help where samples are few (Zhang et al., ICLR 2021, figure 5 and table 2).
 
-    python recipes/replicate_reinit.py [--seeds 6]
+    python recipes/replicate_reinit.py [--seeds 24]
 
 A small transformer learns to fill in masked patches of unlabelled digits, as BERT learns to fill in words. Then it is
 fine-tuned on few labelled ones, with the head and the last 0, 1, 2, ... blocks started anew: one line for Trainer.
@@ -91,7 +91,7 @@ def fine_tune(folder: Path, *, fresh: int, seed: int, rows: int, steps: int) -> 
 
 
 def main() -> None:
-    chosen = options(__doc__, seeds=6)
+    chosen = options(__doc__, seeds=24)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     lengths, rows, source_steps = {"short": 40, "long": 120}, 10, 1000
