@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from hf_tl.layers import is_inside
-from hf_tl.layers.blocks import find_blocks
 from hf_tl.trace import LayerCall, Trace, is_fully_connected
 
 
@@ -19,30 +18,28 @@ ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The blocks of a network, and which of them are a transformer's.
+    """What stands in a network's blocks, and behind them.
 
     Attributes:
-        blocks: names of all blocks, in the order in which they first run.
-        attentions: of each block that has one, the names of its outermost attention modules.
+        attentions: of each block that has any, the names of its outermost attention modules.
         final_norm: name of the norm after the last block, or None.
     """
 
-    blocks: tuple[str, ...]
     attentions: Mapping[str, tuple[str, ...]]
     final_norm: str | None
 
 
-def find_anatomy(model: nn.Module, record: Trace, heads: Sequence[str]) -> Anatomy:
-    """The blocks, as `hf_tl.layers` finds them, and the attention modules in them, which are known by their classes.
+def find_anatomy(model: nn.Module, record: Trace, blocks: Sequence[str], heads: Sequence[str]) -> Anatomy:
+    """The attention modules of the blocks, which are known by their classes, and the norm after the last block.
 
     Args:
         model: the network.
         record: its traced forward pass.
+        blocks: names of its blocks.
         heads: names of the modules that make up the classifier.
     """
     modules = dict(model.named_modules())
     ran = list(dict.fromkeys(record.modules))
-    blocks = find_blocks(record, heads).names
     attentions = {}
     for block in blocks:
         within = [name for name in ran if is_inside(name, [block]) and name != block]
@@ -50,7 +47,7 @@ def find_anatomy(model: nn.Module, record: Trace, heads: Sequence[str]) -> Anato
         outer = tuple(name for name in named if not is_inside(name.rpartition(".")[0], named))
         if outer:
             attentions[block] = outer
-    return Anatomy(blocks, attentions, _final_norm(modules, ran, blocks, heads) if attentions else None)
+    return Anatomy(attentions, _final_norm(modules, ran, blocks, heads) if attentions else None)
 
 
 def attention_output(attention: str, layers: Sequence[LayerCall]) -> str | None:

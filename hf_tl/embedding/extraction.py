@@ -15,6 +15,7 @@ from tqdm import tqdm
 from hf_tl.data import Rows
 from hf_tl.embedding.reader import TapReader
 from hf_tl.embedding.tap import Tap
+from hf_tl.embedding.taps import n_rows
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.models import Network
 from hf_tl.trace import Batch
@@ -70,7 +71,7 @@ class Block:
 
     Attributes:
         rows: (rows,) their indices in the dataset, ascending.
-        values: (rows, n_features) float32, which the next block writes over.
+        values: (rows, n_features) float32; the next block writes over them unless `into` was given.
         skipped: (n,) indices of rows of the same batch that were left out.
     """
 
@@ -80,7 +81,13 @@ class Block:
 
 
 def extract(
-    network: Network, rows: Rows, taps: Sequence[Tap], batches: Sequence[range], *, execution: Execution
+    network: Network,
+    rows: Rows,
+    taps: Sequence[Tap],
+    batches: Sequence[range],
+    *,
+    execution: Execution,
+    into: np.ndarray | None = None,
 ) -> Iterator[Block]:
     """One pass over the rows of some batches, one block of raw activations a batch.
 
@@ -90,6 +97,7 @@ def extract(
         taps: what is read.
         batches: the rows of each forward pass.
         execution: how.
+        into: (rows of all batches, n_features) float32, in which the blocks' values are put one below the other.
 
     Raises:
         InputError: a bad row, named by its index, before its block is handed on.
@@ -108,44 +116,55 @@ def extract(
             disable=not execution.progress,
         ) as bar,
     ):
-        to_host, space = _Landing(device), None
-        if torch.device(device).type == "cpu" and not execution.compiled:
-            space = torch.empty(min(execution.batch_size, len(rows)), read.n_features)
+        landing = _Landing(execution, (max(len(wanted) for wanted in batches), read.n_features), into)
         for wanted, kept, batch in _loaded(network, rows, batches, execution):
-            if batch is None:
-                block = Block(np.empty(0, np.int64), np.empty((0, read.n_features), np.float32), np.asarray(wanted))
-            else:
-                values = to_host(read(_to_execution(batch, execution), out=space))
+            used, values = np.asarray(kept, np.int64), np.empty((0, read.n_features), np.float32)
+            if batch is not None:
+                values = landing.read(read, _to_execution(batch, execution))
                 finite = _finite_rows(values, kept, taps, rows, execution.on_bad_rows)
-                used = np.asarray(kept)[finite]
-                whole = len(used) == len(wanted)
-                block = Block(
-                    used,
-                    values if finite.all() else values[finite],
-                    np.empty(0, np.int64) if whole else np.setdiff1d(wanted, used),
-                )
-            yield block
-            skipped += len(block.skipped)
+                used, values = used[finite], landing.keep(values, finite)
+            left_out = np.setdiff1d(wanted, used) if len(used) < len(wanted) else np.empty(0, np.int64)
+            yield Block(used, values, left_out)
+            skipped += len(left_out)
             if skipped:
                 bar.set_postfix(skipped=skipped)
             bar.update(len(wanted))
 
 
 class _Landing:
-    """Takes a batch's values to the host in one copy; off a GPU, through one pinned buffer that is used again."""
+    """Where batches come to lie on the host: one below the other in an array of the caller, or all in one buffer.
 
-    def __init__(self, device: str):
-        self._pinned = torch.device(device).type == "cuda"
-        self._buffer: torch.Tensor | None = None
+    A reader on the CPU writes there itself. From a GPU there is one copy, through pinned memory.
+    """
 
-    def __call__(self, values: torch.Tensor) -> np.ndarray:
-        if not self._pinned:
-            return values.float().cpu().numpy()
-        if self._buffer is None or len(self._buffer) < len(values):
-            self._buffer = torch.empty(values.shape, dtype=torch.float32, pin_memory=True)
-        self._buffer[: len(values)].copy_(values, non_blocking=True)
-        torch.cuda.current_stream(values.device).synchronize()
-        return self._buffer[: len(values)].numpy()
+    def __init__(self, execution: Execution, shape: tuple[int, int], into: np.ndarray | None):
+        kind = torch.device(execution.device).type
+        self._direct = kind == "cpu" and not execution.compiled
+        self._pinned = torch.empty(shape, pin_memory=True) if kind == "cuda" else None
+        self._below = into is not None
+        self._array = into if self._below else np.empty(shape, np.float32)
+        self._next = 0
+
+    def read(self, read: TapReader, batch: Batch) -> np.ndarray:
+        """(rows, n_features) float32, of the next batch."""
+        n = n_rows(batch)
+        space = torch.from_numpy(self._array[self._next : self._next + n])
+        if self._direct:
+            return read(batch, out=space).numpy()
+        values = read(batch)
+        if self._pinned is not None:
+            self._pinned[:n].copy_(values, non_blocking=True)
+            torch.cuda.current_stream(values.device).synchronize()
+            values = self._pinned[:n]
+        return space.copy_(values).numpy()
+
+    def keep(self, values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """Those of the rows just read for which `kept` is true, from the top; the next batch goes below them."""
+        if not kept.all():
+            values[: kept.sum()] = values[kept]
+            values = values[: kept.sum()]
+        self._next += len(values) if self._below else 0
+        return values
 
 
 class _Batches(torch.utils.data.Dataset):

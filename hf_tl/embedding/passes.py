@@ -55,9 +55,9 @@ class Pass:
             for tap, stop in zip(self.taps, stops, strict=True)
         )
 
-    def blocks(self) -> Iterator[Block]:
-        """This process's share of the pass, block by block; each one's values last until the next."""
-        return self._extract(self.processes.share(self.execution.batches(len(self.rows))))
+    def blocks(self, *, into: np.ndarray | None = None) -> Iterator[Block]:
+        """This process's share of the pass, block by block; as in `extract`."""
+        return self._extract(self.processes.share(self.execution.batches(len(self.rows))), into=into)
 
     def into_memory(
         self, change: Callable[[np.ndarray], np.ndarray] | None = None, *, dtype: np.dtype | str = "float32"
@@ -73,10 +73,12 @@ class Pass:
             )
         values = np.empty((len(self.rows), self.columns[-1].stop), dtype)
         kept, n = np.empty(len(self.rows), np.int64), 0
-        for block in self.blocks():  # from the top; what skipped rows left over is cut
-            values[n : n + len(block.rows)] = block.values if change is None else change(block.values)
-            kept[n : n + len(block.rows)] = block.rows
-            n += len(block.rows)
+        for block in self.blocks(into=values if change is None else None):
+            here = slice(n, n + len(block.rows))  # from the top; what skipped rows left over is cut
+            if change is not None:
+                values[here] = change(block.values)
+            kept[here] = block.rows
+            n = here.stop
         self._check_some(n)
         labels = self.rows.labels
         return Embedding(
@@ -118,10 +120,10 @@ class Pass:
         self.processes.wait()
         return store
 
-    def _extract(self, batches: Sequence[range]) -> Iterator[Block]:
+    def _extract(self, batches: Sequence[range], *, into: np.ndarray | None = None) -> Iterator[Block]:
         if not len(batches):
             return iter(())
-        return extract(self.network, self.rows, self.taps, batches, execution=self.execution)
+        return extract(self.network, self.rows, self.taps, batches, execution=self.execution, into=into)
 
     def _check_some(self, n: int) -> None:
         if n == 0:

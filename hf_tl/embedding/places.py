@@ -31,6 +31,11 @@ class Places:
     def __init__(self, model: nn.Module, record: Trace):
         self._layers = layers_of(model, record)
 
+    @property
+    def blocks(self) -> list[str]:
+        """The names of the network's blocks."""
+        return [layer.name for layer in self._layers if layer.kind == "block"]
+
     def __getitem__(self, module: str) -> str:
         """Where a module stands; "" for one that holds several layers, or none."""
         for layer in self._layers:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 
 
 ROWS_AT_ONCE = 64  # their float64 copy stays in a processor's cache
@@ -39,14 +38,14 @@ class Statistics:
             raise ValueError(f"expected rows of {len(self._shift)} features, got shape {values.shape}")
         if self.n == 0 and len(values):
             self._shift = values[0].astype(np.float64)
-        working = torch.empty(min(len(values), ROWS_AT_ONCE), len(self._shift), dtype=torch.float64)
-        shift, total, square = (torch.from_numpy(part) for part in (self._shift, self._sum, self._square))
+        working = np.empty((min(len(values), ROWS_AT_ONCE), len(self._shift)))
         for start in range(0, len(values), ROWS_AT_ONCE):
-            shifted = working[: len(values) - start]
-            shifted.numpy()[...] = values[start : start + ROWS_AT_ONCE]
-            shifted -= shift
-            total += shifted.sum(dim=0)
-            square += shifted.square_().sum(dim=0)
+            block = values[start : start + ROWS_AT_ONCE]
+            shifted = working[: len(block)]
+            shifted[...] = block
+            shifted -= self._shift
+            self._sum += shifted.sum(axis=0)
+            self._square += np.square(shifted, out=shifted).sum(axis=0)
         self.n += len(values)
         return self
 

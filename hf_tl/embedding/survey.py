@@ -145,8 +145,9 @@ class Survey:
         return taps
 
     def _find_automatic(self, activation: str) -> None:
-        anatomy = find_anatomy(self.network.model, self.record, self.heads)
-        for name in anatomy.blocks:
+        blocks = self.places.blocks
+        anatomy = find_anatomy(self.network.model, self.record, blocks, self.heads)
+        for name in blocks:
             self._add(name, "block", auto=name in anatomy.attentions)
         if not anatomy.attentions:
             self.layers = {key: replace(tap, auto=True) for key, tap in self.layers.items()}

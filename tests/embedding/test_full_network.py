@@ -167,6 +167,17 @@ def test_a_network_that_cannot_run_says_on_what():
         embedding().fit(list(torch.randn(4, 7)))
 
 
+def test_rows_with_nan_activations_leave_no_gap():
+    rows, good = images(10), [0, 2, 3, 6, 7, 8]
+    network = small_network()
+    whole = embedding(network).activations(rows)
+    broken = [row if i in good else row * float("nan") for i, row in enumerate(rows)]
+    made = embedding(network, on_bad_rows="skip").activations(broken)
+    assert made.rows.tolist() == good
+    assert made.shape == (6, whole.shape[1])
+    assert np.allclose(made.values, whole.values[good], atol=1e-5)
+
+
 def test_nan_activations_are_named_before_statistics_are_touched():
     rows = images(10)
     rows[6] = rows[6] * float("nan")
