@@ -140,7 +140,7 @@ class Masked(nn.Module):
         if self.training:
             x = x * (torch.rand_like(x) > 0.2)
         for block in self.blocks:
-            x = x + block(x)
+            x = block(x)
         return self.head(x)
 
 
@@ -158,7 +158,7 @@ class Careless(Masked):
     def forward(self, x):
         x = self.stem(x)
         for block in self.blocks:
-            x = x + block(x)
+            x = block(x)
         return self.head(x)
 
 
