@@ -61,13 +61,18 @@ def fit(
     batch: int = 32,
     seed: int = 0,
     policy: Policy | None = None,
+    momentum: float | None = None,
 ) -> nn.Module:
-    """Trains a network under a policy and returns it."""
+    """Trains a network under a policy and returns it: by AdamW in one cycle of rates, with `momentum` by plain SGD."""
     applied = (policy or Policy("tune: all")).apply(model, example=images[:2], blocks=["blocks.*"])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    if momentum is None:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=steps)
     if applied.has_rates:
         applied.attach(optimizer)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     model.train()
     for step in range(steps):
