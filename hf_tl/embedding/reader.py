@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
@@ -79,7 +79,7 @@ class TapReader:
         mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
         padded = mask is not None and mask.ndim == 2 and not bool(mask.all())
         self._mask = mask if padded else None
-        self._calls: Counter[tuple[str, str]] = Counter()
+        self._calls: dict[tuple[str, str], int] = {}
         self._values = None if out is None else out[: self._rows]
         self._memory = None if out is None else self._values.numpy()  # of the values, where numpy writes them
         self._unread = {tap.name for tap in self.taps}
@@ -92,7 +92,7 @@ class TapReader:
                 f"the network's path depends on its input: leave those layers out with taps=[...]"
             )
         for name, expected in self._calls_of.items():
-            if self._calls[name, "output"] > expected:
+            if self._calls.get((name, "output"), 0) > expected:
                 raise InputError(
                     f"layer {name!r} ran {self._calls[name, 'output']} times on this batch and {expected} times on "
                     f"the example; the network's path depends on its input: leave it out with taps=[...]"
@@ -104,8 +104,8 @@ class TapReader:
         self, module: nn.Module, key: tuple[str, str], calls: Mapping[int, list[tuple[Tap, int]]]
     ) -> RemovableHandle:
         def read(value: Tensor | None) -> None:
-            call = self._calls[key]
-            self._calls[key] += 1
+            call = self._calls.get(key, 0)
+            self._calls[key] = call + 1
             for tap, column in calls.get(call, ()):
                 self._read(tap, column, value)
 

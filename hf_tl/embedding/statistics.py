@@ -45,7 +45,7 @@ class Statistics:
             shifted[...] = block
             shifted -= self._shift
             self._sum += shifted.sum(axis=0)
-            self._square += np.square(shifted, out=shifted).sum(axis=0)
+            self._square += np.einsum("ij,ij->j", shifted, shifted)
         self.n += len(values)
         return self
 

@@ -164,7 +164,7 @@ def outside_part(repeats: int, fne: object, sizes: list[int]) -> list[dict]:
         embedding = FullNetworkEmbedding(Network(model, torch.stack), taps="linear", batch_size=16, progress=False)
         functions = {
             "forward": lambda batches=batches: [model(part) for part, _ in batches],
-            "hf_tl": lambda embedding=embedding, rows=rows: embedding.fit_transform(list(rows)),
+            "hf_tl": lambda embedding=embedding, inputs=list(rows): embedding.fit_transform(inputs),
         }
         if fne is not None:
             functions["fne"] = fne_fit(model, names, batches, fne)
