@@ -37,13 +37,12 @@ class LoraConv(LoraLayer):
             delta = _CONVOLVE[b.dim()](self._convolve(seen, a), b, bias, groups=self.base_layer.groups)
             delta = delta * self.scaling[adapter]
             if self.use_dora[adapter]:
-                shape = self._magnitude_shape()
-                ratio = self.lora_magnitude_vector[adapter].weight / self.lengths(adapter).view(shape)
+                ratio = self.stretch(adapter)
                 own = self.base_layer.bias
                 if dropout > 0:
                     plain = self._convolve(seen, self.base_layer.weight.to(a.dtype))
                 else:
-                    plain = y if own is None else y - own.view(shape)
+                    plain = y if own is None else y - own.view(ratio.shape)
                 y = y + (ratio - 1) * plain + ratio * delta
             else:
                 y = y + delta

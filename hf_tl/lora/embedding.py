@@ -42,7 +42,7 @@ class LoraEmbedding(LoraLayer):
             if isinstance(base, _Scaled):
                 delta = delta * base.embed_scale.to(delta.dtype)
             if self.use_dora[adapter]:
-                ratio = self.lora_magnitude_vector[adapter].weight / self.lengths(adapter)
+                ratio = self.stretch(adapter)
                 y = ratio * y + ratio * delta
             else:
                 y = y + delta

@@ -178,6 +178,15 @@ class LoraLayer(nn.Module):
         a, b = self.factor_matrices(adapter)
         return row_lengths(self.matrix(), a, b, scale=self.scaling[adapter])
 
+    def stretch(self, adapter: str) -> Tensor:
+        """Learnt length over present length of every row, in the shape of the magnitudes.
+
+        A row of zeros has no direction, and trained convolutions have such rows. It stays 0 while B A leaves it, where
+        0 / 0 would turn all that follows into NaN.
+        """
+        lengths, magnitude = self.lengths(adapter), self.lora_magnitude_vector[adapter].weight
+        return magnitude / lengths.masked_fill_(lengths == 0, 1.0).view(magnitude.shape)
+
     def merged_parameters(self, adapters: Sequence[str]) -> dict[str, Tensor]:
         """The frozen layer's parameters with adapters in them, by name, before they are rounded to its dtype.
 
@@ -196,7 +205,7 @@ class LoraLayer(nn.Module):
             left, right = (a.t(), b.t()) if self.transposed else (b, a)
             matrix = torch.addmm(matrix, left, right, alpha=self.scaling[adapter])
             if self.use_dora[adapter]:
-                ratio = self.lora_magnitude_vector[adapter].weight.detach().view(-1) / self.lengths(adapter)
+                ratio = self.stretch(adapter).detach().view(-1)
                 matrix = matrix * (ratio if self.transposed else ratio[:, None])
             extra = self._extra_bias(adapter)
             if extra is not None:
@@ -333,9 +342,8 @@ class LoraLinear(LoraLayer):
         dropout = self.lora_dropout[adapter] if self.training else 0.0
         scale, bias = self.scaling[adapter], self.lora_B[adapter].bias
         if self.use_dora[adapter]:
-            magnitude = self.lora_magnitude_vector[adapter].weight
-            lengths = self.lengths(adapter)
-            return add_dora(y, x, self, a=a, b=b, bias=bias, ratio=magnitude / lengths, scale=scale, dropout=dropout)
+            ratio = self.stretch(adapter)
+            return add_dora(y, x, self, a=a, b=b, bias=bias, ratio=ratio, scale=scale, dropout=dropout)
         y = add_low_rank(y, x, a=a, b=b, scale=scale, dropout=dropout, owned=self._owns_output())
         return y if bias is None else (y + bias * scale).to(y.dtype)
 

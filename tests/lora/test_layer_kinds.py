@@ -52,6 +52,38 @@ def test_merged_is_unmerged_whatever_the_geometry(name, dora):
     assert torch.equal(model(x), expected)
 
 
+ZEROS = {
+    "linear": (nn.Linear(6, 5), torch.randn(3, 6)),
+    "convolution": (nn.Conv2d(6, 5, 3), torch.randn(2, 6, 4, 4)),
+    "embedding": (nn.Embedding(6, 5), torch.arange(6)),
+}
+
+
+@pytest.mark.parametrize("name", ZEROS)
+def test_dora_of_a_row_of_zeros_is_no_nan(name):
+    """A pruned or dead channel has no direction, and stays 0 while B A leaves it; PEFT divides 0 by 0."""
+    layer, x = ZEROS[name]
+    model = nn.Sequential(copy.deepcopy(layer))
+    weight = model[0].weight
+    (weight.data.t() if name == "embedding" else weight.data)[2] = 0
+    base = model(x)
+    theirs = peft.LoraConfig(r=2, target_modules=["0"], use_dora=True)
+    assert peft.get_peft_model(copy.deepcopy(model), theirs)(x).isnan().any()
+    add_lora(model, LoraConfig(r=2, target_modules=["0"], use_dora=True))
+    assert torch.allclose(model(x), base, atol=1e-6)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(5):
+        (model(x) - 1).square().mean().backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+        optimizer.step()
+        optimizer.zero_grad()
+    trained = model(x)
+    moved = (trained - base).abs().movedim(1, 0).flatten(1).amax(1) > 0.01
+    assert moved.tolist() == [True, True, name == "embedding", True, True]  # whose B is not 0 at the start
+    merge_lora(model)
+    assert torch.allclose(model(x), trained, atol=1e-5)
+
+
 def fused(dim=16):
     class Block(nn.Module):
         def __init__(self):
