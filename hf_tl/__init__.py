@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from hf_tl.errors import InputError
     from hf_tl.hub import Push
     from hf_tl.layers import Layer, Layers, list_layers, select
-    from hf_tl.lora.adapters import adapters_disabled, combine_adapters, set_adapter
+    from hf_tl.lora.adapters import adapters_disabled, set_adapter
+    from hf_tl.lora.combine import combine_adapters
     from hf_tl.lora.config import LoraConfig
     from hf_tl.lora.eva import initialise_eva
     from hf_tl.lora.inject import add_lora
@@ -156,7 +157,7 @@ _HOMES = {
     "adapters_disabled": "hf_tl.lora.adapters",
     "add_lora": "hf_tl.lora.inject",
     "collate": "hf_tl.classifier",
-    "combine_adapters": "hf_tl.lora.adapters",
+    "combine_adapters": "hf_tl.lora.combine",
     "find_classes": "hf_tl.classifier",
     "find_modality": "hf_tl.classifier",
     "initialise_eva": "hf_tl.lora.eva",

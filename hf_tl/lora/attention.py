@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hf_tl.errors import InputError
 from hf_tl.lora.config import LoraConfig
-from hf_tl.lora.layers import LoraLayer, LoraLinear
+from hf_tl.lora.layers import LoraLayer
+from hf_tl.lora.linear import LoraLinear
 
 
 class LoraOutput(LoraLinear):

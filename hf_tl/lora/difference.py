@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_tl.errors import InputError
 from hf_tl.lora.adapter import Adapter, LayerUpdate
-from hf_tl.lora.spectrum import singular_values
+from hf_tl.lora.low_rank import singular_values
 from hf_tl.table import format_table
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from hf_tl.errors import InputError
 from hf_tl.lora.adapters import adapters_disabled
-from hf_tl.lora.layers import LoraLayer, LoraLinear
+from hf_tl.lora.layers import LoraLayer
+from hf_tl.lora.linear import LoraLinear
 from hf_tl.lora.record import known, record_of
 from hf_tl.trace import Batch, evaluating, forward
 

@@ -10,7 +10,8 @@ from hf_tl.errors import InputError
 from hf_tl.lora.attention import LoraAttention
 from hf_tl.lora.convolution import LoraConv
 from hf_tl.lora.embedding import LoraEmbedding
-from hf_tl.lora.layers import LoraLayer, LoraLinear, is_conv1d
+from hf_tl.lora.layers import LoraLayer
+from hf_tl.lora.linear import LoraLinear, is_conv1d
 
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

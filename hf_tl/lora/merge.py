@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_tl.errors import InputError
-from hf_tl.lora.adapters import _set_biases, set_adapter
+from hf_tl.lora.adapters import set_adapter
 from hf_tl.lora.kinds import unwrap
-from hf_tl.lora.layers import LoraLayer, LoraLinear
+from hf_tl.lora.layers import LoraLayer
+from hf_tl.lora.linear import LoraLinear
 from hf_tl.lora.record import RECORD, AdapterRecord, known, record_of
+from hf_tl.lora.targets import base_modules
 from hf_tl.trace import Batch, evaluating, first_float, forward
 
 
@@ -77,8 +79,8 @@ def merge_lora(
         if name not in added:
             _set_parameters(layer, new.get(name) or layer.merged_parameters(names), untie=name in tied)
         if not reversible:
-            layer.originals = []
-        layer.merged_adapters = names
+            layer.originals.clear()
+        layer.__dict__["merged_adapters"] = names  # nn.Module is slow in taking attributes
     after = None if before is None else _output(model, example)
     return Merge(len(held), None if after is None else (after - before).abs().max().item())
 
@@ -131,7 +133,7 @@ def remove_lora(model: nn.Module, *, adapters: Sequence[str] | None = None, merg
         merge_lora(model, reversible=False)
     kept = merge or merged
     if not kept:
-        _set_biases(record, {n: record.original_biases[n] for a in gone for n in record.biases[a]})
+        record.set_biases({n: record.original_biases[n] for a in gone for n in record.biases[a]})
     for adapter in gone:
         for name in record.biases.pop(adapter):
             record.original_biases.pop(name, None)
@@ -158,9 +160,7 @@ def _unwrap(record: AdapterRecord, kept: bool) -> nn.Module:
     record.put({n: saved.current if kept else saved.original_module for n, saved in record.saved.items()})
     record.restore_settings()
     del model.__dict__[RECORD]
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad != (name in record.trained_before):
-            parameter.requires_grad_(not parameter.requires_grad)
+    record.thaw()
     return model
 
 
@@ -169,12 +169,13 @@ def _add_in_place(layers: Mapping[str, LoraLayer], adapters: Mapping[str, Sequen
     """Adds `scaling * B A` to float32 weights without a copy: the names of the layers where no more has to be done."""
     added = set()
     for name, layer in layers.items():
-        weight = layer._parameter()
-        odd = any(layer.use_dora[a] or layer._extra_bias(a) is not None for a in adapters[name])
-        if not isinstance(layer, LoraLinear) or odd or weight.dtype != torch.float32:
+        weight, names = layer._parameter(), adapters[name]
+        if not isinstance(layer, LoraLinear) or weight.dtype != torch.float32:
             continue
-        for adapter in adapters[name]:
-            a, b = layer.factor_matrices(adapter)
+        if any(layer.use_dora[a] or layer.lora_B[a].bias is not None for a in names):
+            continue
+        for adapter in names:
+            a, b = layer.factors(adapter)
             left, right = (a.t(), b.t()) if layer.transposed else (b, a)
             weight.addmm_(left, right, alpha=layer.scaling[adapter])
         added.add(name)
@@ -198,7 +199,7 @@ def _shared(record: AdapterRecord, names: Mapping[str, object]) -> set[str]:
     """Those of the adapted layers whose weight another module holds too."""
     own = {id(record.layers[name]._parameter()): name for name in names}
     holders: dict[int, int] = {}
-    for module in record.model.modules():
+    for module in set(base_modules(record.model).values()):  # a module may stand in two places
         for parameter in module._parameters.values():
             if id(parameter) in own:
                 holders[id(parameter)] = holders.get(id(parameter), 0) + 1

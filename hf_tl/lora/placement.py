@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hf_tl.layers import closest
 from hf_tl.lora.adapter import Adapter, LayerUpdate
 from hf_tl.lora.kinds import CONVOLUTIONS, is_linear
-from hf_tl.lora.layers import is_conv1d
+from hf_tl.lora.linear import is_conv1d
 from hf_tl.lora.renames import find_names
 from hf_tl.lora.targets import base_modules
 

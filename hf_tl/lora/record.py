@@ -70,12 +70,12 @@ class AdapterRecord:
 
     def put(self, modules: Mapping[str, nn.Module]) -> None:
         """Puts modules in the places of others, by name, in this order."""
-        parents: dict[str, nn.Module] = {}
+        parents = {"": self.model}
         for name, module in modules.items():
-            parent_name, _, child = name.rpartition(".")
-            parent = parents.get(parent_name) or self.model.get_submodule(parent_name)
-            parents[parent_name] = parent
+            above, _, child = name.rpartition(".")
+            parent = _find(above, parents)
             parent._modules[child] = module  # what setattr comes to, where a module stands there already
+            parents[name] = module
             if isinstance(parent, nn.TransformerEncoderLayer):
                 self._slow_down(parent)
 
@@ -112,6 +112,12 @@ class AdapterRecord:
                     parameter.requires_grad_(False)
         self.trained_before = frozenset(trained)
 
+    def thaw(self) -> None:
+        """Lets train what did before the first adapter, and nothing else; there are none any more."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad != (name in self.trained_before):
+                parameter.requires_grad_(not parameter.requires_grad)
+
     def keep_biases(self, adapter: str) -> None:
         """Finds the biases that train with an adapter and keeps their values."""
         bias = self.configs[adapter].bias
@@ -127,6 +133,12 @@ class AdapterRecord:
         self.biases[adapter] = tuple(names)
         for name in names:
             self.original_biases[name] = self.model.get_parameter(name).detach().clone()
+
+    def set_biases(self, values: Mapping[str, Tensor]) -> None:
+        """Gives biases of the network, by name, these values."""
+        with torch.no_grad():
+            for name, value in values.items():
+                self.model.get_parameter(name).copy_(value)
 
     def watch_inputs(self, modules: Iterable[nn.Module]) -> None:
         """Lets gradients reach adapters through checkpoints of the re-entrant kind, which need an input that asks."""
@@ -213,6 +225,14 @@ def known(record: AdapterRecord, adapter: str) -> AdapterRecord:
     if adapter not in record.configs:
         raise InputError(f"there is no adapter {adapter!r}; there are {', '.join(map(repr, record.configs))}")
     return record
+
+
+def _find(name: str, places: dict[str, nn.Module]) -> nn.Module:
+    """`get_submodule`, that keeps what it passes: a network's layers have most of their way in common."""
+    if name not in places:
+        above, _, child = name.rpartition(".")
+        places[name] = getattr(_find(above, places), child)
+    return places[name]
 
 
 def _tensors(record: AdapterRecord, adapter: str, *, export: bool) -> dict[str, Tensor]:

@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hf_tl.errors import InputError
 from hf_tl.lora.adapter import Adapter, LayerUpdate
-from hf_tl.lora.spectrum import rank_for, singular_values
+from hf_tl.lora.low_rank import rank_for, singular_values, truncate
 from hf_tl.table import format_table
 
 
@@ -120,19 +119,9 @@ def _truncate(update: LayerUpdate, rank: int) -> tuple[Tensor, Tensor, float]:
         raise InputError(
             f"layer {update.name!r} works in {groups} groups, so its rank must be a multiple of {groups}, got {rank}"
         )
-    old_A = update.A.reshape(groups, update.rank // groups, -1).double()
     old_B = update.B.reshape(groups, -1, update.rank // groups).double()
-    left, left_R = torch.linalg.qr(old_B)
-    right, right_R = torch.linalg.qr(old_A.mT)
-    U, values, V = torch.linalg.svd(left_R @ right_R.mT, full_matrices=False)
-    kept = rank // groups
-    root = values[:, :kept].sqrt()
-    B = (left @ U[:, :, :kept]) * root[:, None, :]
-    A = root[:, :, None] * (V[:, :kept] @ right.mT)
-    spare = kept - root.shape[-1]  # above 0 where r is larger than the layer itself
-    B, A = torch.nn.functional.pad(B, (0, spare)), torch.nn.functional.pad(A, (0, 0, 0, spare))
-    total = float(values.square().sum())
-    error = math.sqrt(float(values[:, kept:].square().sum()) / total) if total else 0.0
+    old_A = update.A.reshape(groups, update.rank // groups, -1).double()
+    B, A, error = truncate(old_B, old_A, rank // groups)
+    B = B.reshape(update.B.shape[0], rank // groups, *update.B.shape[2:]).to(update.B.dtype)
     A = A.reshape(rank, *update.A.shape[1:]).to(update.A.dtype)
-    B = B.reshape(update.B.shape[0], kept, *update.B.shape[2:]).to(update.B.dtype)
     return B, A, error

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_tl.lora.adapter import Adapter, LayerUpdate
+from hf_tl.lora.low_rank import rank_for, singular_values
 from hf_tl.table import format_table
 
 
@@ -84,23 +85,6 @@ def spectra(adapter: Adapter, weights: Mapping[str, Tensor] | None = None) -> li
     names = list(adapter.updates) if weights is None else [name for name in weights if name in adapter.updates]
     names += [name for name in adapter.updates if name not in names]
     return [_spectrum(adapter.updates[name], None if weights is None else weights.get(name)) for name in names]
-
-
-def singular_values(B: Tensor, A: Tensor) -> Tensor:
-    """Singular values of B A without building it: (out, rank), (rank, in) -> (rank,), descending."""
-    left, right = (torch.linalg.qr(factor, mode="r").R for factor in (B, A.T))
-    found = torch.linalg.svdvals(left @ right.T)
-    return torch.nn.functional.pad(found, (0, A.shape[0] - len(found)))
-
-
-def rank_for(values: Tensor, energy: float) -> int:
-    """The smallest rank that keeps this share of the sum of squares of descending singular values; 0 if all are 0."""
-    squares = values.square()
-    total = squares.sum()
-    if total == 0:
-        return 0
-    lost = total - squares.cumsum(0)
-    return int((lost > (1 - energy) * total).sum()) + 1
 
 
 def spectrum_table(found: list[LayerSpectrum]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -183,7 +183,9 @@ def with_running_statistics(modules: Mapping[str, nn.Module]) -> list[str]:
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The network's modules by name as they were before any adapter, in `named_modules` order."""
-    return dict(_walk(model, ""))
+    found: dict[str, nn.Module] = {}
+    _find_below(model, "", found)
+    return found
 
 
 def exact_targets(names: Sequence[str], modules: Mapping[str, nn.Module]) -> list[str] | str:
@@ -215,15 +217,15 @@ def pattern_lookup(patterns: Mapping[str, float]) -> Callable[[str, float], floa
     return look_up
 
 
-def _walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+def _find_below(module: nn.Module, name: str, found: dict[str, nn.Module]) -> None:
     if isinstance(module, LoraLayer):
         module = module.base_layer
     elif isinstance(module, SavedModule):
         module = module.original_module
-    yield name, module
+    found[name] = module
     for child, inner in module._modules.items():
         if inner is not None:
-            yield from _walk(inner, f"{name}.{child}" if name else child)
+            _find_below(inner, f"{name}.{child}" if name else child, found)
 
 
 def _is_dense(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from test_targets import as_peft
 from torch import nn
 
 from hf_tl import InputError, LoraConfig, add_lora, merge_lora, remove_lora, unmerge_lora
-from hf_tl.lora.layers import LoraLinear
+from hf_tl.lora.linear import LoraLinear
 from hf_tl.lora.record import exported_adapter, record_of
 
 

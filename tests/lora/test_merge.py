@@ -18,7 +18,8 @@ from hf_tl import (
     set_adapter,
     unmerge_lora,
 )
-from hf_tl.lora.adapters import adapters_disabled, truncate
+from hf_tl.lora.adapters import adapters_disabled
+from hf_tl.lora.low_rank import truncate
 from hf_tl.lora.record import adapter_state_dict, exported_adapter, record_of
 
 
@@ -218,9 +219,10 @@ def test_truncation_is_the_best_at_its_rank():
     a, b = torch.randn(12, 30), torch.randn(20, 12)
     u, s, vh = torch.linalg.svd(b @ a)
     for rank in (1, 5, 12):
-        new_a, new_b = truncate(a, b, rank=rank)
+        new_b, new_a, lost = truncate(b, a, rank)
         assert (new_a.shape, new_b.shape) == ((rank, 30), (20, rank))
         assert torch.allclose(new_b @ new_a, u[:, :rank] * s[:rank] @ vh[:rank], atol=1e-3)
-    wide_a, wide_b = truncate(a, b, rank=15)
+        assert lost == pytest.approx(float((b @ a - new_b @ new_a).norm() / (b @ a).norm()), abs=1e-6)
+    wide_b, wide_a, _ = truncate(b, a, 15)
     assert wide_a.shape == (15, 30)
     assert torch.allclose(wide_b @ wide_a, b @ a, atol=1e-3)
