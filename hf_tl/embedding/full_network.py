@@ -13,7 +13,7 @@ from sklearn.exceptions import NotFittedError
 
 from hf_tl.data import Rows, as_rows
 from hf_tl.embedding.embedding import Embedding, LayerColumns, feature_names
-from hf_tl.embedding.extraction import Execution, OnBadRows
+from hf_tl.embedding.execution import Execution, OnBadRows
 from hf_tl.embedding.features import fit_statistics, fit_store, write_features
 from hf_tl.embedding.passes import Pass, plan_pass
 from hf_tl.embedding.pooling import Pooling

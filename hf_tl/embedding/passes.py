@@ -10,8 +10,10 @@ from types import FunctionType
 import numpy as np
 
 from hf_tl.data import Rows
+from hf_tl.embedding.batches import load_batch
 from hf_tl.embedding.embedding import Embedding, LayerColumns, describe_labels, write_index
-from hf_tl.embedding.extraction import Block, Execution, extract, load_batch, move, to_device
+from hf_tl.embedding.execution import Execution
+from hf_tl.embedding.extraction import Block, extract, move, to_device
 from hf_tl.embedding.fingerprint import fingerprint_batch, fingerprint_json, fingerprint_rows, fingerprint_weights
 from hf_tl.embedding.pooling import POOLINGS, Pooling
 from hf_tl.embedding.processes import Processes

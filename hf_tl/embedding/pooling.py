@@ -124,20 +124,9 @@ def pool(
     tokens = channels_last and value.ndim == 3 and len(value) == rows
     if how in TOKEN_POOLINGS and not tokens:
         how = "mean"
-    sequence = value.ndim == 3 and len(value) == rows
-    positions = value.shape[1 if channels_last else 2] if sequence else None
     if mask is not None:
-        mask = mask.bool()
-        if strides and positions != mask.shape[1]:
-            mask = resample(mask, strides)
-        if positions == mask.shape[1]:
-            pass
-        elif bool(mask.all()):
-            mask = None
-        else:
-            raise ValueError(
-                f"positions of shape {tuple(value.shape)} cannot be matched with tokens {tuple(mask.shape)}"
-            )
+        positions = value.shape[1 if channels_last else 2] if value.ndim == 3 and len(value) == rows else None
+        mask = _at_positions(mask.bool(), positions, strides, shape=value.shape)
     if how == "patch-mean" and value.shape[1] > prefix:
         value, mask = value[:, prefix:], None if mask is None else mask[:, prefix:]
     if how == "mean" and mask is None and not channels_last:
@@ -152,6 +141,19 @@ def pool(
             f"got {tuple(pooled.shape)}"
         )
     return pooled.to(torch.promote_types(pooled.dtype, torch.float32))
+
+
+def _at_positions(
+    mask: Tensor, positions: int | None, strides: Sequence[tuple[int, int, int, int]], *, shape: torch.Size
+) -> Tensor | None:
+    """The mask (rows, positions) of a sequence's positions; None where all count, so that they need not be known."""
+    if strides and positions != mask.shape[1]:
+        mask = resample(mask, strides)
+    if positions == mask.shape[1]:
+        return mask
+    if bool(mask.all()):
+        return None
+    raise ValueError(f"positions of shape {tuple(shape)} cannot be matched with tokens {tuple(mask.shape)}")
 
 
 def resample(mask: Tensor, strides: Sequence[tuple[int, int, int, int]]) -> Tensor:

@@ -47,6 +47,7 @@ def add_dora(
     ratio: Tensor,
     scale: float,
     dropout: float,
+    owned: bool = False,
 ) -> Tensor:
     """The layer's output with the rows of `W + scale * B A` multiplied by `ratio`, in the dtype of y.
 
@@ -60,11 +61,12 @@ def add_dora(
         ratio: (d,), learnt length over present length.
         scale: the adapter's scaling.
         dropout: probability; where it is not 0, the frozen weight is applied to the dropped input once more.
+        owned: nobody else holds y, so it may be written.
     """
     own = layer.base_layer.bias
     simple = dropout == 0 and bias is None and y.dtype == x.dtype == a.dtype and torch.is_grad_enabled()
     if simple and not torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type):
-        return _Dora.apply(y, x, a, b, ratio, own, scale)
+        return _Dora.apply(y, x, a, b, ratio, own, scale, owned and y.is_contiguous() and not y._is_view())
     x = x.to(a.dtype)
     if dropout > 0:
         x = F.dropout(x, dropout)
@@ -76,17 +78,21 @@ def add_dora(
 
 
 class _Dora(torch.autograd.Function):
-    """`own + ratio * t` with `t = y - own + scale * x A' B'`; keeps x, x A' and t."""
+    """`own + ratio * t` with `t = y - own + scale * x A' B'`, written into y if that is owned; keeps x, x A' and t."""
 
     @staticmethod
-    def forward(ctx, y, x, a, b, ratio, own, scale):
+    def forward(ctx, y, x, a, b, ratio, own, scale, owned):
         h = x.reshape(-1, x.shape[-1]) @ a.t()
-        t = y.reshape(-1, y.shape[-1])
-        t = torch.addmm(t if own is None else t - own, h, b.t(), alpha=scale)
+        flat = y.reshape(-1, y.shape[-1])
+        t = (flat.clone() if own is None else flat - own).addmm_(h, b.t(), alpha=scale)
         ctx.save_for_backward(x, h, a, b, t, ratio)
         ctx.scale = scale
-        out = t * ratio if own is None else torch.addcmul(own, t, ratio)
-        return out.view(y.shape)
+        if owned:
+            ctx.mark_dirty(y)
+        else:
+            flat = torch.empty_like(t)
+        torch.mul(t, ratio, out=flat) if own is None else torch.addcmul(own, t, ratio, out=flat)
+        return y if owned else flat.view(y.shape)
 
     @staticmethod
     def backward(ctx, grad):
@@ -103,4 +109,4 @@ class _Dora(torch.autograd.Function):
                 grad_a = gh.t() @ x.reshape(-1, x.shape[-1])
             if ctx.needs_input_grad[1]:
                 grad_x = (gh @ a).view(x.shape)
-        return gt.view(grad.shape), grad_x, grad_a, grad_b, grad_ratio, None, None
+        return gt.view(grad.shape), grad_x, grad_a, grad_b, grad_ratio, None, None, None

@@ -33,11 +33,11 @@ class LoraLinear(LoraLayer):
     def _add(self, y: Tensor, x: Tensor, adapter: str) -> Tensor:
         a, b = self.factors(adapter)
         dropout = self.lora_dropout[adapter] if self.training else 0.0
-        scale, bias = self.scaling[adapter], self.lora_B[adapter].bias
+        scale, bias, owned = self.scaling[adapter], self.lora_B[adapter].bias, self._owns_output()
         if self.use_dora[adapter]:
             ratio = self.stretch(adapter)
-            return add_dora(y, x, self, a=a, b=b, bias=bias, ratio=ratio, scale=scale, dropout=dropout)
-        y = add_low_rank(y, x, a=a, b=b, scale=scale, dropout=dropout, owned=self._owns_output())
+            return add_dora(y, x, self, a=a, b=b, bias=bias, ratio=ratio, scale=scale, dropout=dropout, owned=owned)
+        y = add_low_rank(y, x, a=a, b=b, scale=scale, dropout=dropout, owned=owned)
         return y if bias is None else (y + bias * scale).to(y.dtype)
 
     def _shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -175,8 +175,9 @@ def test_tied_embeddings_stay_tied_and_merge_apart():
     assert torch.equal(ours(input_ids=ids).logits, expected)
 
 
-def test_hooks_on_the_frozen_layer_see_its_own_output():
-    pair = make_pair(row("mlp"))
+@pytest.mark.parametrize("name", ["mlp", "mlp dora"])
+def test_hooks_on_the_frozen_layer_see_its_own_output(name):
+    pair = make_pair(row(name))
     randomise(pair)
     seen = []
     handle = pair.ours.lin0.base_layer.register_forward_hook(lambda module, args, output: seen.append(output))
@@ -184,6 +185,29 @@ def test_hooks_on_the_frozen_layer_see_its_own_output():
     pair.ours(pair.batch).sum().backward()
     assert torch.equal(seen[0], expected)
     handle.remove()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kinds", [(False, True), (True, False), (True, True)])
+def test_writing_into_the_frozen_layers_output_changes_nothing(kinds, bias):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8, bias=bias), nn.Tanh(), nn.Linear(8, 5, bias=bias))
+    for i, dora in enumerate(kinds):
+        config = LoraConfig(r=2, target_modules=["0", "2"], use_dora=dora, init_lora_weights="random")
+        add_lora(model, config, adapter=f"a{i}")
+    set_adapter(model, "a0", "a1")
+    x = torch.randn(3, 4, 6, requires_grad=True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def outputs_and_gradients():
+        y = model(x)
+        return y, *torch.autograd.grad(y.square().sum(), [x, *trained])
+
+    alone = outputs_and_gradients()
+    for layer in (model[0], model[2]):
+        layer.base_layer.register_forward_hook(lambda module, args, output: None)  # now somebody else sees it
+    watched = outputs_and_gradients()
+    assert all(torch.equal(one, other) for one, other in zip(alone, watched, strict=True))
 
 
 def test_a_quantised_layer_is_adapted_beside():
