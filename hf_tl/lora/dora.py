@@ -97,9 +97,10 @@ class _Dora(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, h, a, b, t, ratio = ctx.saved_tensors
-        g = grad.reshape(-1, grad.shape[-1])
-        grad_ratio = (g * t).sum(0) if ctx.needs_input_grad[4] else None
-        gt = g * ratio
+        # one buffer for both products, which also brings a transposed gradient in order; out= has no second derivative
+        out = None if torch.is_grad_enabled() else torch.empty_like(t).view(grad.shape)
+        grad_ratio = torch.mul(grad, t.view(grad.shape), out=out).reshape(t.shape).sum(0)
+        gt = torch.mul(grad, ratio, out=out).reshape(t.shape)
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[3]:
             grad_b = (h.t() @ gt).t().mul(ctx.scale)
