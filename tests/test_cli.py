@@ -247,6 +247,16 @@ def test_in_a_process_of_its_own_nothing_else_is_printed(timm_folder, image_fold
     assert "Traceback" not in done.stderr
 
 
+def test_a_reader_that_has_seen_enough_ends_the_program_without_a_word(timm_folder):
+    command = [sys.executable, "-c", "import sys; from hf_tl.cli.main import main; sys.exit(main(sys.argv[1:]))"]
+    process = subprocess.Popen(
+        [*command, "layers", str(timm_folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 141
+
+
 def test_an_unknown_command_exits_with_2(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["embde"])

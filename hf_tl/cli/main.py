@@ -29,12 +29,13 @@ QUIET = {  # standard error is for this program's progress bars and sentences
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, or 2 after one sentence about unusable input."""
+    """Runs one command; returns 0, 2 after one sentence about unusable input, or what a shell says of a signal."""
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
     options = build_parser().parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()
         return 0
     except InputError as error:
         print(f"hf-tl {options.command}: {error}", file=sys.stderr)
@@ -42,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"hf-tl {options.command}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read this, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed at the end
+        return 141
 
 
 def build_parser() -> argparse.ArgumentParser:
