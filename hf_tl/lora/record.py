@@ -75,7 +75,7 @@ class AdapterRecord:
             above, _, child = name.rpartition(".")
             parent = _find(above, parents)
             parent._modules[child] = module  # what setattr comes to, where a module stands there already
-            parents[name] = module
+            parents[name] = module  # a later name may lead through it
             if isinstance(parent, nn.TransformerEncoderLayer):
                 self._slow_down(parent)
 
@@ -113,7 +113,7 @@ class AdapterRecord:
         self.trained_before = frozenset(trained)
 
     def thaw(self) -> None:
-        """Lets train what did before the first adapter, and nothing else; there are none any more."""
+        """Undoes `freeze`: what trained before the first adapter trains again, and nothing else."""
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad != (name in self.trained_before):
                 parameter.requires_grad_(not parameter.requires_grad)
