@@ -90,7 +90,8 @@ class _AddLowRank(torch.autograd.Function):
         x, mask, h, a, b = ctx.saved_tensors
         shape, x_dtype = ctx.x
         needs_y, needs_x, _, needs_a, needs_b = ctx.needs_input_grad[:5]
-        g = grad.reshape(-1, grad.shape[-1]).to(ctx.dtype)
+        rows = grad.reshape(-1, grad.shape[-1])  # a copy where attention transposed it, made once for both layers
+        g = rows.to(ctx.dtype)
         grad_x = grad_a = grad_b = None
         if needs_b:
             grad_b = _scaled(_outer(g, h), ctx.scale).to(b.dtype)
@@ -106,7 +107,7 @@ class _AddLowRank(torch.autograd.Function):
             if mask is not None:
                 grad_x = torch.where(mask, grad_x, 0)
             grad_x = grad_x.to(x_dtype)
-        return grad if needs_y else None, grad_x, None, grad_a, grad_b, None, None, None, None
+        return rows.view(grad.shape) if needs_y else None, grad_x, None, grad_a, grad_b, None, None, None, None
 
 
 _latest: tuple[weakref.ref, int, weakref.ref] | None = None  # the x that was narrowed last, its version, its copy
