@@ -85,6 +85,7 @@ def main() -> None:
         print(f"{rows} rows, {train.shape[1]} features of {len(train.layers)} layers in {seconds:.0f} s", end=" ")
         print(f"with {state.num_processes} processes: {rows / seconds:.0f} rows a second")
     state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 def digest(*embeddings: Embedding) -> str:

@@ -65,6 +65,7 @@ def main() -> None:
     if state.is_main_process:
         judge(args, train, test, state.num_processes)
     state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 def judge(args: Arguments, train, test, processes: int) -> None:

@@ -94,6 +94,7 @@ def main() -> None:
         share = trained / sum(p.numel() for p in model.parameters())
         print(f"{trained} parameters trained, {share:.2%} of the network")
         print("accuracy {accuracy:.4f}, cross entropy {cross_entropy:.4f}, {processes} process(es)".format(**kept))
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def main() -> None:
         kept["processes"] = training.world_size
         (Path(training.output_dir) / "results.json").write_text(json.dumps(kept, indent=1) + "\n")
         print("accuracy {accuracy:.4f}, cross entropy {cross_entropy:.4f}, {processes} process(es)".format(**kept))
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

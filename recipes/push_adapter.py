@@ -42,8 +42,14 @@ def read_results(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     (args,) = parse_arguments(Arguments)
-    if not PartialState().is_main_process:
-        return
+    state = PartialState()
+    if state.is_main_process:
+        push(args)
+    state.destroy_process_group()
+
+
+def push(args: Arguments) -> None:
+    """Sends the folder and fetches it back; in a dry run it prints the card and sends nothing."""
     folder = Path(args.folder)
     about = About(datasets=[args.dataset], results=read_results(folder), task=args.task) if args.dataset else None
     done = push_adapter(

@@ -216,6 +216,7 @@ def test_two_processes_write_what_one_writes(tmp_path):
     sizes = (11, 64, 1001)
     run("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", SCRIPT, tmp_path, *sizes)
     assert json.loads((tmp_path / "world.json").read_text()) == 2
+    assert [json.loads((tmp_path / f"grouped-{rank}.json").read_text()) for rank in (0, 1)] == [False, False]
     for size in sizes:
         alone = embedding(small_model()).fit_transform(rows(size), out=tmp_path / f"alone-{size}")
         both = Embedding.load(tmp_path / str(size))

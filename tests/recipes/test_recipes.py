@@ -127,6 +127,7 @@ def test_two_processes_find_what_one_finds(worlds, run, tmp_path):
         assert results(two / part)["accuracy"] == results(one / part)["accuracy"]
     sharded = json.loads((tmp_path / "s.json").read_text())
     assert sharded["world"] == 2
+    assert sharded["ended"] == 4
     assert sharded["sharded"] == 10
     assert 0 < sharded["frozen"] < 10
     assert sharded["difference"] < 1e-6
