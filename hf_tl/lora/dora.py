@@ -13,7 +13,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from hf_tl.lora.functions import inner_product
 
 
 class Dense(Protocol):
@@ -95,17 +98,17 @@ class _Dora(torch.autograd.Function):
         return y if owned else flat.view(y.shape)
 
     @staticmethod
+    @once_differentiable  # h and t would be constants to a second derivative
     def backward(ctx, grad):
         x, h, a, b, t, ratio = ctx.saved_tensors
-        # one buffer for both products, which also brings a transposed gradient in order; out= has no second derivative
-        out = None if torch.is_grad_enabled() else torch.empty_like(t).view(grad.shape)
+        out = torch.empty_like(t).view(grad.shape)  # for both products, and to bring a transposed gradient in order
         grad_ratio = torch.mul(grad, t.view(grad.shape), out=out).reshape(t.shape).sum(0)
         gt = torch.mul(grad, ratio, out=out).reshape(t.shape)
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[3]:
             grad_b = (h.t() @ gt).t().mul(ctx.scale)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            gh = (gt @ b).mul_(ctx.scale)
+            gh = inner_product(gt, b).mul_(ctx.scale)
             if ctx.needs_input_grad[2]:
                 grad_a = gh.t() @ x.reshape(-1, x.shape[-1])
             if ctx.needs_input_grad[1]:

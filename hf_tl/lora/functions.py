@@ -4,6 +4,7 @@ Written with torch's operators, `y + s * (drop(x) A') B'` keeps for the backward
 dtype, the dropped x, and a mask of the same width. `add_low_rank` keeps x itself (which the queries, keys and values
 of a block share), one byte of mask per element, and x A', and adds to y in place where nobody else can see y. Where
 autocast narrows x, the narrow copy is made once for the layers that read the same x, and kept in its place.
+`add_low_rank_to_product` makes y too, and so can add to the gradient of x in place.
 """
 
 from __future__ import annotations
@@ -43,6 +44,31 @@ def add_low_rank(
         return _accumulate(y, h, b.to(dtype), scale, owned)
     narrow = _narrowed(x, dtype) if dtype.itemsize < x.dtype.itemsize else None
     return _AddLowRank.apply(y, x, narrow, a, b, scale, dropout, dtype, owned and not y._is_view())
+
+
+def add_low_rank_to_product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, a: Tensor, b: Tensor, scale: float
+) -> Tensor:
+    """`x W' + bias + scale * x A' B'` of a frozen weight, all of one dtype.
+
+    The values are those of `add_low_rank` after a linear layer. In the backward pass the product that makes the
+    adapter's part of the gradient of x adds it to the weight's part, so it is never written by itself; the last digit
+    of the sum may differ.
+
+    Args:
+        x: (..., k).
+        weight: (d, k).
+        bias: (d,), or None.
+        a: (r, k).
+        b: (d, r).
+        scale: the adapter's scaling.
+    """
+    return _AddLowRankToProduct.apply(x, weight, bias, a, b, scale)
+
+
+def sums_are_long(x: Tensor) -> bool:
+    """Whether so many rows go through a layer on a CPU that its sums are ordered for speed, not to PEFT's last bit."""
+    return x.device.type == "cpu" and x.numel() >= _LONG_SUM * x.shape[-1]
 
 
 def _plain(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: float, dtype: torch.dtype) -> Tensor:
@@ -92,11 +118,13 @@ class _AddLowRank(torch.autograd.Function):
         needs_y, needs_x, _, needs_a, needs_b = ctx.needs_input_grad[:5]
         rows = grad.reshape(-1, grad.shape[-1])  # a copy where attention transposed it, made once for both layers
         g = rows.to(ctx.dtype)
+        if torch.is_grad_enabled():
+            h = _again(x if x is None or x.dtype == x_dtype else None, a.to(ctx.dtype), mask, ctx.keep)
         grad_x = grad_a = grad_b = None
         if needs_b:
-            grad_b = _scaled(_outer(g, h), ctx.scale).to(b.dtype)
+            grad_b = _scaled(outer_product(g, h), ctx.scale).to(b.dtype)
         if needs_a or needs_x:
-            gh = _scaled(g @ b.to(ctx.dtype), ctx.scale if mask is None else ctx.scale / ctx.keep)
+            gh = _scaled(inner_product(g, b.to(ctx.dtype)), ctx.scale if mask is None else ctx.scale / ctx.keep)
         if needs_a:
             dropped = x.to(ctx.dtype)
             if mask is not None:
@@ -108,6 +136,46 @@ class _AddLowRank(torch.autograd.Function):
                 grad_x = torch.where(mask, grad_x, 0)
             grad_x = grad_x.to(x_dtype)
         return rows.view(grad.shape) if needs_y else None, grad_x, None, grad_a, grad_b, None, None, None, None
+
+
+class _AddLowRankToProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, a, b, scale):
+        h = x.reshape(-1, x.shape[-1]) @ a.t()
+        out = _accumulate(F.linear(x, weight, bias), h, b, scale, owned=True)
+        needs_x, _, _, needs_a, needs_b = ctx.needs_input_grad[:5]
+        ctx.save_for_backward(x if needs_a else None, h if needs_b else None, weight if needs_x else None, a, b)
+        ctx.scale, ctx.shape = scale, x.shape
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, h, weight, a, b = ctx.saved_tensors
+        needs_x, _, _, needs_a, needs_b = ctx.needs_input_grad[:5]
+        g = grad.reshape(-1, grad.shape[-1])
+        if torch.is_grad_enabled():
+            h = _again(x, a)
+        grad_x = grad_a = grad_b = None
+        if needs_b:
+            grad_b = _scaled(outer_product(g, h), ctx.scale)
+        if needs_a or needs_x:
+            gh = _scaled(inner_product(g, b), ctx.scale)
+        if needs_a:
+            grad_a = gh.t() @ x.reshape(-1, ctx.shape[-1])
+        if needs_x:
+            grad_x = (g @ weight).addmm_(gh, a).view(ctx.shape)
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+def _again(x: Tensor | None, a: Tensor, mask: Tensor | None = None, keep: float = 1.0) -> Tensor:
+    """`drop(x) A'` for a second derivative, to which the one that the forward pass made is a constant."""
+    if x is None:
+        raise NotImplementedError(
+            "a second derivative of LoRA needs the layer's input, which is not kept where A is frozen and where "
+            "autocast narrows it; train A, or compute without autocast"
+        )
+    x = x.to(a.dtype)
+    return (x if mask is None else torch.where(mask, x, 0) / keep).reshape(-1, x.shape[-1]) @ a.t()
 
 
 _latest: tuple[weakref.ref, int, weakref.ref] | None = None  # the x that was narrowed last, its version, its copy
@@ -131,12 +199,19 @@ def _scaled(value: Tensor, scale: float) -> Tensor:
     return value if scale == 1 else value.mul_(scale)
 
 
-def _outer(g: Tensor, h: Tensor) -> Tensor:
+def inner_product(g: Tensor, b: Tensor) -> Tensor:
+    """`g b`, (n, d), (d, r) -> (n, r): where n is large and r small, the transposed product takes half the time."""
+    if sums_are_long(g) and g.dtype.itemsize >= 4:
+        return (b.t() @ g.t()).t()
+    return g @ b
+
+
+def outer_product(g: Tensor, h: Tensor) -> Tensor:
     """`g' h`, (n, d), (n, r) -> (d, r).
 
     On CPUs torch sums this over n one after the other, which for a narrow h costs up to seven times what the
     transposed product does and loses a digit; short sums are left as PEFT has them, to the last bit.
     """
-    if g.shape[0] >= _LONG_SUM and g.device.type == "cpu":
+    if sums_are_long(g):
         return (h.t() @ g).t()
     return g.t() @ h

@@ -289,12 +289,36 @@ def test_the_backward_pass_is_what_torch_derives(dtype, dropout):
         assert torch.allclose(ours, torch_s, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-5)
 
 
-def test_double_precision_gradients_by_differences():
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_first_and_second_derivatives_by_differences(dropout):
     torch.manual_seed(0)
-    x, a, b = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((7, 5), (3, 5), (4, 3)))
-    y = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
-    run = lambda y, x, a, b: add_low_rank(y, x, a=a, b=b, scale=0.7)  # noqa: E731
-    assert torch.autograd.gradcheck(run, (y, x, a, b))
+    leaves = [
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((7, 4), (7, 5), (3, 5), (4, 3))
+    ]
+
+    def run(y, x, a, b):
+        torch.manual_seed(1)
+        return add_low_rank(y, x, a=a, b=b, scale=0.7, dropout=dropout)
+
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves)
+
+
+@pytest.mark.parametrize("config", [{"use_dora": True}, {"freeze_a": True}, {"autocast": True}], ids=str)
+def test_a_second_derivative_that_is_not_to_be_had_is_refused(config):
+    """What the forward pass made is a constant to the second derivative, which would be wrong without a word."""
+    narrow = config.pop("autocast", False)
+    model = add_lora(nn.Sequential(nn.Linear(6, 4)), LoraConfig(r=2, target_modules=["0"], **config))
+    nn.init.normal_(model[0].lora_B["default"].weight)
+    x = torch.randn(3, 6, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
+        y = model(x)
+
+    def derive_twice():
+        torch.autograd.grad(y.square().sum(), x, create_graph=True)[0].square().sum().backward()
+
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"second derivative of LoRA|once_differentiable"):
+        derive_twice()
 
 
 def test_one_narrow_copy_serves_the_layers_that_read_one_input():
