@@ -1,7 +1,7 @@
-"""A matrix of low rank, B A, taken apart without being built: with B (d, R) and A (R, k) all work is of size R.
+"""A matrix of low rank, B A, taken apart or added without being built, with B (d, R) and A (R, k).
 
-With B = Q_b R_b and A' = Q_a R_a, the singular values of B A are those of the small R_b R_a' (R, R), and its singular
-vectors are that one's, turned by Q_b and Q_a.
+All work of taking it apart is of size R: with B = Q_b R_b and A' = Q_a R_a, the singular values of B A are those of
+the small R_b R_a' (R, R), and its singular vectors are that one's, turned by Q_b and Q_a.
 """
 
 from __future__ import annotations
@@ -10,6 +10,25 @@ import math
 
 import torch
 from torch import Tensor
+
+
+_STRIP = 8  # rows
+
+
+def add_product(matrix: Tensor, b: Tensor, a: Tensor, *, scale: float) -> None:
+    """Adds `scale * B A` to a matrix in place, (d, k) += (d, R) (R, k).
+
+    Where R is small, the time goes into reading and writing the matrix. A batch of strips of a few rows does that in
+    the order in which it lies in memory, and takes .5 to .8 of the time of one product from 768 columns on; for a
+    larger R or fewer columns one product is faster.
+    """
+    d, k = matrix.shape
+    wide = matrix.device.type == "cpu" and a.shape[0] <= 8 and k >= 768 and d % _STRIP == 0
+    if wide and matrix.is_contiguous():
+        strips = matrix.view(-1, _STRIP, k)
+        strips.baddbmm_(b.unflatten(0, (-1, _STRIP)), a.expand(len(strips), -1, -1), alpha=scale)
+    else:
+        matrix.addmm_(b, a, alpha=scale)
 
 
 def singular_values(b: Tensor, a: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from hf_tl.lora.adapters import set_adapter
 from hf_tl.lora.kinds import unwrap
 from hf_tl.lora.layers import LoraLayer
 from hf_tl.lora.linear import LoraLinear
+from hf_tl.lora.low_rank import add_product
 from hf_tl.lora.record import RECORD, AdapterRecord, known, record_of
 from hf_tl.lora.targets import base_modules
 from hf_tl.trace import Batch, evaluating, first_float, forward
@@ -177,7 +178,7 @@ def _add_in_place(layers: Mapping[str, LoraLayer], adapters: Mapping[str, Sequen
         for adapter in names:
             a, b = layer.factors(adapter)
             left, right = (a.t(), b.t()) if layer.transposed else (b, a)
-            weight.addmm_(left, right, alpha=layer.scaling[adapter])
+            add_product(weight, left, right, scale=layer.scaling[adapter])
         added.add(name)
     return added
 

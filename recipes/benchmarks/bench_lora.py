@@ -21,7 +21,7 @@ from machine import RESULTS, keep, spread
 from torch import nn
 
 from hf_tl import LoraConfig, add_lora, remove_lora
-from hf_tl.lora.record import adapter_state_dict, record_of
+from hf_tl.lora.record import adapter_state_dict
 from hf_tl.table import format_table
 
 
@@ -118,14 +118,6 @@ def in_turns(
     return {"milliseconds": fine, "faster_by" if faster else "ratio": spread(ratio)}
 
 
-def add_products(model: nn.Module) -> None:
-    """W + 2 B A for each layer and nothing else: what no merge with the same library can be faster than."""
-    with torch.no_grad():
-        for layer in record_of(model).layers.values():
-            a, b = layer.factor_matrices("default")
-            layer.base_layer.weight.addmm_(b, a, alpha=2.0)
-
-
 def kept_mib(run: Callable[[], torch.Tensor], model: nn.Module) -> float:
     """MiB of distinct storages that autograd keeps for the backward pass, parameters apart."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -187,9 +179,7 @@ def time_management(repeats: int) -> dict:
             "hf_tl": lambda: adapter_state_dict(ready["hf_tl"]),
         }
         merge = {"peft": lambda made: made.merge_and_unload(), "hf_tl": lambda made: remove_lora(made, merge=True)}
-        merge["products alone"] = add_products
-        made = {side: lambda side=side: inject[side](copy.deepcopy(model)) for side in ("peft", "hf_tl")}
-        made["products alone"] = made["hf_tl"]
+        made = {side: lambda side=side: inject[side](copy.deepcopy(model)) for side in inject}
         return {
             "inject": in_turns(inject, repeats, given=fresh, faster=True),
             "load": in_turns(load, repeats, given=fresh, faster=True),
