@@ -33,9 +33,9 @@ class LoraConv(LoraLayer):
             a, b = self.factors(adapter)
             dropout = self.lora_dropout[adapter] if self.training else 0.0
             seen = F.dropout(x.to(a.dtype), dropout)
-            bias = self.lora_B[adapter].bias
+            bias, scale = self.lora_B[adapter].bias, self.scaling[adapter]
+            b, bias = b * scale, None if bias is None else bias * scale  # far fewer values than the output has
             delta = _CONVOLVE[b.dim()](self._convolve(seen, a), b, bias, groups=self.base_layer.groups)
-            delta = delta * self.scaling[adapter]
             if self.use_dora[adapter]:
                 ratio = self.stretch(adapter)
                 own = self.base_layer.bias
