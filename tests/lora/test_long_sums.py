@@ -5,6 +5,7 @@ The oracle is torch's own derivatives of `x W' + b + s x A' B'`.
 
 import copy
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -100,6 +101,25 @@ def test_one_function_stands_for_both_and_only_where_rows_are_many():
     assert model.q(inputs()[:, :10]).grad_fn.name() != ONE_FUNCTION
     with torch.no_grad():
         assert torch.equal(model.q(inputs()), model.q(inputs().requires_grad_(True)))
+
+
+def test_outputs_are_peft_s_bit_for_bit_and_gradients_but_for_rounding():
+    torch.manual_seed(0)
+    config = {"r": 8, "lora_alpha": 16, "target_modules": ["0", "2"]}
+    plain = nn.Sequential(nn.Linear(96, 160), nn.GELU(), nn.Linear(160, 96))
+    theirs = peft.get_peft_model(copy.deepcopy(plain), peft.LoraConfig(**config, init_lora_weights=False))
+    ours = add_lora(plain, LoraConfig(**config))
+    ours.load_state_dict({name.removeprefix("base_model.model."): p for name, p in theirs.state_dict().items()})
+    x = torch.randn(ROWS, 96)
+    assert ours[0](x).grad_fn.name() == ONE_FUNCTION
+    found, wanted = ours(x), theirs(x)
+    assert torch.equal(found, wanted)
+    found.square().sum().backward()
+    wanted.square().sum().backward()
+    for name, parameter in ours.named_parameters():
+        if parameter.requires_grad:
+            expected = theirs.get_parameter(f"base_model.model.{name}").grad
+            assert (parameter.grad - expected).norm() <= 1e-6 * expected.norm(), name
 
 
 def test_the_backward_pass_may_be_made_again():
