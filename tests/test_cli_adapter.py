@@ -1,5 +1,6 @@
 """hf-tl adapter: the examples of its help run, and what cannot be used ends in one sentence."""
 
+import json
 import re
 import shutil
 
@@ -123,6 +124,34 @@ def test_an_adapter_of_a_timm_network(tmp_path, timm_folder, capsys):
     assert merged.num_classes == 3
 
 
+def test_an_adapter_of_a_timm_network_that_transformers_wrapped(tmp_path, timm_folder, capsys):
+    from transformers import AutoModelForImageClassification
+
+    from hf_tl import LoraConfig, add_lora, save_adapter
+
+    def wrapped(folder):
+        model = AutoModelForImageClassification.from_pretrained(folder, num_labels=3, ignore_mismatched_sizes=True)
+        return model.eval()
+
+    base = str(shutil.copytree(timm_folder, tmp_path / "base"))
+    config = json.loads((tmp_path / "base/config.json").read_text())
+    del config["model_args"]  # its "num_classes" is what the wrapper gives timm a second time
+    (tmp_path / "base/config.json").write_text(json.dumps(config))
+    model = wrapped(base)
+    add_lora(model, LoraConfig(r=2, target_modules=r".*layer.*\.conv1"))
+    randomise(model)
+    save_adapter(model, tmp_path / "adapter")
+    adapter = str(tmp_path / "adapter")
+    assert main(["adapter", "verify", adapter, "--model", base]) == 0
+    capsys.readouterr()
+    assert main(["adapter", "inspect", adapter, "--model", base]) == 0
+    assert "|dW|/|W|" in capsys.readouterr().out
+    assert main(["adapter", "merge", adapter, "--model", base, "--out", str(tmp_path / "out")]) == 0
+    images = {"pixel_values": torch.randn(2, 3, 32, 32)}
+    merged = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    assert torch.allclose(logits(merged, images), logits(model.eval(), images), rtol=0, atol=1e-5)
+
+
 CASES = {
     "no adapter": ("inspect nowhere", "adapter folder 'nowhere' does not exist"),
     "no base": ("verify path/to/adapter --model nowhere/nothing", "network 'nowhere/nothing' cannot be loaded"),
@@ -132,6 +161,10 @@ CASES = {
         "verify path/to/adapter --model path/to/gpt2",
         "does not fit this GPT2.*: .*unexpected: layer",
     ),
+    "norms of another network": (
+        "inspect path/to/adapter --model path/to/gpt2",
+        "does not fit this GPT2.*: 4 unexpected: layer",
+    ),
 }
 
 
@@ -140,7 +173,7 @@ def test_bad_input_ends_in_one_sentence(case, folders, capsys):
     from peft_zoo import tiny_gpt2
 
     command, sentence = CASES[case]
-    if case == "another network":
+    if "path/to/gpt2" in command:
         tiny_gpt2().save_pretrained("path/to/gpt2")
     capsys.readouterr()
     assert main(["adapter", *command.split()]) == 2

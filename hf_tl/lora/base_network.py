@@ -31,14 +31,16 @@ _MAPPINGS = {  # where transformers lists the classes that each of these loads
     "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
     "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING",
 }
+_WRAPPED = "timm_model."  # where transformers' wrapper of a timm network keeps it
 WITH_LABELS = tuple(name for name in _MAPPINGS if name.endswith("Classification"))
 
 
 def load_base(name: str, adapter: Adapter, *, dtype: torch.dtype | str = torch.float32) -> nn.Module:
     """The network with the head that the adapter fits, in eval mode.
 
-    The user's `name` decides what is loaded; of the adapter's file only the task, the size of its head and the name
-    of the class count, the latter as a choice among the classes that transformers lists for the network.
+    The user's `name` decides what is loaded; of the adapter's file only the task, the size of its head, whether its
+    layers lie in transformers' wrapper of a timm network, and the name of the class count, the latter as a choice
+    among the classes that transformers lists for the network.
 
     Args:
         name: a Hub id or folder of transformers or timm, or a timm model name.
@@ -51,7 +53,13 @@ def load_base(name: str, adapter: Adapter, *, dtype: torch.dtype | str = torch.f
     torch.manual_seed(0)  # a head that is in neither file is random, and the same each time
     n_labels = n_labels_of(adapter)
     try:
-        model = _from_timm(name, n_labels) if _is_timm(name) else _from_transformers(name, adapter, n_labels, dtype)
+        if not _is_timm(name):
+            model = _from_transformers(name, adapter, n_labels, dtype)
+        elif any(layer.startswith(_WRAPPED) for layer in adapter.updates):
+            place = name if "/" in name or os.path.isdir(name) else f"timm/{name}"
+            model = _from_transformers(place, adapter, n_labels, dtype)
+        else:
+            model = _from_timm(name, n_labels)
     except Exception as error:  # a foreign config can fail these libraries in any way
         raise InputError(f"network {name!r} cannot be loaded: {in_one_line(error)}") from error
     return model.eval()

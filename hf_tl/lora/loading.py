@@ -62,7 +62,7 @@ def put_adapter(
     found = place(saved, model)
     complaint = found.complaint(saved, model)
     if complaint and strict:
-        raise InputError(f"{complaint}; strict=False loads the rest")
+        raise InputError(f"{complaint}; load_adapter(..., strict=False) loads the rest")
     if not found.updates:
         raise InputError(f"adapter {saved.folder!r} has no layer that this {type(model).__name__} has")
     if complaint:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from hf_tl.errors import InputError
 from hf_tl.layers import closest
 from hf_tl.lora.adapter import Adapter, LayerUpdate
 from hf_tl.lora.kinds import CONVOLUTIONS, is_linear
@@ -244,8 +245,16 @@ def _resize_hint(module: nn.Module, key: str, wanted: Sequence[str], own: Tensor
 
 
 def base_weights(adapter: Adapter, model: nn.Module) -> dict[str, Tensor]:
-    """Layer name in the adapter -> the network's weight there, in the network's order; strangers are left out."""
-    modules = base_modules(model)
+    """Layer name in the adapter -> the network's weight there, in the network's order.
+
+    Raises:
+        InputError: layers that the network does not have, or that are of another shape there.
+    """
+    modules, updates = base_modules(model), Placement()
+    _place_updates(adapter, model, modules, updates)
+    complaint = updates.complaint(adapter, model)
+    if complaint:
+        raise InputError(complaint)
     plain = {name.replace(".base_layer", ""): name for name in adapter.updates}
     named = find_names(plain, model, modules)
     written = {name: plain[old] for old, name in named.items() if name is not None}
