@@ -80,6 +80,23 @@ def add_dora(
     return (y + (ratio - 1) * plain + ratio * low * scale).to(y.dtype)
 
 
+def add_dora_to_product(
+    x: Tensor, weight: Tensor, own: Tensor | None, *, a: Tensor, b: Tensor, ratio: Tensor, scale: float
+) -> Tensor:
+    """`own + ratio * x (W + scale * B A)'` of a frozen weight, all of one dtype; the last digits may differ.
+
+    Args:
+        x: (..., k).
+        weight: (d, k).
+        own: (d,), the layer's bias, or None.
+        a: (r, k).
+        b: (d, r).
+        ratio: (d,), learnt length over present length.
+        scale: the adapter's scaling.
+    """
+    return _DoraOfProduct.apply(x, weight, a, b, ratio, own, scale)
+
+
 class _Dora(torch.autograd.Function):
     """`own + ratio * t` with `t = y - own + scale * x A' B'`, written into y if that is owned; keeps x, x A' and t."""
 
@@ -89,7 +106,7 @@ class _Dora(torch.autograd.Function):
         flat = y.reshape(-1, y.shape[-1])
         t = (flat.clone() if own is None else flat - own).addmm_(h, b.t(), alpha=scale)
         ctx.save_for_backward(x, h, a, b, t, ratio)
-        ctx.scale = scale
+        ctx.scale, ctx.shape = scale, x.shape
         if owned:
             ctx.mark_dirty(y)
         else:
@@ -101,16 +118,45 @@ class _Dora(torch.autograd.Function):
     @once_differentiable  # h and t would be constants to a second derivative
     def backward(ctx, grad):
         x, h, a, b, t, ratio = ctx.saved_tensors
-        out = torch.empty_like(t).view(grad.shape)  # for both products, and to bring a transposed gradient in order
-        grad_ratio = torch.mul(grad, t.view(grad.shape), out=out).reshape(t.shape).sum(0)
-        gt = torch.mul(grad, ratio, out=out).reshape(t.shape)
-        grad_x = grad_a = grad_b = None
-        if ctx.needs_input_grad[3]:
-            grad_b = (h.t() @ gt).t().mul(ctx.scale)
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            gh = inner_product(gt, b).mul_(ctx.scale)
-            if ctx.needs_input_grad[2]:
-                grad_a = gh.t() @ x.reshape(-1, x.shape[-1])
-            if ctx.needs_input_grad[1]:
-                grad_x = (gh @ a).view(x.shape)
+        needs_x = ctx.needs_input_grad[1]
+        gt, gh, grad_a, grad_b, grad_ratio = _gradients(ctx, grad, x=x, h=h, b=b, t=t, ratio=ratio, needs_x=needs_x)
+        grad_x = (gh @ a).view(ctx.shape) if needs_x else None
         return gt.view(grad.shape), grad_x, grad_a, grad_b, grad_ratio, None, None, None
+
+
+class _DoraOfProduct(torch.autograd.Function):
+    """The same of a frozen weight, with `t = x (W + scale * B A)'`; one product adds to the gradient of x in place."""
+
+    @staticmethod
+    def forward(ctx, x, weight, a, b, ratio, own, scale):
+        h = x.reshape(-1, x.shape[-1]) @ a.t()
+        t = F.linear(x, weight).reshape(-1, weight.shape[0]).addmm_(h, b.t(), alpha=scale)
+        needs_x, _, needs_a, needs_b = ctx.needs_input_grad[:4]
+        kept = (x if needs_a else None, h if needs_b else None, a, b, t, ratio, weight if needs_x else None)
+        ctx.save_for_backward(*kept)
+        ctx.scale, ctx.shape = scale, x.shape
+        y = t * ratio if own is None else torch.addcmul(own, t, ratio)
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, h, a, b, t, ratio, weight = ctx.saved_tensors
+        needs_x = ctx.needs_input_grad[0]
+        gt, gh, grad_a, grad_b, grad_ratio = _gradients(ctx, grad, x=x, h=h, b=b, t=t, ratio=ratio, needs_x=needs_x)
+        grad_x = (gt @ weight).addmm_(gh, a).view(ctx.shape) if needs_x else None
+        return grad_x, None, grad_a, grad_b, grad_ratio, None, None
+
+
+def _gradients(
+    ctx, grad: Tensor, *, x: Tensor | None, h: Tensor | None, b: Tensor, t: Tensor, ratio: Tensor, needs_x: bool
+) -> tuple[Tensor | None, ...]:
+    """Of t, of x A' (where A or x needs it), of A, B and the ratio."""
+    needs_a, needs_b = ctx.needs_input_grad[2:4]
+    out = torch.empty_like(t).view(grad.shape)  # for both products, and to bring a transposed gradient in order
+    grad_ratio = torch.mul(grad, t.view(grad.shape), out=out).reshape(t.shape).sum(0)
+    gt = torch.mul(grad, ratio, out=out).reshape(t.shape)
+    gh = inner_product(gt, b).mul_(ctx.scale) if needs_a or needs_x else None
+    grad_a = gh.t() @ x.reshape(-1, x.shape[-1]) if needs_a else None
+    grad_b = (h.t() @ gt).t().mul(ctx.scale) if needs_b else None
+    return gt, gh, grad_a, grad_b, grad_ratio

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from hf_tl.lora.dora import add_dora
+from hf_tl.lora.dora import add_dora, add_dora_to_product
 from hf_tl.lora.functions import add_low_rank, add_low_rank_to_product, sums_are_long
 from hf_tl.lora.layers import LoraLayer
 
@@ -47,6 +47,9 @@ class LoraLinear(LoraLayer):
     def _add_to_product(self, x: Tensor, adapter: str) -> Tensor:
         base, (a, b) = self.base_layer, self.factors(adapter)
         scale, bias = self.scaling[adapter], self.lora_B[adapter].bias
+        if self.use_dora[adapter]:
+            ratio = self.stretch(adapter)
+            return add_dora_to_product(x, base.weight, base.bias, a=a, b=b, ratio=ratio, scale=scale)
         y = add_low_rank_to_product(x, base.weight, base.bias, a=a, b=b, scale=scale)
         return y if bias is None else y + bias * scale
 
@@ -58,7 +61,7 @@ class LoraLinear(LoraLayer):
             and torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
             and not torch.is_autocast_enabled(x.device.type)
-            and not self.use_dora[adapter]
+            and not (self.use_dora[adapter] and self.lora_B[adapter].bias is not None)
             and not (self.training and self.lora_dropout[adapter])
             and _is_bare(base)
             and all(p is None or (type(p) is nn.Parameter and not p.requires_grad) for p in parameters)

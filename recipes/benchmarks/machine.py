@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 
 
 RESULTS = Path(__file__).parent / "results"
@@ -16,13 +17,14 @@ PACKAGES = ("torch", "transformers", "peft", "timm", "datasets", "scikit-learn",
 
 
 def describe() -> dict:
-    """Processor, cores in use, Python and package versions."""
+    """Processor, the instructions that torch uses on it, cores in use, Python and package versions."""
     cpu = "unknown"
     if os.path.exists("/proc/cpuinfo"):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
     return {
         "processor": cpu,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
