@@ -1,6 +1,6 @@
 """A linear layer through which 1024 rows or more go: one function makes its product and adds the adapter's.
 
-The oracle is torch's own derivatives of `x W' + b + s x A' B'`.
+The oracle is torch's own derivatives of `b + x W' + s x A' B'`, with DoRA of `b + ratio * (x W' + s x A' B')`.
 """
 
 import copy
