@@ -1,0 +1,15 @@
+from .callback import EmbeddingCallback as EmbeddingCallback
+from .crops import TenCrops as TenCrops
+from .crops import mean_feature as mean_feature
+from .crops import mean_score as mean_score
+from .crops import vote as vote
+from .embedding import Embedding as Embedding
+from .full_network import FullNetworkEmbedding as FullNetworkEmbedding
+from .preprocessing import Discretizer as Discretizer
+from .preprocessing import LayerNormalizer as LayerNormalizer
+from .preprocessing import LayerSelector as LayerSelector
+from .preprocessing import Standardizer as Standardizer
+from .preprocessing import StreamedPCA as StreamedPCA
+from .pretrained import push_embedding as push_embedding
+from .recipe import RECIPES as RECIPES
+from .recipe import Recipe as Recipe

@@ -1,0 +1,14 @@
+from .adapters import adapters_disabled as adapters_disabled
+from .adapters import set_adapter as set_adapter
+from .combine import combine_adapters as combine_adapters
+from .config import LoraConfig as LoraConfig
+from .eva import initialise_eva as initialise_eva
+from .inject import add_lora as add_lora
+from .loading import load_adapter as load_adapter
+from .merge import merge_lora as merge_lora
+from .merge import remove_lora as remove_lora
+from .merge import unmerge_lora as unmerge_lora
+from .plus import lora_plus_groups as lora_plus_groups
+from .push import push_adapter as push_adapter
+from .saving import save_adapter as save_adapter
+from .trainer_callback import AdapterCallback as AdapterCallback
