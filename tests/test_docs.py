@@ -179,7 +179,7 @@ CHECKS = {  # what must hold after the snippet of that page in which these words
     ("lora.md", "save_adapter("): check_new_adapter,
     ("lora.md", "layers="): check_upper_half,
     ("lora.md", "resume_from_checkpoint"): check_trainer,
-    ("lora.md", "merge_lora("): check_merge,
+    ("lora.md", "merge_adapter("): check_merge,
 }
 PRINTS = ("probes.md",)  # pages on which every snippet shows something
 

@@ -127,14 +127,14 @@ def _merge(options: argparse.Namespace) -> None:
     from hf_tl.lora.adapter import read_adapter
     from hf_tl.lora.base_network import load_base, made_up_batch, save_network
     from hf_tl.lora.loading import put_adapter
-    from hf_tl.lora.merge import merge_lora, remove_lora
+    from hf_tl.lora.merge import delete_adapter, merge_adapter
 
     adapter = read_adapter(options.adapter)
     model = load_base(options.model, adapter, dtype="auto")
     put_adapter(model, adapter)
     make_folder(options.out)
-    merge = merge_lora(model, safe=True, reversible=False, example=made_up_batch(model))
-    remove_lora(model, merge=True)
+    merge = merge_adapter(model, safe_merge=True, reversible=False, example=made_up_batch(model))
+    delete_adapter(model, merge=True)
     save_network(model, options.out, adapter)
     print(f"merged {merge.layers} layers; on a made-up batch the output moved by {merge.largest_change:.2e} at most")
     print(f"wrote {options.out}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
@@ -11,7 +11,7 @@ from hf_tl.errors import InputError
 from hf_tl.lora.record import known, record_of
 
 
-def set_adapter(model: nn.Module, *adapters: str) -> None:
+def set_adapter(model: nn.Module, adapter_names: str | Sequence[str]) -> None:
     """Makes the given adapters, and no others, run and train; the updates of several add up.
 
     Of `modules_to_save` the copy of the first adapter that has one runs. Biases of the network that train with an
@@ -19,17 +19,18 @@ def set_adapter(model: nn.Module, *adapters: str) -> None:
 
     Args:
         model: a network with adapters.
-        adapters: their names; none for the frozen network.
+        adapter_names: one name or several; [] for the frozen network.
 
     Raises:
         InputError: there is no such adapter, or adapters are merged.
     """
     record = record_of(model)
+    adapters = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
     for name in adapters:
         known(record, name)
     if any(layer.merged_adapters for layer in record.layers.values()):
-        raise InputError("adapters are merged into the weights; call unmerge_lora before choosing others")
-    record.active = list(adapters)
+        raise InputError("adapters are merged into the weights; call unmerge_adapter before choosing others")
+    record.active = adapters
     for part in (*record.layers.values(), *record.saved.values()):
         part.set_adapter(adapters)
     for adapter, names in record.biases.items():
@@ -38,7 +39,7 @@ def set_adapter(model: nn.Module, *adapters: str) -> None:
 
 
 @contextmanager
-def adapters_disabled(model: nn.Module) -> Iterator[nn.Module]:
+def disable_adapters(model: nn.Module) -> Iterator[nn.Module]:
     """The network as it was before any adapter, inside the block: its own head, its own biases.
 
     Args:
@@ -52,7 +53,7 @@ def adapters_disabled(model: nn.Module) -> Iterator[nn.Module]:
     """
     record = record_of(model)
     if any(layer.merged_adapters for layer in record.layers.values()):
-        raise InputError("merged adapters cannot be disabled; call unmerge_lora first")
+        raise InputError("merged adapters cannot be disabled; call unmerge_adapter first")
     parts = (*record.layers.values(), *record.saved.values())
     before = [part.disable_adapters for part in parts]
     trained = {name: record.model.get_parameter(name).detach().clone() for name in record.original_biases}

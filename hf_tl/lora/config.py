@@ -96,7 +96,9 @@ class LoraConfig:
             _check_names(name, getattr(self, name))
         for rank in (self.r, *self.rank_pattern.values()):
             if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-                raise InputError(f"r must be a whole number of at least 1, got {rank!r}; remove_lora drops an adapter")
+                raise InputError(
+                    f"r must be a whole number of at least 1, got {rank!r}; delete_adapter drops an adapter"
+                )
         for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
             if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
                 raise InputError(f"lora_alpha must be a finite number, got {alpha!r}")

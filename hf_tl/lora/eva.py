@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from hf_tl.errors import InputError
-from hf_tl.lora.adapters import adapters_disabled
+from hf_tl.lora.adapters import disable_adapters
 from hf_tl.lora.layers import LoraLayer
 from hf_tl.lora.linear import LoraLinear
 from hf_tl.lora.record import known, record_of
 from hf_tl.trace import Batch, evaluating, forward
 
 
-def initialise_eva(model: nn.Module, batches: Iterable[Batch], *, adapter: str = "default", seed: int = 0) -> int:
+def initialize_eva(model: nn.Module, batches: Iterable[Batch], *, adapter_name: str = "default", seed: int = 0) -> int:
     """Sets A of every adapted linear layer from the layer's inputs on the batches.
 
     Args:
         model: a network with the adapter, made with init_lora_weights="eva" and not trained yet.
         batches: of the target data, as the network is called with; a few hundred rows are enough.
-        adapter: which.
+        adapter_name: which.
         seed: of the random projections in the decomposition.
 
     Returns:
@@ -35,7 +35,7 @@ def initialise_eva(model: nn.Module, batches: Iterable[Batch], *, adapter: str =
     Raises:
         InputError: the adapter has learnt something already, has no linear layer, or no batch came.
     """
-    record = known(record_of(model), adapter)
+    adapter, record = adapter_name, known(record_of(model), adapter_name)
     layers = {n: layer for n, layer in record.layers.items() if adapter in layer.r and isinstance(layer, LoraLinear)}
     if not layers:
         raise InputError(f"adapter {adapter!r} has no linear layer for EVA; use init_lora_weights='kaiming'")
@@ -46,7 +46,7 @@ def initialise_eva(model: nn.Module, batches: Iterable[Batch], *, adapter: str =
     handles = [layer.base_layer.register_forward_pre_hook(sketches[name]) for name, layer in layers.items()]
     seen = 0
     try:
-        with evaluating(record.model), torch.no_grad(), adapters_disabled(model):
+        with evaluating(record.model), torch.no_grad(), disable_adapters(model):
             for batch in batches:
                 forward(model, batch)
                 seen += 1

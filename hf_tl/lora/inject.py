@@ -1,6 +1,6 @@
 """add_lora: a network with adapters, the same object changed in place; record.py says what it leaves there.
 
-`inject(model, plan, adapter=NAME)` is the lower half: it puts adapters where a `Plan` says, whatever chose the
+`inject(model, plan, adapter_name=NAME)` is the lower half: it puts adapters where a `Plan` says, whatever chose the
 places, so that a loader can follow the keys it found (`empty=True` skips the initialisation of values that a
 checkpoint is about to give).
 """
@@ -60,7 +60,7 @@ def add_lora(
     model: nn.Module,
     config: LoraConfig,
     *,
-    adapter: str = "default",
+    adapter_name: str = "default",
     example: Batch | None = None,
     running_statistics: Literal["save", "freeze", "ignore"] = "save",
 ) -> nn.Module:
@@ -72,7 +72,7 @@ def add_lora(
     Args:
         model: any network; transformers' and timm's classifiers have their head found and trained in full.
         config: what to adapt and how.
-        adapter: its name.
+        adapter_name: its name.
         example: a batch for a network of your own making, whose head and layers are then found by tracing it.
         running_statistics: what becomes of the means and variances that batch normalisations collect in
             training: "save" them with the adapter, "freeze" them at those of the frozen network, or "ignore" that
@@ -86,7 +86,7 @@ def add_lora(
             it was.
     """
     plan = plan_adapter(model, config, example=example, running_statistics=running_statistics)
-    return inject(model, plan, adapter=adapter)
+    return inject(model, plan, adapter_name=adapter_name)
 
 
 def plan_adapter(
@@ -112,13 +112,13 @@ def plan_adapter(
     return Plan(config, targets, tuple(saved), statistics, frozen)
 
 
-def inject(model: nn.Module, plan: Plan, *, adapter: str = "default", empty: bool = False) -> nn.Module:
+def inject(model: nn.Module, plan: Plan, *, adapter_name: str = "default", empty: bool = False) -> nn.Module:
     """Puts adapters where the plan says, in place; see add_lora.
 
     Args:
         model: the network.
         plan: the places.
-        adapter: the adapter's name.
+        adapter_name: the adapter's name.
         empty: leave the new tensors uninitialised for a checkpoint that is about to fill them.
 
     Raises:
@@ -126,9 +126,11 @@ def inject(model: nn.Module, plan: Plan, *, adapter: str = "default", empty: boo
             network is then what it was.
     """
     record = model.__dict__.get(RECORD) or AdapterRecord(model)
-    _check(record, plan, adapter)
+    _check(record, plan, adapter_name)
     live = dict(model.named_modules())  # once: on a small network this walk is a tenth of the whole
-    layers, saved = _make(record, live, plan, adapter, empty=empty)  # the last that can refuse; nothing is in place
+    layers, saved = _make(
+        record, live, plan, adapter_name, empty=empty
+    )  # the last that can refuse; nothing is in place
     if RECORD not in model.__dict__:
         model.__dict__[RECORD] = record
         record.freeze(live)
@@ -140,9 +142,9 @@ def inject(model: nn.Module, plan: Plan, *, adapter: str = "default", empty: boo
     record.saved |= saved
     for name in plan.frozen:
         record.freeze_statistics(model.get_submodule(name))
-    record.configs[adapter] = replace(plan.config, modules_to_save=tuple(saved) or None)
-    record.keep_biases(adapter)
-    set_adapter(model, adapter)
+    record.configs[adapter_name] = replace(plan.config, modules_to_save=tuple(saved) or None)
+    record.keep_biases(adapter_name)
+    set_adapter(model, adapter_name)
     follow_trainer(model)
     return model
 
@@ -154,7 +156,7 @@ def _check(record: AdapterRecord, plan: Plan, adapter: str) -> None:
     if adapter in record.configs:
         raise InputError(f"there is an adapter {adapter!r} already; choose another name or remove it first")
     if any(layer.merged_adapters for layer in record.layers.values()):
-        raise InputError("adapters are merged into the weights; call unmerge_lora before adding another")
+        raise InputError("adapters are merged into the weights; call unmerge_adapter before adding another")
     if config.bias != "none" and any(other.bias != "none" for other in record.configs.values()):
         raise InputError(f"bias={config.bias!r} cannot be shared by two adapters; use bias='none' for one of them")
     for target in plan.targets:

@@ -14,7 +14,7 @@ from hf_tl.lora.adapter import Adapter, read_adapter
 from hf_tl.lora.adapter_config import is_split
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.inject import Plan, inject
-from hf_tl.lora.merge import remove_lora
+from hf_tl.lora.merge import delete_adapter
 from hf_tl.lora.placement import Placement, place
 from hf_tl.lora.record import PREFIX, RECORD, adapter_state_dict, record_of
 from hf_tl.lora.resize import rank_fields
@@ -69,14 +69,14 @@ def put_adapter(
         warnings.warn(f"left out of the load: {complaint}", stacklevel=3)
     record = model.__dict__.get(RECORD)
     if record is not None and any(layer.merged_adapters for layer in record.layers.values()):
-        raise InputError("adapters are merged into the weights; call unmerge_lora before loading another")
+        raise InputError("adapters are merged into the weights; call unmerge_adapter before loading another")
     targets = [Target(name, update.rank, found.alphas[name]) for name, update in found.updates.items()]
     plan = Plan(_config(saved, found), targets, tuple(found.saved))
-    inject(model, plan, adapter=adapter, empty=not is_split(saved.config))
+    inject(model, plan, adapter_name=adapter, empty=not is_split(saved.config))
     try:
         _fill(model, found, adapter=adapter, strict=strict)
     except BaseException:
-        remove_lora(model, adapters=[adapter])
+        delete_adapter(model, adapter_names=[adapter])
         raise
     if not trainable:
         _freeze(model, adapter)
@@ -110,7 +110,9 @@ def _config(saved: Adapter, found: Placement) -> LoraConfig:
 
 def _fill(model: nn.Module, found: Placement, *, adapter: str, strict: bool) -> None:
     """Copies the tensors in; whatever the network has and the file has not is an error, or keeps its value."""
-    live = {key.removeprefix(PREFIX): tensor for key, tensor in adapter_state_dict(model, adapter=adapter).items()}
+    live = {
+        key.removeprefix(PREFIX): tensor for key, tensor in adapter_state_dict(model, adapter_name=adapter).items()
+    }
     lacking = [name for name in live if name not in found.tensors]
     foreign = [name for name in found.tensors if name not in live]
     if strict and (lacking or foreign):

@@ -32,11 +32,11 @@ class Merge:
     largest_change: float | None = None
 
 
-def merge_lora(
+def merge_adapter(
     model: nn.Module,
     *,
-    adapters: Sequence[str] | None = None,
-    safe: bool = False,
+    adapter_names: Sequence[str] | None = None,
+    safe_merge: bool = False,
     reversible: bool = True,
     example: Batch | None = None,
 ) -> Merge:
@@ -46,20 +46,20 @@ def merge_lora(
 
     Args:
         model: a network with adapters.
-        adapters: which; None for the active ones.
-        safe: refuse a merge whose result is not finite, leaving the network as it was.
-        reversible: keep the original weights, so that unmerge_lora restores them bit by bit.
+        adapter_names: which; None for the active ones.
+        safe_merge: refuse a merge whose result is not finite, leaving the network as it was.
+        reversible: keep the original weights, so that unmerge_adapter restores them bit by bit.
         example: a batch on which the network's outputs before and after are compared.
 
     Raises:
         InputError: no such adapter, already merged, not finite, or a layer whose weight cannot take its adapter.
     """
     record = record_of(model)
-    chosen = list(record.active if adapters is None else adapters)
+    chosen = list(record.active if adapter_names is None else adapter_names)
     for adapter in chosen:
         known(record, adapter)
     if any(layer.merged_adapters for layer in record.layers.values()):
-        raise InputError("adapters are merged already; call unmerge_lora first")
+        raise InputError("adapters are merged already; call unmerge_adapter first")
     if example is not None and chosen != record.active:
         raise InputError(
             f"the example compares with the active adapters {record.active}, but {chosen} are to be merged"
@@ -67,9 +67,9 @@ def merge_lora(
     before = None if example is None else _output(model, example)
     held = {name: [a for a in chosen if a in layer.r] for name, layer in record.layers.items()}
     held = {name: names for name, names in held.items() if names}
-    quick = not safe and not reversible
+    quick = not safe_merge and not reversible
     new = {} if quick else {name: record.layers[name].merged_parameters(names) for name, names in held.items()}
-    if safe:
+    if safe_merge:
         for name, parameters in new.items():
             _check_finite(name, parameters, record.layers[name])
     tied = _shared(record, held)
@@ -86,7 +86,7 @@ def merge_lora(
     return Merge(len(held), None if after is None else (after - before).abs().max().item())
 
 
-def unmerge_lora(model: nn.Module) -> None:
+def unmerge_adapter(model: nn.Module) -> None:
     """Takes merged adapters out again: the original weights, bit by bit.
 
     Args:
@@ -98,7 +98,7 @@ def unmerge_lora(model: nn.Module) -> None:
     record = record_of(model)
     merged = [layer for layer in record.layers.values() if layer.merged_adapters]
     if not merged:
-        raise InputError("no adapter is merged; call merge_lora first")
+        raise InputError("no adapter is merged; call merge_adapter first")
     if any(not layer.originals for layer in merged):
         raise InputError("the original weights were not kept; merge with reversible=True to be able to unmerge")
     for layer in merged:
@@ -108,12 +108,14 @@ def unmerge_lora(model: nn.Module) -> None:
         layer.originals, layer.merged_adapters = [], []
 
 
-def remove_lora(model: nn.Module, *, adapters: Sequence[str] | None = None, merge: bool = False) -> nn.Module:
+def delete_adapter(
+    model: nn.Module, adapter_names: str | Sequence[str] | None = None, *, merge: bool = False
+) -> nn.Module:
     """Takes adapters off the network; with the last one the original modules come back, bit by bit.
 
     Args:
         model: a network with adapters.
-        adapters: which; None for all.
+        adapter_names: one name or several; None for all.
         merge: leave the effect of the active adapters in the weights, and their `modules_to_save` in place.
 
     Returns:
@@ -123,15 +125,18 @@ def remove_lora(model: nn.Module, *, adapters: Sequence[str] | None = None, merg
         InputError: no such adapter, or merged adapters with some to stay.
     """
     record = record_of(model)
-    gone = list(record.configs if adapters is None else adapters)
+    names = record.configs if adapter_names is None else adapter_names
+    gone = [names] if isinstance(names, str) else list(names)
     for adapter in gone:
         known(record, adapter)
     stays = [name for name in record.configs if name not in gone]
     merged = any(layer.merged_adapters for layer in record.layers.values())
     if stays and (merge or merged):
-        raise InputError(f"{stays} would stay on weights with adapters merged into them; unmerge_lora, or remove all")
+        raise InputError(
+            f"{stays} would stay on weights with adapters merged into them; unmerge_adapter, or remove all"
+        )
     if merge and not merged:
-        merge_lora(model, reversible=False)
+        merge_adapter(model, reversible=False)
     kept = merge or merged
     if not kept:
         record.set_biases({n: record.original_biases[n] for a in gone for n in record.biases[a]})
@@ -151,7 +156,7 @@ def remove_lora(model: nn.Module, *, adapters: Sequence[str] | None = None, merg
     record.put({name: record.saved.pop(name).original_module for name in idle})
     for name in empty:
         record.layers.pop(f"{name}.base_layer.out_proj", None)
-    set_adapter(model, *([a for a in record.active if a in stays] or stays[:1]))
+    set_adapter(model, [a for a in record.active if a in stays] or stays[:1])
     return model
 
 

@@ -9,7 +9,7 @@ from hf_tl.lora.embedding import LoraEmbedding
 from hf_tl.lora.record import record_of
 
 
-def lora_plus_groups(
+def create_loraplus_groups(
     model: nn.Module,
     *,
     lr: float,
@@ -19,7 +19,7 @@ def lora_plus_groups(
 ) -> list[dict]:
     """Parameter groups in which every B learns `ratio` times faster than everything else.
 
-        Trainer(model, args, optimizers=(torch.optim.AdamW(lora_plus_groups(model, lr=1e-4)), None), ...)
+        Trainer(model, args, optimizers=(torch.optim.AdamW(create_loraplus_groups(model, lr=1e-4)), None), ...)
 
     and Trainer makes its schedule for that optimizer: each group keeps its own share of the learning rate.
 

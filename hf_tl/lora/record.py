@@ -2,7 +2,7 @@
 
 The contract that checkpoints, merging and the command line build on
 --------------------------------------------------------------------
-`add_lora(model, config, adapter=NAME)` replaces target modules in place and keeps one `AdapterRecord` on the model:
+`add_lora(model, config, adapter_name=NAME)` replaces modules in place and keeps an `AdapterRecord` on the model:
 
     record = record_of(model)      finds it inside wrappers too (DDP, torch.compile); InputError where there is none
     record.model                   the network that was adapted; all names below are names in it
@@ -13,7 +13,7 @@ The contract that checkpoints, merging and the command line build on
     record.biases[NAME]            live names of the network's own biases that train with the adapter
     record.active                  names of the adapters in use
 
-`adapter_state_dict(model, adapter=NAME)` gives the live tensors under the names of PEFT's files:
+`adapter_state_dict(model, adapter_name=NAME)` gives the live tensors under the names of PEFT's files:
 
     base_model.model.<module>.lora_A.weight            (r, k)      Linear, Conv1D; convolutions (r, k, *kernel)
     base_model.model.<module>.lora_B.weight            (d, r)      convolutions (d, r / groups, 1, ...)
@@ -28,9 +28,9 @@ The contract that checkpoints, merging and the command line build on
 Live names in `model.named_parameters()` are PEFT's too: `<module>.lora_A.NAME.weight`, `<module>.base_layer.weight`,
 `<saved module>.modules_to_save.NAME.weight`, `<saved module>.original_module.weight`.
 
-What is to be read by others is `exported_adapter(model, adapter=NAME)`: a config and tensors that any loader of PEFT's
-format understands. It differs from the live tensors where an init subtracts its start for ever ("pissa", "olora": the
-rank is then twice the live one) and where a part of a fused projection is masked.
+What is to be read by others is `exported_adapter(model, adapter_name=NAME)`: a config and tensors that any loader
+of PEFT's format understands. It differs from the live tensors where an init subtracts its start permanently ("pissa",
+"olora": the rank is then twice the live one) and where a part of a fused projection is masked.
 """
 
 from __future__ import annotations
@@ -172,23 +172,23 @@ def record_of(model: nn.Module) -> AdapterRecord:
     raise InputError(f"this {type(model).__name__} has no adapters; call add_lora or load_adapter first")
 
 
-def adapter_state_dict(model: nn.Module, *, adapter: str = "default") -> dict[str, Tensor]:
+def adapter_state_dict(model: nn.Module, *, adapter_name: str = "default") -> dict[str, Tensor]:
     """The adapter's live tensors, detached and not copied, under the names of PEFT's files.
 
     Raises:
         InputError: there is no such adapter.
     """
-    return _tensors(known(record_of(model), adapter), adapter, export=False)
+    return _tensors(known(record_of(model), adapter_name), adapter_name, export=False)
 
 
-def exported_adapter(model: nn.Module, *, adapter: str = "default") -> tuple[LoraConfig, dict[str, Tensor]]:
+def exported_adapter(model: nn.Module, *, adapter_name: str = "default") -> tuple[LoraConfig, dict[str, Tensor]]:
     """The adapter as others read it: a plain config with the ranks found in the tensors, and the tensors.
 
     Raises:
         InputError: there is no such adapter.
     """
-    record = known(record_of(model), adapter)
-    config = record.configs[adapter]
+    record = known(record_of(model), adapter_name)
+    config = record.configs[adapter_name]
     subtracts = config.init_lora_weights.startswith(("pissa", "olora"))
     ranks, alphas = dict(config.rank_pattern), dict(config.alpha_pattern)
     r, alpha = config.r, config.lora_alpha
@@ -213,7 +213,7 @@ def exported_adapter(model: nn.Module, *, adapter: str = "default") -> tuple[Lor
         fused_parts=None,
         freeze_a=False,
     )
-    return config, _tensors(record, adapter, export=True)
+    return config, _tensors(record, adapter_name, export=True)
 
 
 def known(record: AdapterRecord, adapter: str) -> AdapterRecord:

@@ -54,7 +54,7 @@ def resize_adapter(
     if (rank is None) == (keep is None):
         raise InputError(f"give either a rank or the share to keep, got rank={rank} and keep={keep}")
     if rank is not None and rank < 1:
-        raise InputError(f"rank must be at least 1, got {rank}; use remove_lora to drop an adapter")
+        raise InputError(f"rank must be at least 1, got {rank}; use delete_adapter to drop an adapter")
     if keep is not None and not 0 < keep <= 1:
         raise InputError(f"keep must be above 0 and at most 1, the share of the squared norm, got {keep}")
     largest = max(update.rank for update in adapter.updates.values())

@@ -54,7 +54,7 @@ def adapter_on(model: nn.Module, *, adapter: str = "default") -> Adapter:
         InputError: no such adapter, or values that are NaN or infinite.
     """
     record = record_of(model)
-    config, exported = exported_adapter(model, adapter=adapter)
+    config, exported = exported_adapter(model, adapter_name=adapter)
     tensors = {key.removeprefix(PREFIX): value for key, value in exported.items()}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not is_finite(tensor):

@@ -47,7 +47,7 @@ _UNPUSHED = """\
 def follow_trainer(model: nn.Module) -> None:
     """Makes the network save its adapter where Trainer saves a model, and load it where Trainer loads one.
 
-    After `remove_lora` the network saves and loads as if this had never been called.
+    After `delete_adapter` the network saves and loads as if this had never been called.
     """
     if model.__dict__.get(_FOLLOWS):
         return
@@ -77,7 +77,7 @@ def adapter_in_use(model: nn.Module) -> str:
 def live_tensors(model: nn.Module) -> dict[str, Tensor]:
     """What training changes, and what an SVD init subtracts, of the adapter in use: names of PEFT's, live values."""
     adapter, record = adapter_in_use(model), record_of(model)
-    found = adapter_state_dict(model, adapter=adapter)
+    found = adapter_state_dict(model, adapter_name=adapter)
     for name, layer in record.layers.items():
         if adapter in layer.lora_fixed:
             fixed = layer.lora_fixed[adapter].named_buffers()

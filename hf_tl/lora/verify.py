@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.lora.loading import load_adapter
-from hf_tl.lora.merge import remove_lora
+from hf_tl.lora.merge import delete_adapter
 from hf_tl.table import format_table
 from hf_tl.trace import Batch, first_float, forward
 
@@ -72,7 +72,7 @@ def verify_adapter(model: nn.Module, folder: str | Path, batch: Batch) -> list[C
             merged = dict(theirs.merge_and_unload().state_dict())
         except NotImplementedError:  # convolutions in groups
             return found
-        found.append(_compare("merged weights", merged, dict(remove_lora(ours, merge=True).state_dict())))
+        found.append(_compare("merged weights", merged, dict(delete_adapter(ours, merge=True).state_dict())))
     return found
 
 

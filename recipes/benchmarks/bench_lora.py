@@ -20,7 +20,7 @@ import torch
 from machine import RESULTS, keep, spread
 from torch import nn
 
-from hf_tl import LoraConfig, add_lora, remove_lora
+from hf_tl import LoraConfig, add_lora, delete_adapter
 from hf_tl.lora.record import adapter_state_dict
 from hf_tl.table import format_table
 
@@ -178,7 +178,7 @@ def time_management(repeats: int) -> dict:
             "peft": lambda: peft.get_peft_model_state_dict(ready["peft"]),
             "hf_tl": lambda: adapter_state_dict(ready["hf_tl"]),
         }
-        merge = {"peft": lambda made: made.merge_and_unload(), "hf_tl": lambda made: remove_lora(made, merge=True)}
+        merge = {"peft": lambda made: made.merge_and_unload(), "hf_tl": lambda made: delete_adapter(made, merge=True)}
         made = {side: lambda side=side: inject[side](copy.deepcopy(model)) for side in inject}
         return {
             "inject": in_turns(inject, repeats, given=fresh, faster=True),

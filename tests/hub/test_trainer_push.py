@@ -80,7 +80,7 @@ def test_trainer_pushes_the_adapter_and_nothing_else(hub, model, tmp_path, monke
 
 def test_the_networks_own_push_is_push_adapter(hub, model):
     from hf_tl import InputError
-    from hf_tl.lora.merge import remove_lora
+    from hf_tl.lora.merge import delete_adapter
 
     url = model.push_to_hub("me/films", private=True, tags=["films"], commit_message="One")
     assert url.endswith(hub.commits("me/films")[-1])
@@ -89,7 +89,7 @@ def test_the_networks_own_push_is_push_adapter(hub, model):
     assert len(hub.commits("me/films")) == 2
     with pytest.raises(InputError, match=r"a push of an adapter has no create_pr; see hf_tl\.push_adapter"):
         model.push_to_hub("me/films", create_pr=True)
-    remove_lora(model)
+    delete_adapter(model)
     model.push_to_hub("me/whole")
     assert "model.safetensors" in hub.files("me/whole")
     assert "adapter_config.json" not in hub.files("me/whole")

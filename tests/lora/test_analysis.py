@@ -122,7 +122,7 @@ def test_resized_adapters_load_in_peft_with_a_rank_of_its_own_for_every_layer(tm
     [
         ({}, "give either a rank or the share to keep, got rank=None and keep=None"),
         ({"rank": 1, "keep": 0.5}, "give either a rank or the share"),
-        ({"rank": 0}, "rank must be at least 1, got 0; use remove_lora"),
+        ({"rank": 0}, "rank must be at least 1, got 0; use delete_adapter"),
         ({"rank": 9}, "rank 9 is above the adapter's largest, 4; resize only makes adapters smaller"),
         ({"keep": 1.5}, "keep must be above 0 and at most 1"),
     ],

@@ -247,13 +247,13 @@ def test_loading_twice_and_beside_another(tmp_path):
 
 
 def test_nothing_is_loaded_beside_a_merged_adapter(tmp_path):
-    from hf_tl import merge_lora
+    from hf_tl import merge_adapter
 
     model = trained(tiny_bert())
     save_adapter(model, tmp_path)
-    merge_lora(model)
+    merge_adapter(model)
     before = [name for name, _ in model.named_modules()]
-    with pytest.raises(InputError, match="adapters are merged into the weights; call unmerge_lora before loading"):
+    with pytest.raises(InputError, match="adapters are merged into the weights; call unmerge_adapter before loading"):
         load_adapter(model, tmp_path, adapter="second")
     assert [name for name, _ in model.named_modules()] == before
 

@@ -10,7 +10,7 @@ import torch
 from test_targets import as_peft
 from torch import nn
 
-from hf_tl import InputError, LoraConfig, add_lora, initialise_eva, merge_lora, remove_lora
+from hf_tl import InputError, LoraConfig, add_lora, delete_adapter, initialize_eva, merge_adapter
 from hf_tl.lora.config import INITS
 from hf_tl.lora.record import adapter_state_dict, exported_adapter, record_of
 
@@ -35,7 +35,7 @@ def test_a_new_adapter_changes_nothing_unless_it_says_so(init, dora):
     assert torch.allclose(model(x), expected, atol=1e-5) != changes
     if changes:
         assert "changes the output" in INITS[init]
-    assert torch.equal(remove_lora(model)(x), expected)
+    assert torch.equal(delete_adapter(model)(x), expected)
 
 
 def test_true_and_false_are_peft_s():
@@ -115,7 +115,7 @@ def test_the_part_of_the_weight_is_peft_s(init, conv1d):
         peft.set_peft_model_state_dict(again, tensors)
     assert torch.allclose(again(x), ours(x), atol=1e-5)
     expected = ours(x)
-    merge_lora(ours)
+    merge_adapter(ours)
     assert torch.allclose(ours(x), expected, atol=1e-5)
 
 
@@ -136,7 +136,7 @@ def test_eva_finds_the_directions_of_the_inputs():
     batches = data.split(50)
     expected = model(data)
     add_lora(model, LoraConfig(r=4, target_modules=["0", "2"], init_lora_weights="eva"))
-    assert initialise_eva(model, batches) == 2
+    assert initialize_eva(model, batches) == 2
     a, b = factors(model)
     leading = torch.linalg.svd(data, full_matrices=False)[2][:4]
     overlap = (a @ leading.t()).abs()
@@ -154,12 +154,12 @@ def test_eva_says_what_it_needs():
     model = network()
     add_lora(model, LoraConfig(r=4, target_modules=["0"], init_lora_weights="eva"))
     with pytest.raises(InputError, match="at least one batch"):
-        initialise_eva(model, [])
+        initialize_eva(model, [])
     with torch.no_grad():
         model[0].lora_B["default"].weight.normal_()
     with pytest.raises(InputError, match="B of '0' is not zero any more"):
-        initialise_eva(model, [torch.randn(2, 24)])
+        initialize_eva(model, [torch.randn(2, 24)])
     table = nn.Sequential(nn.Embedding(4, 3))
     add_lora(table, LoraConfig(r=2, target_modules=["0"]))
     with pytest.raises(InputError, match="has no linear layer for EVA"):
-        initialise_eva(table, [torch.zeros(1, dtype=torch.long)])
+        initialize_eva(table, [torch.zeros(1, dtype=torch.long)])

@@ -10,7 +10,7 @@ from parity_rows import NETWORKS
 from test_targets import as_peft
 from torch import nn
 
-from hf_tl import InputError, LoraConfig, add_lora, merge_lora, remove_lora, unmerge_lora
+from hf_tl import InputError, LoraConfig, add_lora, delete_adapter, merge_adapter, unmerge_adapter
 from hf_tl.lora.linear import LoraLinear
 from hf_tl.lora.record import exported_adapter, record_of
 
@@ -44,11 +44,11 @@ def test_merged_is_unmerged_whatever_the_geometry(name, dora):
     randomise(model)
     expected = model(x)
     assert not torch.allclose(expected, base, atol=1e-2)
-    report = merge_lora(model, example=x)
+    report = merge_adapter(model, example=x)
     assert torch.allclose(model(x), expected, atol=1e-5)
     assert report.layers == 1
     assert report.largest_change < 1e-5
-    unmerge_lora(model)
+    unmerge_adapter(model)
     assert torch.equal(model(x), expected)
 
 
@@ -80,7 +80,7 @@ def test_dora_of_a_row_of_zeros_is_no_nan(name):
     trained = model(x)
     moved = (trained - base).abs().movedim(1, 0).flatten(1).amax(1) > 0.01
     assert moved.tolist() == [True, True, name == "embedding", True, True]  # whose B is not 0 at the start
-    merge_lora(model)
+    merge_adapter(model)
     assert torch.allclose(model(x), trained, atol=1e-5)
 
 
@@ -124,7 +124,7 @@ def test_fused_projections_on_queries_and_values_only(rslora):
         peft.set_peft_model_state_dict(theirs, tensors)
     assert torch.allclose(theirs(x), ours(x), atol=1e-6)
     expected = ours(x)
-    assert torch.allclose(remove_lora(ours, merge=True)(x), expected, atol=1e-5)
+    assert torch.allclose(delete_adapter(ours, merge=True)(x), expected, atol=1e-5)
 
 
 def test_fused_projection_of_gpt2():
@@ -156,7 +156,7 @@ def test_torch_s_fast_path_does_not_skip_the_adapters():
         with torch.no_grad():
             assert torch.allclose(ours(x, src_key_padding_mask=mask)[:, :4], expected[:, :4], atol=1e-5)
         assert not torch.allclose(expected[:, :4], base[:, :4], atol=1e-3)
-        remove_lora(ours)
+        delete_adapter(ours)
         assert ([(m.activation_relu_or_gelu,) for m in ours.layers], ours.use_nested_tensor) == flags
         with torch.no_grad():
             assert torch.equal(ours(x, src_key_padding_mask=mask), base)
@@ -203,7 +203,7 @@ def test_scaled_embeddings():
     randomise(model)
     ids = torch.arange(10)
     expected = model(ids)
-    merge_lora(model)
+    merge_adapter(model)
     assert torch.allclose(model(ids), expected, atol=1e-5)
 
 
@@ -230,6 +230,6 @@ def test_the_matrices_of_every_kind_make_the_merge():
         for name, layer in layers.items():
             a, b = layer.factor_matrices("default")
             wanted[name] = (layer.matrix() + layer.scaling["default"] * b @ a).detach()
-        merge_lora(model)
+        merge_adapter(model)
         for name, layer in layers.items():
             assert torch.allclose(layer.matrix(), wanted[name], atol=1e-5), name

@@ -209,9 +209,9 @@ def test_a_weight_or_bias_that_trains_gets_its_gradient():
 
 def test_two_adapters_are_both_added():
     model = network()
-    add_lora(model, LoraConfig(r=2, target_modules=["q", "out"]), adapter="other")
+    add_lora(model, LoraConfig(r=2, target_modules=["q", "out"]), adapter_name="other")
     nn.init.normal_(model.q.lora_B["other"].weight)
-    set_adapter(model, "default", "other")
+    set_adapter(model, ["default", "other"])
     assert_equal(gradients(model, inputs()), of_the_formula(model, inputs()))
 
 

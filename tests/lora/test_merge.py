@@ -13,12 +13,12 @@ from hf_tl import (
     LoraConfig,
     add_lora,
     combine_adapters,
-    merge_lora,
-    remove_lora,
+    delete_adapter,
+    merge_adapter,
     set_adapter,
-    unmerge_lora,
+    unmerge_adapter,
 )
-from hf_tl.lora.adapters import adapters_disabled
+from hf_tl.lora.adapters import disable_adapters
 from hf_tl.lora.low_rank import add_product, truncate
 from hf_tl.lora.record import adapter_state_dict, exported_adapter, record_of
 
@@ -40,13 +40,13 @@ def test_half_precision_is_rounded_once(dtype):
     layer = model[0]
     a, b = layer.factor_matrices("default")
     exact = layer.base_layer.weight.double() + layer.scaling["default"] * b.double() @ a.double()
-    merge_lora(model)
+    merge_adapter(model)
     assert torch.equal(layer.base_layer.weight, exact.float().to(dtype))
 
 
 def test_two_adapters_in_half_precision_are_rounded_once():
     model = adapted(torch.bfloat16)
-    add_lora(model, LoraConfig(r=2, target_modules=["0"]), adapter="second")
+    add_lora(model, LoraConfig(r=2, target_modules=["0"]), adapter_name="second")
     with torch.no_grad():
         model[0].lora_B["second"].weight.normal_(std=0.1)
     layer, exact = model[0], model[0].base_layer.weight.double()
@@ -58,7 +58,7 @@ def test_two_adapters_in_half_precision_are_rounded_once():
     for adapter in ("default", "second"):
         a, b = layer.factor_matrices(adapter)
         twice = (twice.double() + layer.scaling[adapter] * b.double() @ a.double()).bfloat16()
-    merge_lora(model, adapters=["default", "second"])
+    merge_adapter(model, adapter_names=["default", "second"])
     merged = layer.base_layer.weight
     assert (merged == once).float().mean() > 0.999  # but for float32's own rounding at a tie
     assert (twice == once).float().mean() < 0.95
@@ -71,9 +71,9 @@ def test_unmerging_is_exact(dtype, config):
     state, expected = copy.deepcopy(model.state_dict()), model(x)
     parameters = dict(model.named_parameters())
     for _ in range(3):
-        report = merge_lora(model, example=x)
+        report = merge_adapter(model, example=x)
         assert 0 < report.largest_change < (1e-4 if dtype == torch.float32 else 0.2)
-        unmerge_lora(model)
+        unmerge_adapter(model)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
     assert torch.equal(model(x), expected)
@@ -86,7 +86,7 @@ def test_a_safe_merge_refuses_what_is_not_finite():
             model[2].lora_B["default"].weight[3, 1] = value
         state = copy.deepcopy(model.state_dict())
         with pytest.raises(InputError, match=r"merged 2\.weight would not be finite in torch\.float.*look for NaN"):
-            merge_lora(model, safe=True)
+            merge_adapter(model, safe_merge=True)
         assert all(torch.equal(t, state[n]) or t.isnan().any() for n, t in model.state_dict().items())
         assert not model[0].merged
 
@@ -94,30 +94,30 @@ def test_a_safe_merge_refuses_what_is_not_finite():
 def test_a_merge_that_keeps_nothing_says_so():
     model, x = adapted(), torch.randn(5, 64)
     expected = model(x)
-    merge_lora(model, reversible=False)
+    merge_adapter(model, reversible=False)
     assert torch.allclose(model(x), expected, atol=1e-5)
     with pytest.raises(InputError, match="original weights were not kept; merge with reversible=True"):
-        unmerge_lora(model)
+        unmerge_adapter(model)
 
 
 def test_messages():
     model = adapted()
-    with pytest.raises(InputError, match="no adapter is merged; call merge_lora first"):
-        unmerge_lora(model)
+    with pytest.raises(InputError, match="no adapter is merged; call merge_adapter first"):
+        unmerge_adapter(model)
     with pytest.raises(InputError, match="there is no adapter 'other'; there are 'default'"):
-        merge_lora(model, adapters=["other"])
-    merge_lora(model)
+        merge_adapter(model, adapter_names=["other"])
+    merge_adapter(model)
     with pytest.raises(InputError, match="merged already"):
-        merge_lora(model)
-    with pytest.raises(InputError, match="call unmerge_lora before"):
+        merge_adapter(model)
+    with pytest.raises(InputError, match="call unmerge_adapter before"):
         set_adapter(model, "default")
-    with pytest.raises(InputError, match="merged adapters cannot be disabled"), adapters_disabled(model):
+    with pytest.raises(InputError, match="merged adapters cannot be disabled"), disable_adapters(model):
         pass
-    unmerge_lora(model)
+    unmerge_adapter(model)
     model = adapted(lora_bias=True)
     model[0].base_layer.bias = None
     with pytest.raises(InputError, match="lora_bias cannot be merged into a layer without a bias"):
-        merge_lora(model)
+        merge_adapter(model)
 
 
 def test_removing_brings_everything_back():
@@ -130,10 +130,10 @@ def test_removing_brings_everything_back():
     model(x).square().sum().backward()
     optimizer.step()
     assert not torch.equal(model(x), expected)
-    with adapters_disabled(model):
+    with disable_adapters(model):
         assert torch.equal(model(x), expected)
     assert not torch.equal(model(x), expected)
-    assert remove_lora(model) is model
+    assert delete_adapter(model) is model
     assert torch.equal(model(x), expected)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert [p.requires_grad for p in model.parameters()] == trains
@@ -144,20 +144,20 @@ def test_removing_brings_everything_back():
 
 def test_removing_one_of_two():
     model, x = adapted(), torch.randn(3, 64)
-    add_lora(model, LoraConfig(r=2, target_modules=["2"]), adapter="second")
+    add_lora(model, LoraConfig(r=2, target_modules=["2"]), adapter_name="second")
     set_adapter(model, "default")
     expected = model(x)
-    remove_lora(model, adapters=["second"])
+    delete_adapter(model, adapter_names=["second"])
     assert torch.equal(model(x), expected)
     assert sorted(record_of(model).configs) == ["default"]
     assert not [name for name in model.state_dict() if "second" in name]
-    add_lora(model, LoraConfig(r=2, target_modules=["2"]), adapter="second")
-    remove_lora(model, adapters=["default"])
+    add_lora(model, LoraConfig(r=2, target_modules=["2"]), adapter_name="second")
+    delete_adapter(model, adapter_names=["default"])
     assert isinstance(model[0], nn.Linear)
     assert list(record_of(model).layers) == ["2"]
-    add_lora(model, LoraConfig(r=2, target_modules=["0"]), adapter="third")
+    add_lora(model, LoraConfig(r=2, target_modules=["0"]), adapter_name="third")
     with pytest.raises(InputError, match=r"\['second'\] would stay"):
-        remove_lora(model, adapters=["third"], merge=True)
+        delete_adapter(model, adapter_names=["third"], merge=True)
 
 
 @pytest.mark.parametrize("method", ["linear", "cat", "svd"])
@@ -166,32 +166,33 @@ def test_weighted_merges_are_peft_s(name, method):
     pair = make_pair(next(row for row in ROWS if row.name == name))
     randomise(pair)
     pair.peft.add_adapter("second", peft.LoraConfig(**pair.row.config))
-    add_lora(pair.ours, LoraConfig(modules_to_save=(), **pair.row.config), adapter="second")
+    add_lora(pair.ours, LoraConfig(modules_to_save=(), **pair.row.config), adapter_name="second")
     for key, tensor in peft.get_peft_model_state_dict(
         pair.peft, adapter_name="second", save_embedding_layers=False
     ).items():
         tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2)) * 0.1)
-        adapter_state_dict(pair.ours, adapter="second")[key].copy_(tensor)
+        adapter_state_dict(pair.ours, adapter_name="second")[key].copy_(tensor)
     pair.peft.base_model.add_weighted_adapter(
         ["default", "second"], [0.7, -0.4], "new", combination_type=method, svd_rank=None
     )
     pair.peft.base_model.set_adapter("new")
-    combine_adapters(pair.ours, {"default": 0.7, "second": -0.4}, name="new", method=method)
+    both = ["default", "second"]
+    combine_adapters(pair.ours, both, weights=[0.7, -0.4], adapter_name="new", combination_type=method)
     expected = pair.peft.eval()(pair.batch)
     assert torch.allclose(pair.ours.eval()(pair.batch), expected, atol=1e-4)
     assert record_of(pair.ours).active == ["new"]
-    config, tensors = exported_adapter(pair.ours, adapter="new")
+    config, tensors = exported_adapter(pair.ours, adapter_name="new")
     assert config.r == next(iter(tensors.values())).shape[0]
 
 
 def test_cat_is_the_exact_sum():
     model, x = adapted(), torch.randn(5, 64)
-    add_lora(model, LoraConfig(r=3, lora_alpha=5, target_modules=["2"]), adapter="second")
+    add_lora(model, LoraConfig(r=3, lora_alpha=5, target_modules=["2"]), adapter_name="second")
     with torch.no_grad():
         model[2].lora_B["second"].weight.normal_(std=0.1)
-    set_adapter(model, "default", "second")
+    set_adapter(model, ["default", "second"])
     expected = model(x)
-    combine_adapters(model, {"default": 1.0, "second": 1.0}, name="both")
+    combine_adapters(model, ["default", "second"], weights=[1.0, 1.0], adapter_name="both")
     assert torch.allclose(model(x), expected, atol=1e-5)
     assert (model[0].r["both"], model[2].r["both"]) == (4, 7)
     assert record_of(model).configs["both"].rank_pattern == {"^0": 4}
@@ -199,19 +200,21 @@ def test_cat_is_the_exact_sum():
 
 def test_combining_refuses():
     model = adapted()
-    add_lora(model, LoraConfig(r=2, target_modules=["0"]), adapter="second")
-    for weights, options, message in (
-        ({"default": 1, "second": 1}, {"method": "linear"}, r"one rank, got \[2, 4\]; use 'cat' or 'svd'"),
-        ({"default": 1}, {"method": "mean"}, "method must be 'linear', 'cat' or 'svd', got 'mean'"),
-        ({"third": 1}, {}, "there is no adapter 'third'"),
-        ({}, {}, "at least one adapter"),
+    add_lora(model, LoraConfig(r=2, target_modules=["0"]), adapter_name="second")
+    for adapters, options, message in (
+        (["default", "second"], {"combination_type": "linear"}, r"one rank, got \[2, 4\]; use 'cat' or 'svd'"),
+        (["default"], {"combination_type": "mean"}, "combination_type must be 'linear', 'cat' or 'svd', got 'mean'"),
+        (["third"], {}, "there is no adapter 'third'"),
+        ([], {}, "at least one adapter"),
+        (["default"], {"weights": [1.0, 2.0]}, "one weight for each adapter, got 2 for 1"),
+        (["default", "default"], {}, "'default' is named twice"),
     ):
         with pytest.raises(InputError, match=message):
-            combine_adapters(model, weights, name="new", **options)
+            combine_adapters(model, adapters, adapter_name="new", **{"weights": [1.0] * len(adapters), **options})
         assert "new" not in record_of(model).configs
         assert not [name for name in model.state_dict() if ".new." in name]
     with pytest.raises(InputError, match="is a DoRA adapter"):
-        combine_adapters(adapted(use_dora=True), {"default": 1}, name="new")
+        combine_adapters(adapted(use_dora=True), ["default"], weights=[1.0], adapter_name="new")
 
 
 @pytest.mark.parametrize("shape", [(24, 768), (25, 768), (24, 40), (800, 1024)], ids=str)
@@ -242,7 +245,7 @@ def test_wide_weights_merge_to_peft_s_bits():
         for name, parameter in theirs.named_parameters():
             if "lora_" in name:
                 ours.get_parameter(name.removeprefix("base_model.model.")).copy_(parameter)
-    merged, wanted = remove_lora(ours, merge=True), theirs.merge_and_unload()
+    merged, wanted = delete_adapter(ours, merge=True), theirs.merge_and_unload()
     for name, value in merged.state_dict().items():
         assert torch.equal(value, wanted.state_dict()[name]), name
 

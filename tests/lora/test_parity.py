@@ -12,8 +12,8 @@ import pytest
 import torch
 from parity_rows import ROWS, Pair, Row, live_names, make_pair, peft_tensors, randomise
 
-from hf_tl import InputError, LoraConfig, merge_lora, remove_lora, unmerge_lora
-from hf_tl.lora.adapters import adapters_disabled
+from hf_tl import InputError, LoraConfig, delete_adapter, merge_adapter, unmerge_adapter
+from hf_tl.lora.adapters import disable_adapters
 from hf_tl.lora.record import adapter_state_dict, record_of
 from hf_tl.trace import first_float, forward
 
@@ -108,9 +108,9 @@ def check_merge(pair: Pair) -> None:
     before = output(ours, pair.batch)
     if not pair.row.merges:
         with pytest.raises(InputError, match="groups reads all input channels"):
-            merge_lora(ours)
+            merge_adapter(ours)
         return
-    remove_lora(ours, merge=True)
+    delete_adapter(ours, merge=True)
     merged = theirs.merge_and_unload()
     equal(output(ours, pair.batch), output(merged, pair.batch), 1e-6, "merged output")
     equal(output(ours, pair.batch), before, 1e-5, "merged against unmerged")
@@ -125,8 +125,8 @@ def check_unmerge(pair: Pair) -> None:
         return
     ours = copy.deepcopy(pair.ours).eval()
     state, expected = copy.deepcopy(ours.state_dict()), output(ours, pair.batch)
-    assert merge_lora(ours).layers == len(record_of(ours).layers)
-    unmerge_lora(ours)
+    assert merge_adapter(ours).layers == len(record_of(ours).layers)
+    unmerge_adapter(ours)
     for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, state[name]), name
     assert torch.equal(output(ours, pair.batch), expected)
@@ -134,12 +134,12 @@ def check_unmerge(pair: Pair) -> None:
 
 def check_disabled(pair: Pair) -> None:
     base = output(frozen(pair.base), pair.batch)
-    with adapters_disabled(pair.ours.eval()):
+    with disable_adapters(pair.ours.eval()):
         equal(output(pair.ours, pair.batch), base, 0.0, "disabled")
 
 
 def check_removed(pair: Pair) -> None:
-    ours = remove_lora(copy.deepcopy(pair.ours))
+    ours = delete_adapter(copy.deepcopy(pair.ours))
     state = pair.base.state_dict()
     assert list(ours.state_dict()) == list(state)
     assert all(torch.equal(tensor, state[name]) for name, tensor in ours.state_dict().items())

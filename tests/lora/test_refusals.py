@@ -9,7 +9,7 @@ import torch
 from parity_rows import NETWORKS
 from torch import nn
 
-from hf_tl import InputError, LoraConfig, add_lora, combine_adapters, merge_lora, remove_lora
+from hf_tl import InputError, LoraConfig, add_lora, combine_adapters, delete_adapter, merge_adapter
 from hf_tl.lora.adapter_config import _REFUSED, check_config
 from hf_tl.trace import first_float, forward
 
@@ -45,7 +45,7 @@ FIRST = [  # network, config, arguments of add_lora, message
     ("two-attentions", {"target_modules": ["first", "second"]}, {}, "queries, keys and values of one width"),
     ("mlp", {"target_modules": ["lin0", "norm"]}, {}, "chooses 'norm', a LayerNorm"),
     ("mlp", {"target_modules": ["lin0"], "layers": "..5o%"}, {"example": torch.zeros(1, 10)}, r"\n  \.\.5o%\n  \^"),
-    ("mlp", {"target_modules": ["lin0"]}, {"adapter": "a.b"}, r"word without dots, got 'a.b'"),
+    ("mlp", {"target_modules": ["lin0"]}, {"adapter_name": "a.b"}, r"word without dots, got 'a.b'"),
     (
         "norm",
         {"target_modules": ["conv0"], "init_lora_weights": "orthogonal", "modules_to_save": ["fc"]},
@@ -102,50 +102,50 @@ def test_a_refused_second_adapter(name, config, arguments, message):
     """Layers that carry an adapter already lose nothing and keep nothing."""
     model, batch = network(name)
     first = {"attention": ["attention", "head"], "norm": ["conv0"], "conv-groups": ["conv0"]}.get(name, ["lin0"])
-    add_lora(model, LoraConfig(r=4, target_modules=first, modules_to_save=()), adapter="first")
+    add_lora(model, LoraConfig(r=4, target_modules=first, modules_to_save=()), adapter_name="first")
     model.eval()
     before = state(model, batch)
     with pytest.raises(InputError, match=message):
-        add_lora(model, LoraConfig(**config), **{"adapter": "second", **arguments})
+        add_lora(model, LoraConfig(**config), **{"adapter_name": "second", **arguments})
     assert_untouched(model, batch, before)
 
 
 def test_no_adapter_joins_merged_ones():
     model, batch = network("attention")
     add_lora(model, LoraConfig(r=4, target_modules=["attention"], init_lora_weights=False))
-    merge_lora(model.eval())
+    merge_adapter(model.eval())
     before = state(model, batch)
-    with pytest.raises(InputError, match="merged into the weights; call unmerge_lora before adding another"):
-        add_lora(model, LoraConfig(r=4, target_modules=["attention"]), adapter="second")
-    with pytest.raises(InputError, match="merged into the weights; call unmerge_lora before combining them"):
-        combine_adapters(model, {"default": 1.0}, name="second")
+    with pytest.raises(InputError, match="merged into the weights; call unmerge_adapter before adding another"):
+        add_lora(model, LoraConfig(r=4, target_modules=["attention"]), adapter_name="second")
+    with pytest.raises(InputError, match="merged into the weights; call unmerge_adapter before combining them"):
+        combine_adapters(model, ["default"], weights=[1.0], adapter_name="second")
     assert_untouched(model, batch, before)
 
 
 def test_what_trains_in_full_with_one_adapter_is_not_adapted_by_another():
     model, batch = network("mlp")
-    add_lora(model, LoraConfig(r=2, target_modules=["lin0", "head"], modules_to_save=()), adapter="a")
+    add_lora(model, LoraConfig(r=2, target_modules=["lin0", "head"], modules_to_save=()), adapter_name="a")
     before = state(model.eval(), batch)
     with pytest.raises(InputError, match="'head' is to train in full, but another adapter adapts 'head'"):
-        add_lora(model, LoraConfig(r=2, target_modules=["lin1"], modules_to_save=["head"]), adapter="b")
+        add_lora(model, LoraConfig(r=2, target_modules=["lin1"], modules_to_save=["head"]), adapter_name="b")
     assert_untouched(model, batch, before)
     model, batch = network("mlp")
-    add_lora(model, LoraConfig(r=2, target_modules=["lin0"], modules_to_save=["head"]), adapter="a")
+    add_lora(model, LoraConfig(r=2, target_modules=["lin0"], modules_to_save=["head"]), adapter_name="a")
     before = state(model.eval(), batch)
     with pytest.raises(InputError, match="'head' is to be adapted, but trains in full with another adapter"):
-        add_lora(model, LoraConfig(r=2, target_modules=["head"], modules_to_save=()), adapter="b")
+        add_lora(model, LoraConfig(r=2, target_modules=["head"], modules_to_save=()), adapter_name="b")
     assert_untouched(model, batch, before)
 
 
 def test_a_refused_combination():
     model, batch = network("mlp")
-    add_lora(model, LoraConfig(r=4, target_modules=["lin0", "lin1"]), adapter="a")
-    add_lora(model, LoraConfig(r=4, rank_pattern={"lin1": 2}, target_modules=["lin0", "lin1"]), adapter="b")
+    add_lora(model, LoraConfig(r=4, target_modules=["lin0", "lin1"]), adapter_name="a")
+    add_lora(model, LoraConfig(r=4, rank_pattern={"lin1": 2}, target_modules=["lin0", "lin1"]), adapter_name="b")
     before = state(model.eval(), batch)
     with pytest.raises(InputError, match=re.escape("'linear' needs adapters of one rank, got [2, 4]")):
-        combine_adapters(model, {"a": 0.5, "b": 0.5}, name="both", method="linear")
+        combine_adapters(model, ["a", "b"], weights=[0.5, 0.5], adapter_name="both", combination_type="linear")
     with pytest.raises(InputError, match=r"word without dots, got 'a.b'"):
-        combine_adapters(model, {"a": 0.5, "b": 0.5}, name="a.b")
+        combine_adapters(model, ["a", "b"], weights=[0.5, 0.5], adapter_name="a.b")
     assert_untouched(model, batch, before)
 
 
@@ -154,7 +154,7 @@ def test_frozen_statistics_thaw_with_the_adapter_gone():
     before = state(model.eval(), batch)
     add_lora(model, LoraConfig(r=4, target_modules=["conv0"]), running_statistics="freeze")
     assert model.bn0.momentum == 0
-    remove_lora(model)
+    delete_adapter(model)
     assert {n: m.momentum for n, m in model.named_modules() if n == "bn0"} == before["momentum"]
 
 

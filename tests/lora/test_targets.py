@@ -15,9 +15,9 @@ from hf_tl import (
     InputError,
     LoraConfig,
     add_lora,
+    delete_adapter,
     list_layers,
     load_adapter,
-    remove_lora,
     save_adapter,
     select,
 )
@@ -144,7 +144,7 @@ def test_running_statistics(statistics):
     assert (key in state) == (statistics == "save")
     if statistics == "save":
         assert torch.equal(state[key], ours.bn0.running_mean)
-        remove_lora(ours)
+        delete_adapter(ours)
         assert torch.equal(ours.bn0.running_mean, before)
 
 
@@ -202,7 +202,7 @@ def test_a_refusal_leaves_the_network_as_it_was(config, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"r": 0}, "r must be a whole number of at least 1, got 0; remove_lora"),
+        ({"r": 0}, "r must be a whole number of at least 1, got 0; delete_adapter"),
         ({"rank_pattern": {"x": 1.5}}, "got 1.5"),
         ({"lora_alpha": float("nan")}, "lora_alpha must be a finite number, got nan"),
         ({"lora_dropout": 1.0}, "probability below 1, got 1.0"),
@@ -230,7 +230,7 @@ def test_two_adapters_of_one_name_and_none_at_all():
     with pytest.raises(InputError, match="adapter 'default' already"):
         add_lora(model, LoraConfig(r=2, target_modules=["lin1"]))
     with pytest.raises(InputError, match=r"word without dots, got 'a.b'"):
-        add_lora(model, LoraConfig(r=2, target_modules=["lin1"]), adapter="a.b")
+        add_lora(model, LoraConfig(r=2, target_modules=["lin1"]), adapter_name="a.b")
 
 
 TWO_WAYS = [  # network, a selection, the names of the modules that it leaves of "all-linear"
@@ -255,8 +255,8 @@ def test_layers_by_the_language_of_select(name, selection, inside):
 
 def test_layers_are_those_of_list_layers_and_of_a_network_with_adapters_too():
     model, _ = NETWORKS["bert"]()
-    model = add_lora(copy.deepcopy(model), LoraConfig(r=2), adapter="first")
-    add_lora(model, LoraConfig(r=2, target_modules="all-linear", layers="-1"), adapter="second")
+    model = add_lora(copy.deepcopy(model), LoraConfig(r=2), adapter_name="first")
+    add_lora(model, LoraConfig(r=2, target_modules="all-linear", layers="-1"), adapter_name="second")
     second = [n for n, layer in record_of(model).layers.items() if "second" in layer.r]
     chosen = select(list_layers(NETWORKS["bert"]()[0]), "-1")
     inside = [f"{name}." for layer in chosen for name, _ in layer.modules]

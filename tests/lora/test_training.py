@@ -11,7 +11,15 @@ import torch
 from parity_rows import ROWS, Row, copy_to_ours, live_names, make_pair, randomise
 from torch import nn
 
-from hf_tl import LoraConfig, add_lora, lora_plus_groups, merge_lora, remove_lora, set_adapter, unmerge_lora
+from hf_tl import (
+    LoraConfig,
+    add_lora,
+    create_loraplus_groups,
+    delete_adapter,
+    merge_adapter,
+    set_adapter,
+    unmerge_adapter,
+)
 from hf_tl.lora.functions import add_low_rank
 from hf_tl.lora.record import adapter_state_dict, record_of
 from hf_tl.trace import first_float, forward
@@ -126,25 +134,25 @@ def test_two_active_adapters_add_up_as_in_peft():
     randomise(pair)
     second = {"r": 4, "lora_alpha": 16, "target_modules": ["lin1", "head"]}
     pair.peft.add_adapter("second", peft.LoraConfig(**second))
-    add_lora(pair.ours, LoraConfig(modules_to_save=(), **second), adapter="second")
+    add_lora(pair.ours, LoraConfig(modules_to_save=(), **second), adapter_name="second")
     theirs = peft.get_peft_model_state_dict(pair.peft, adapter_name="second")
-    ours = adapter_state_dict(pair.ours, adapter="second")
+    ours = adapter_state_dict(pair.ours, adapter_name="second")
     assert sorted(ours) == sorted(theirs)
     for name, tensor in theirs.items():
         tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2)) * 0.1)
         ours[name].copy_(tensor)
     for active in (["default"], ["second"], ["default", "second"]):
         pair.peft.base_model.set_adapter(active)
-        set_adapter(pair.ours, *active)
+        set_adapter(pair.ours, active)
         expected = pair.peft(pair.batch)
         assert torch.equal(pair.ours(pair.batch), expected), active
         merged = copy.deepcopy(pair.ours)
-        merge_lora(merged)
+        merge_adapter(merged)
         assert torch.allclose(merged(pair.batch), expected, atol=1e-5)
-        unmerge_lora(merged)
+        unmerge_adapter(merged)
         assert torch.equal(merged(pair.batch), expected)
     assert train(pair.ours, pair.batch) == train(pair.peft, pair.batch)
-    remove_lora(pair.ours, adapters=["default"])
+    delete_adapter(pair.ours, adapter_names=["default"])
     pair.peft.delete_adapter("default")
     pair.peft.base_model.set_adapter(["second"])
     assert record_of(pair.ours).active == ["second"]
@@ -167,10 +175,10 @@ def test_tied_embeddings_stay_tied_and_merge_apart():
     ids = torch.arange(1, 9)[None]
     expected = theirs(input_ids=ids).logits
     assert torch.equal(ours(input_ids=ids).logits, expected)
-    merge_lora(ours)
+    merge_adapter(ours)
     assert torch.allclose(ours(input_ids=ids).logits, expected, atol=1e-5)  # the words' side keeps the old table
     assert ours.lm_head.weight is not ours.model.embed_tokens.weight
-    unmerge_lora(ours)
+    unmerge_adapter(ours)
     assert ours.lm_head.weight is ours.model.embed_tokens.weight
     assert torch.equal(ours(input_ids=ids).logits, expected)
 
@@ -194,8 +202,8 @@ def test_writing_into_the_frozen_layers_output_changes_nothing(kinds, bias):
     model = nn.Sequential(nn.Linear(6, 8, bias=bias), nn.Tanh(), nn.Linear(8, 5, bias=bias))
     for i, dora in enumerate(kinds):
         config = LoraConfig(r=2, target_modules=["0", "2"], use_dora=dora, init_lora_weights="random")
-        add_lora(model, config, adapter=f"a{i}")
-    set_adapter(model, "a0", "a1")
+        add_lora(model, config, adapter_name=f"a{i}")
+    set_adapter(model, ["a0", "a1"])
     x = torch.randn(3, 4, 6, requires_grad=True)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -234,7 +242,7 @@ def test_a_quantised_layer_is_adapted_beside():
     losses = train(model, x, steps=10)
     assert losses[-1] < losses[0]
     with pytest.raises(ValueError, match=r"torch\.int8 cannot take an adapter in"):
-        merge_lora(model)
+        merge_adapter(model)
 
 
 def test_frozen_a_keeps_only_the_narrow_product():
@@ -347,7 +355,7 @@ def test_lora_plus_groups_reach_trainer(tmp_path):
     from transformers import Trainer, TrainingArguments
 
     pair = make_pair(row("bert dense"))
-    groups = lora_plus_groups(pair.ours, lr=1e-3, ratio=8.0, weight_decay=0.1)
+    groups = create_loraplus_groups(pair.ours, lr=1e-3, ratio=8.0, weight_decay=0.1)
     assert {group["name"]: (group["lr"], group["weight_decay"]) for group in groups} == {
         "lora_A": (1e-3, 0.1),
         "lora_B": (8e-3, 0.1),
@@ -362,7 +370,7 @@ def test_lora_plus_groups_reach_trainer(tmp_path):
     rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
     assert rates["lora_B"] == pytest.approx(8 * rates["lora_A"])
     with pytest.raises(ValueError, match="ratio must be above 0, got -1"):
-        lora_plus_groups(pair.ours, lr=1e-3, ratio=-1)
+        create_loraplus_groups(pair.ours, lr=1e-3, ratio=-1)
 
 
 WORKER = Path(__file__).parent / "ddp_worker.py"
