@@ -1,13 +1,13 @@
 """The public names of hf_tl, each with the wing or file that it comes from."""
 
-from .card import About as About
+from .card import CardInfo as CardInfo
 from .classifier import LabelledRows as LabelledRows
 from .classifier import collate as collate
 from .classifier import find_classes as find_classes
 from .classifier import find_modality as find_modality
 from .classifier import load_classifier as load_classifier
 from .classifier import score as score
-from .data import Rows as Rows
+from .data import Samples as Samples
 from .data import Task as Task
 from .data import load_task as load_task
 from .embedding import RECIPES as RECIPES
@@ -26,7 +26,7 @@ from .embedding import mean_score as mean_score
 from .embedding import push_embedding as push_embedding
 from .embedding import vote as vote
 from .errors import InputError as InputError
-from .hub import Push as Push
+from .hub import PushResult as PushResult
 from .layers import Layer as Layer
 from .layers import Layers as Layers
 from .layers import list_layers as list_layers

@@ -15,13 +15,13 @@ BEGIN, END = "<!-- written by hf_tl, anew with each push: -->", "<!-- until here
 
 
 @dataclass(frozen=True)
-class About:
+class CardInfo:
     """What a model card says that no file can know.
 
     Attributes:
         datasets: what it was trained on: Hub ids, which the Hub links, or other names.
-        results: metric -> value on held-out rows of the first of `datasets`.
-        split: which rows those were.
+        results: metric -> value on held-out samples of the first of `datasets`.
+        split: which samples those were.
         task: of the results, as the Hub calls it, "image-classification"; None where the network's head says it.
         training_seconds: how long the training took; None where it is not known, or a Trainer wrote it down.
         tags: further tags.
@@ -53,7 +53,7 @@ def write_card(
     *,
     title: str,
     body: str,
-    about: About,
+    info: CardInfo,
     metadata: Mapping[str, str | Sequence[str] | None],
     task: str | None = None,
 ) -> str:
@@ -63,9 +63,9 @@ def write_card(
         old: the text of a README.md; None where there is none.
         title: heading of a new card.
         body: Markdown of the generated part.
-        about: what the user says.
+        info: what the user says.
         metadata: the Hub's fields; lists are united with those that are there, None leaves a field alone.
-        task: the Hub's name of the task, where `about` has none.
+        task: the Hub's name of the task, where `info` has none.
 
     Raises:
         InputError: an old card whose metadata cannot be read, or results without a task.
@@ -78,29 +78,27 @@ def write_card(
         raise InputError(
             f"the metadata on top of README.md cannot be read ({in_one_line(error)}); correct or delete it"
         ) from error
-    task = about.task or task
+    task = info.task or task
     said = {
-        "datasets": [name for name in about.datasets if is_hub_name(name)],
-        "license": about.license,
-        "language": list(about.language),
+        "datasets": [name for name in info.datasets if is_hub_name(name)],
+        "license": info.license,
+        "language": list(info.language),
         "pipeline_tag": task,
-        "tags": about.tags,
+        "tags": info.tags,
     }
     for name, value in (*metadata.items(), *said.items()):
         _put(card.data, name, value)
-    if about.results:
-        _put_results(card.data, about, title=title, task=task)
+    if info.results:
+        _put_results(card.data, info, title=title, task=task)
     card.text = _with_part(card.text, title=title, part=f"{BEGIN}\n\n{body.strip()}\n\n{END}")
     return str(card)
 
 
-def results_table(about: About) -> str:
+def results_table(info: CardInfo) -> str:
     """The results as a Markdown table with its heading; empty where there are none."""
-    if not about.results:
+    if not info.results:
         return ""
-    rows = [
-        f"| {metric} | {value:.4g} | {about.datasets[0]}, {about.split} |" for metric, value in about.results.items()
-    ]
+    rows = [f"| {metric} | {value:.4g} | {info.datasets[0]}, {info.split} |" for metric, value in info.results.items()]
     return "\n".join(["## Results", "", "| metric | value | measured on |", "|---|---|---|", *rows, "", ""])
 
 
@@ -110,12 +108,12 @@ def footprint_table(rows: Mapping[str, str]) -> str:
     return "\n".join(["## Footprint", "", "| | |", "|---|---|", *lines, "", ""])
 
 
-def data_sentence(about: About) -> str:
+def data_sentence(info: CardInfo) -> str:
     """What it was trained on, linked where the Hub has it; empty where that is not said."""
-    if not about.datasets:
+    if not info.datasets:
         return ""
     links = [
-        f"[{name}](https://huggingface.co/datasets/{name})" if is_hub_name(name) else name for name in about.datasets
+        f"[{name}](https://huggingface.co/datasets/{name})" if is_hub_name(name) else name for name in info.datasets
     ]
     return f"Trained on {', '.join(links)}.\n"
 
@@ -156,30 +154,30 @@ def _put(data: object, name: str, value: str | Sequence[str] | None) -> None:
     data[name] = value
 
 
-def _put_results(data: object, about: About, *, title: str, task: str | None) -> None:
+def _put_results(data: object, info: CardInfo, *, title: str, task: str | None) -> None:
     from huggingface_hub import EvalResult
 
     if task is None:
         raise InputError(
-            f"results ({', '.join(about.results)}) belong to a task, which this network's head does not tell; "
+            f"results ({', '.join(info.results)}) belong to a task, which this network's head does not tell; "
             f"give it as the Hub calls it, task='image-classification'"
         )
-    dataset = about.datasets[0]
+    dataset = info.datasets[0]
     new = [
         EvalResult(
             task_type=task,
             dataset_type=dataset,
             dataset_name=dataset.rpartition("/")[2],
-            dataset_split=about.split,
+            dataset_split=info.split,
             metric_type=metric,
             metric_value=float(value),
         )
-        for metric, value in about.results.items()
+        for metric, value in info.results.items()
     ]
     old = [result for result in data.eval_results or [] if not any(result.is_equal_except_value(one) for one in new)]
     data.eval_results = old + new
     data.model_name = data.model_name or title
-    data.metrics = list(dict.fromkeys([*(data.metrics or []), *about.results]))
+    data.metrics = list(dict.fromkeys([*(data.metrics or []), *info.results]))
 
 
 def _with_part(text: str, *, title: str, part: str) -> str:

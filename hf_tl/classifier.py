@@ -1,4 +1,4 @@
-"""A pre-trained network with a head for the classes of a task, and the rows of the task as Trainer takes them."""
+"""A pre-trained network with a head for the classes of a task, and the samples of the task as Trainer takes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hf_tl.data import Rows, Task
+from hf_tl.data import Samples, Task
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.layers import closest
 from hf_tl.models import Network, find_preparation
@@ -99,7 +99,7 @@ def find_classes(task: Task) -> tuple[str, ...]:
     """The names of a task's classes, in the order of a classifier's outputs.
 
     Args:
-        task: with labelled training and test rows.
+        task: with labelled training and test samples.
 
     Raises:
         InputError: a class that is tested and never taught.
@@ -113,28 +113,28 @@ def find_classes(task: Task) -> tuple[str, ...]:
 
 
 class LabelledRows(Sequence):
-    """Rows as a dataset for Trainer: item i is {"input": the raw input, "label": the number of its class}.
+    """Samples as a dataset for Trainer: item i is {"input": the raw input, "label": the number of its class}.
 
     Args:
-        rows: with labels.
+        samples: with labels.
         classes: their names, from `find_classes`.
     """
 
-    def __init__(self, rows: Rows, classes: Sequence[str]):
-        if rows.labels is None:
-            raise InputError(f"{rows.name} has no labels; a classifier learns from labelled rows")
-        self.rows = rows
-        if rows.class_names is not None:
-            self.labels = rows.labels.astype(np.int64)
+    def __init__(self, samples: Samples, classes: Sequence[str]):
+        if samples.labels is None:
+            raise InputError(f"{samples.name} has no labels; a classifier learns from labelled samples")
+        self.samples = samples
+        if samples.class_names is not None:
+            self.labels = samples.labels.astype(np.int64)
         else:
             numbers = {name: number for number, name in enumerate(classes)}
-            self.labels = np.array([numbers[str(label)] for label in rows.labels])
+            self.labels = np.array([numbers[str(label)] for label in samples.labels])
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> dict:
-        return {"input": self.rows[index], "label": int(self.labels[index])}
+        return {"input": self.samples[index], "label": int(self.labels[index])}
 
 
 def collate(network: Network) -> Callable[[list[dict]], Batch]:
@@ -154,12 +154,12 @@ def collate(network: Network) -> Callable[[list[dict]], Batch]:
 
 
 def score(predicted: EvalPrediction) -> dict[str, float]:
-    """What Trainer calls as `compute_metrics`: the accuracy, and the cross entropy in nats, of all rows.
+    """What Trainer calls as `compute_metrics`: the accuracy, and the cross entropy in nats, of all samples.
 
-    Trainer's own eval_loss counts the rows twice that fill up the last batch of several processes.
+    Trainer's own eval_loss counts the samples twice that fill up the last batch of several processes.
 
     Args:
-        predicted: logits (n_rows, n_classes), and the numbers of the true classes (n_rows,).
+        predicted: logits (n_samples, n_classes), and the numbers of the true classes (n_samples,).
     """
     logits = torch.as_tensor(np.asarray(predicted.predictions)).double()
     labels = torch.as_tensor(np.asarray(predicted.label_ids))

@@ -1,4 +1,4 @@
-"""A name -> a target task: training and test rows with their input column, labels and class names."""
+"""A name -> a target task: training and test samples with their input column, labels and class names."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ TEST_NAMES = ("test", "validation", "valid", "val", "dev", "eval")
 LABEL_NAMES = ("label", "labels", "target", "class", "category")
 TEXT_NAMES = ("text", "sentence", "content", "review", "document", "question")
 PLURALS = {"image": "images", "text": "texts", "audio": "recordings", "array": "arrays"}
-EMPTY = ("corresponds to no data", "BatchSize must be greater than 0")  # how datasets says that a file has no rows
-HELD_OUT = 0.2  # share of the training rows that becomes the test set where a dataset has none
+EMPTY = ("corresponds to no data", "BatchSize must be greater than 0")  # how datasets says that a file has no samples
+HELD_OUT = 0.2  # share of the training samples that becomes the test set where a dataset has none
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows whose input and labels are known.
+class Samples:
+    """Samples whose input and labels are known.
 
     Attributes:
         dataset: `datasets.Dataset`, or a sequence of mappings.
         input_column: key of the raw input.
-        labels: (rows,) integers or strings, or None for unlabelled rows.
+        labels: (samples,) integers or strings, or None for unlabelled samples.
         class_names: names of the integer labels, or None.
-        name: what messages call these rows.
+        name: what messages call these samples.
     """
 
     dataset: Sequence[Mapping] | Dataset
     input_column: str
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
-    name: str = "rows"
+    name: str = "samples"
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> object:
-        """The raw input of one row; a corrupt image raises here."""
+        """The raw input of one sample; a corrupt image raises here."""
         value = self.dataset[index][self.input_column]
         if value is None:
             raise ValueError(f"column {self.input_column!r} is empty")
@@ -60,23 +60,23 @@ class Task:
     """A classification task to transfer to.
 
     Attributes:
-        train: the rows to learn from; at least two classes.
-        test: the rows to judge by; not empty.
+        train: the samples to learn from; at least two classes.
+        test: the samples to evaluate on; not empty.
         notes: what had to be decided to make the two, in sentences for the user.
     """
 
-    train: Rows
-    test: Rows
+    train: Samples
+    test: Samples
     notes: tuple[str, ...] = ()
 
 
 def load_task(
     name: str, *, modality: str, label: str | None = None, input_column: str | None = None, config: str | None = None
 ) -> Task:
-    """Loads a labelled dataset as training and test rows.
+    """Loads a labelled dataset as training and test samples.
 
-    The test rows are the labelled split named test, else validation; where there is neither, a fifth of the
-    training rows is held out, the same fifth each time.
+    The test samples are the labelled split named test, else validation; where there is neither, a fifth of the
+    training samples is held out, the same fifth each time.
 
     Args:
         name: a Hub id; a .csv, .tsv, .json, .jsonl or .parquet file; a folder of images, one sub-folder a class;
@@ -90,15 +90,15 @@ def load_task(
         InputError: no such dataset, no label column, an empty split, one class only.
     """
     splits = _load(name, config)
-    for split, rows in splits.items():
-        if len(rows) == 0:
-            raise InputError(f"split {split!r} of {name!r} is empty (0 rows); nothing can be learnt or judged from it")
+    for split, samples in splits.items():
+        if len(samples) == 0:
+            raise InputError(f"split {split!r} of {name!r} is empty (0 samples); there is nothing to train or test on")
     train_name = next((split for split in TRAIN_NAMES if split in splits), None)
     if train_name is None:
         if len(splits) != 1:
             raise InputError(f"{name!r} has no split 'train', but {sorted(splits)}; rename one to 'train'")
         train_name = next(iter(splits))
-    train = as_rows(splits[train_name], modality=modality, label=label, input_column=input_column, name=train_name)
+    train = as_samples(splits[train_name], modality=modality, label=label, input_column=input_column, name=train_name)
     if train.labels is None:
         raise InputError(
             f"{name!r} has no column that is recognised as the label among {splits[train_name].column_names}; "
@@ -107,28 +107,35 @@ def load_task(
     test, notes = None, []
     for split in TEST_NAMES:
         if split in splits and split != train_name:
-            rows = as_rows(splits[split], modality=modality, label=label, input_column=train.input_column, name=split)
-            if rows.labels is None:
+            samples = as_samples(
+                splits[split], modality=modality, label=label, input_column=train.input_column, name=split
+            )
+            if samples.labels is None:
                 notes.append(f"split {split!r} has no labels and is not used")
             else:
-                test = rows
-                notes += [] if split == "test" else [f"judged on split {split!r}"]
+                test = samples
+                notes += [] if split == "test" else [f"tested on split {split!r}"]
                 break
     if test is None:
         train, test = _hold_out(train)
-        notes.append(f"no labelled test split: {len(test)} of {len(test) + len(train)} training rows are held out")
+        notes.append(f"no labelled test split: {len(test)} of {len(test) + len(train)} training samples are held out")
     classes = np.unique(train.labels)
     if len(classes) < 2:
         only = train.class_names[classes[0]] if train.class_names is not None else classes[0]
         raise InputError(
-            f"the {len(train)} training rows of {name!r} have one class only, {str(only)!r}; expected two or more"
+            f"the {len(train)} training samples of {name!r} have one class only, {str(only)!r}; expected two or more"
         )
     return Task(train, test, tuple(notes))
 
 
-def as_rows(
-    dataset: Dataset, *, modality: str, label: str | None = None, input_column: str | None = None, name: str = "rows"
-) -> Rows:
+def as_samples(
+    dataset: Dataset,
+    *,
+    modality: str,
+    label: str | None = None,
+    input_column: str | None = None,
+    name: str = "samples",
+) -> Samples:
     """Finds the input column and the labels of one split; `labels` stays None where no column looks like one.
 
     Raises:
@@ -142,7 +149,7 @@ def as_rows(
     input_column = input_column or _find_input(dataset, modality, label)
     labels, class_names = (None, None) if label is None else _read_labels(dataset, label)
     dataset = _undecoded(dataset, input_column)
-    return Rows(dataset.select_columns(input_column), input_column, labels, class_names, name)
+    return Samples(dataset.select_columns(input_column), input_column, labels, class_names, name)
 
 
 def _load(name: str, config: str | None) -> DatasetDict:
@@ -164,7 +171,7 @@ def _load(name: str, config: str | None) -> DatasetDict:
         said = in_one_line(error.__cause__ or error)
         if any(words in said for words in EMPTY):
             raise InputError(
-                f"a split of {name!r} is empty (0 rows); nothing can be learnt or judged from it"
+                f"a split of {name!r} is empty (0 samples); there is nothing to train or test on"
             ) from error
         raise InputError(f"datasets could not load {name!r}: {said}") from error
 
@@ -223,31 +230,37 @@ def _read_labels(dataset: Dataset, label: str) -> tuple[np.ndarray | None, tuple
         return None, names
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(values)} rows have no value in label column {label!r}, first row {missing[0]}"
+            f"{len(missing)} of {len(values)} samples have no value in label column {label!r}, "
+            f"first sample {missing[0]}"
         )
     labels = np.asarray(values)
     if labels.ndim != 1 or labels.dtype.kind not in "iubU":
         raise InputError(
-            f"label column {label!r} should hold one class a row (integers or strings), got {type(values[0]).__name__}"
+            f"label column {label!r} should hold one class per sample (integers or strings), "
+            f"got {type(values[0]).__name__}"
         )
     return labels, names
 
 
-def _hold_out(rows: Rows) -> tuple[Rows, Rows]:
-    """Splits off a fifth of each class, with a fixed seed; a class of one row stays in training."""
+def _hold_out(samples: Samples) -> tuple[Samples, Samples]:
+    """Splits off a fifth of each class, with a fixed seed; a class of one sample stays in training."""
     generator = np.random.default_rng(0)
     test = []
-    for value in np.unique(rows.labels):
-        members = generator.permutation(np.flatnonzero(rows.labels == value))
+    for value in np.unique(samples.labels):
+        members = generator.permutation(np.flatnonzero(samples.labels == value))
         test.extend(members[: min(max(1, round(HELD_OUT * len(members))), len(members) - 1)])
     if not test:
-        raise InputError(f"there is no test split, and none can be held out: {len(rows)} rows, one a class")
-    chosen = np.zeros(len(rows), dtype=bool)
+        raise InputError(f"there is no test split, and none can be held out: {len(samples)} samples, one per class")
+    chosen = np.zeros(len(samples), dtype=bool)
     chosen[test] = True
 
-    def part(mask: np.ndarray, name: str) -> Rows:
-        return Rows(
-            rows.dataset.select(np.flatnonzero(mask)), rows.input_column, rows.labels[mask], rows.class_names, name
+    def part(mask: np.ndarray, name: str) -> Samples:
+        return Samples(
+            samples.dataset.select(np.flatnonzero(mask)),
+            samples.input_column,
+            samples.labels[mask],
+            samples.class_names,
+            name,
         )
 
-    return part(~chosen, rows.name), part(chosen, "test")
+    return part(~chosen, samples.name), part(chosen, "test")

@@ -30,7 +30,7 @@ _TOKEN = re.compile(r"[!-~]+")  # what a header can carry; anything else would b
 
 
 @dataclass(frozen=True)
-class Push:
+class PushResult:
     """What a push did or, as a rehearsal, would do.
 
     Attributes:
@@ -58,7 +58,7 @@ def push_files(
     revision: str | None = None,
     token: str | None = None,
     dry_run: bool = False,
-) -> Push:
+) -> PushResult:
     """Files and a model card to a model repository, which is made where there is none, in one commit.
 
     Args:
@@ -79,7 +79,7 @@ def push_files(
     sizes = {name: path.stat().st_size for name, path in files.items()}
     if dry_run:
         text = card(None)
-        return Push(repo_id, "", "", {**sizes, CARD: len(text.encode())}, text)
+        return PushResult(repo_id, "", "", {**sizes, CARD: len(text.encode())}, text)
     from huggingface_hub import CommitOperationAdd, HfApi
 
     token, doing = find_token(token), f"push to {repo_id!r}"
@@ -92,7 +92,7 @@ def push_files(
         parts.append(CommitOperationAdd(CARD, text.encode()))
         # not upload_folder: that one may split its files over several commits
         made = api.create_commit(repo_id, parts, commit_message=message, revision=revision)
-    return Push(repo_id, made.commit_url, made.oid, {**sizes, CARD: len(text.encode())}, text)
+    return PushResult(repo_id, made.commit_url, made.oid, {**sizes, CARD: len(text.encode())}, text)
 
 
 def pull_files(repo_id: str, names: Sequence[str], *, revision: str | None = None, token: str | None = None) -> Path:

@@ -26,7 +26,7 @@ class Network:
     Attributes:
         model: the network; called with what `prepare` returns.
         prepare: a list of raw inputs (PIL images, strings, recordings, arrays) -> a batch: one tensor, or a mapping
-            of tensors passed by keyword; the rows come first in every tensor.
+            of tensors passed by keyword; the first dimension of every tensor is the batch.
         modality: what a raw input is: "image", "text", "audio" or "array".
         name: how the user called it.
         untrained: names of modules whose weights are not in the checkpoint and are therefore random.

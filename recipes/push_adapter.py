@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import PartialState
 from huggingface_hub import snapshot_download
 
-from hf_tl import About, InputError, push_adapter
+from hf_tl import CardInfo, InputError, push_adapter
 from hf_tl.arguments import parse_arguments
 
 
@@ -51,12 +51,12 @@ def main() -> None:
 def push(args: Arguments) -> None:
     """Sends the folder and fetches it back; in a dry run it prints the card and sends nothing."""
     folder = Path(args.folder)
-    about = About(datasets=[args.dataset], results=read_results(folder), task=args.task) if args.dataset else None
+    info = CardInfo(datasets=[args.dataset], results=read_results(folder), task=args.task) if args.dataset else None
     done = push_adapter(
         folder,
         args.repo_id,
         base_model=args.base_model,
-        about=about,
+        info=info,
         private=args.private or None,
         revision=args.revision,
         dry_run=args.dry_run,

@@ -8,13 +8,13 @@ import torch
 from scipy.io import wavfile
 from transformers import TrainingArguments
 
-from hf_tl import InputError, LabelledRows, Rows, Task, collate, find_classes, find_modality, load_classifier
+from hf_tl import InputError, LabelledRows, Samples, Task, collate, find_classes, find_modality, load_classifier
 from hf_tl.arguments import parse_arguments, share_batch
 from hf_tl.audio import read_samples
 
 
-def rows(labels, names=None, name="rows"):
-    return Rows([{"text": "a film"}] * len(labels), "text", np.array(labels), names, name)
+def rows(labels, names=None, name="samples"):
+    return Samples([{"text": "a film"}] * len(labels), "text", np.array(labels), names, name)
 
 
 def test_a_new_head_and_the_old_body(text_folder):
@@ -53,8 +53,8 @@ def test_what_is_no_classifier(tmp_path, text_folder):
         load_classifier(str(text_folder), ["one"])
     with pytest.raises(InputError, match="transformers could not load"):
         find_modality(str(tmp_path))
-    with pytest.raises(InputError, match="rows has no labels"):
-        LabelledRows(Rows([{"text": "a"}], "text"), ("a", "b"))
+    with pytest.raises(InputError, match="samples has no labels"):
+        LabelledRows(Samples([{"text": "a"}], "text"), ("a", "b"))
     (tmp_path / "config.json").write_text('{"model_type": "whisper_no"}')
     with pytest.raises(InputError, match="transformers could not load"):
         find_modality(str(tmp_path))

@@ -195,7 +195,7 @@ def file_as_folder(tmp_path, model, data):
     ("case", "sentence"),
     [
         (no_label_column, r"no column that is recognised as the label among \['text'\]; name it .*--label"),
-        (empty_split, r"is empty \(0 rows\); nothing can be learnt"),
+        (empty_split, r"is empty \(0 samples\); there is nothing to train or test on"),
         (one_class, "have one class only, 'good'; expected two or more"),
         (
             one_class_folder,

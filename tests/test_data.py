@@ -35,17 +35,17 @@ def test_files_of_every_format(tmp_path, suffix):
     task = text_task(path)
     assert (len(task.train), len(task.test)) == (8, 2)
     assert sorted(set(task.train.labels)) == ["bad", "good"]
-    assert task.notes == ("no labelled test split: 2 of 10 training rows are held out",)
+    assert task.notes == ("no labelled test split: 2 of 10 training samples are held out",)
     assert task.train[0].startswith("film ")
 
 
-def test_held_out_rows_are_a_fifth_of_each_class_the_same_each_time(tmp_path):
+def test_held_out_samples_are_a_fifth_of_each_class_the_same_each_time(tmp_path):
     frame(50, classes=("a", "b", "b", "b", "b")).to_csv(tmp_path / "data.csv", index=False)
     first, second = text_task(tmp_path / "data.csv"), text_task(tmp_path / "data.csv")
     assert np.unique(first.test.labels, return_counts=True)[1].tolist() == [2, 8]
     assert [first.test[i] for i in range(10)] == [second.test[i] for i in range(10)]
     assert not {first.test[i] for i in range(10)} & {first.train[i] for i in range(40)}
-    for rows in (first.train, first.test):  # labels stay with their rows
+    for rows in (first.train, first.test):  # labels stay with their samples
         assert all(label == "abbbb"[int(rows[i].split()[1]) % 5] for i, label in enumerate(rows.labels))
 
 
@@ -66,7 +66,7 @@ def test_validation_stands_in_for_a_test_split_without_labels(tmp_path):
         datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / f"{split}-0.parquet")
     task = text_task(tmp_path)
     assert [task.test[i] for i in range(2)] == ["validation 0", "validation 1"]
-    assert task.notes == ("split 'test' has no labels and is not used", "judged on split 'validation'")
+    assert task.notes == ("split 'test' has no labels and is not used", "tested on split 'validation'")
 
 
 def test_columns_can_be_named(tmp_path):
@@ -137,11 +137,11 @@ def nothing(tmp_path):
         (misnamed, {"label": "label"}, r"no column 'label' among \['text', 'lable'\]; the closest are 'lable'"),
         (two_candidates, {}, r"several columns hold texts: \['first', 'second'\]; name one with input_column="),
         (two_candidates, {"input_column": "frist"}, "no column 'frist' .* closest are 'first'"),
-        (no_rows, {}, r"is empty \(0 rows\)"),
-        (one_class, {}, "rows of .* have one class only, 'good'; expected two or more"),
-        (regression, {}, r"should hold one class a row \(integers or strings\), got float"),
-        (gaps, {}, "1 of 10 rows have no value in label column 'label', first row 3"),
-        (one_row_a_class, {}, "none can be held out: 2 rows, one a class"),
+        (no_rows, {}, r"is empty \(0 samples\)"),
+        (one_class, {}, "samples of .* have one class only, 'good'; expected two or more"),
+        (regression, {}, r"should hold one class per sample \(integers or strings\), got float"),
+        (gaps, {}, "1 of 10 samples have no value in label column 'label', first sample 3"),
+        (one_row_a_class, {}, "none can be held out: 2 samples, one per class"),
         (broken_file, {}, "datasets could not load .*data.csv': "),
         (nothing, {}, "data file .* does not exist"),
     ],
@@ -156,7 +156,7 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path, write, options, message):
 def test_an_empty_split_is_named(tmp_path):
     frame().to_parquet(tmp_path / "train.parquet")
     frame().iloc[:0].to_parquet(tmp_path / "test.parquet")
-    with pytest.raises(InputError, match=r"split .*of .* is empty \(0 rows\)"):
+    with pytest.raises(InputError, match=r"split .*of .* is empty \(0 samples\)"):
         text_task(tmp_path)
 
 

@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's verbs and their arguments."""
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, about: str, run) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, help=about, description=about)
+    def verb(name: str, info: str, run) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=info, description=info)
         added.add_argument("adapter", help=ADAPTER)
         added.set_defaults(verb_run=run)
         return added
@@ -170,15 +170,15 @@ def _diff(options: argparse.Namespace) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
-    from hf_tl.card import About, in_bytes
+    from hf_tl.card import CardInfo, in_bytes
     from hf_tl.lora.push import push_adapter
 
-    about = About(datasets=options.dataset, results=read_results(options.result), task=options.task)
+    info = CardInfo(datasets=options.dataset, results=read_results(options.result), task=options.task)
     done = push_adapter(
         options.adapter,
         options.repo,
         base_model=options.base_model,
-        about=about,
+        info=info,
         private=True if options.private else None,
         revision=options.revision,
         message=options.message,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from hf_tl.data import Rows
+from hf_tl.data import Samples
 from hf_tl.embedding.execution import Execution, OnBadRows
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.models import Network
@@ -14,7 +14,7 @@ from hf_tl.trace import Batch
 
 
 def loaded_batches(
-    network: Network, rows: Rows, batches: Sequence[range], execution: Execution
+    network: Network, rows: Samples, batches: Sequence[range], execution: Execution
 ) -> Iterator[tuple[list[int], list[int], Batch | None]]:
     """For every batch the indices that were wanted, those that could be read, and what the network takes of them.
 
@@ -34,7 +34,7 @@ def loaded_batches(
 
 
 def load_batch(
-    prepare: Callable[[list], Batch], rows: Rows, wanted: Sequence[int], *, on_bad_rows: OnBadRows
+    prepare: Callable[[list], Batch], rows: Samples, wanted: Sequence[int], *, on_bad_rows: OnBadRows
 ) -> tuple[list[int], Batch | None]:
     """Reads and prepares some rows: the indices of those that could be, and their batch (None for no row).
 
@@ -66,7 +66,7 @@ def load_batch(
 class _Batches(torch.utils.data.Dataset):
     """Reads and prepares batches, in a worker process or here; an error becomes a value, to keep its sentence."""
 
-    def __init__(self, network: Network, rows: Rows, batches: Sequence[range], on_bad_rows: OnBadRows):
+    def __init__(self, network: Network, rows: Samples, batches: Sequence[range], on_bad_rows: OnBadRows):
         self._prepare, self._rows, self._batches, self._on_bad_rows = network.prepare, rows, batches, on_bad_rows
 
     def __len__(self) -> int:
@@ -86,7 +86,7 @@ def _as_it_is(loaded: object) -> object:
 
 
 def _is_preparable(
-    prepare: Callable[[list], Batch], rows: Rows, index: int, value: object, on_bad_rows: OnBadRows
+    prepare: Callable[[list], Batch], rows: Samples, index: int, value: object, on_bad_rows: OnBadRows
 ) -> bool:
     try:
         prepare([value])
@@ -96,7 +96,7 @@ def _is_preparable(
     return True
 
 
-def _refuse(rows: Rows, index: int, error: Exception, on_bad_rows: OnBadRows) -> None:
+def _refuse(rows: Samples, index: int, error: Exception, on_bad_rows: OnBadRows) -> None:
     if on_bad_rows == "raise":
         raise InputError(
             f"row {index} of {rows.name} cannot be read: {in_one_line(error)}; "

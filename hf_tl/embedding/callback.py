@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_tl.data import Rows
+from hf_tl.data import Samples
 from hf_tl.embedding.full_network import FullNetworkEmbedding
 from hf_tl.embedding.loaders import Loader, loaders_of_trainer, rows_of_loader
 from hf_tl.embedding.processes import alone
@@ -52,8 +52,8 @@ class EmbeddingCallback(TrainerCallback):
 
     def __init__(
         self,
-        train: Rows,
-        val: Rows,
+        train: Samples,
+        val: Samples,
         *,
         prepare: object,
         every: int = 500,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_tl.data import Rows
+from hf_tl.data import Samples
 from hf_tl.embedding.embedding import Embedding
 from hf_tl.errors import InputError
 
@@ -20,7 +20,7 @@ N_CROPS = 10
 
 
 @dataclass(frozen=True)
-class TenCrops(Rows):
+class TenCrops(Samples):
     """Rows of images as rows of their crops: ten for each, one after the other, each with the image's label.
 
     Attributes:
@@ -30,7 +30,7 @@ class TenCrops(Rows):
     share: float = 0.875
 
     @classmethod
-    def of(cls, rows: Rows, *, share: float = 0.875) -> TenCrops:
+    def of(cls, rows: Samples, *, share: float = 0.875) -> TenCrops:
         """The crops of the images of `rows`.
 
         Raises:
@@ -51,7 +51,7 @@ class TenCrops(Rows):
 class _Repeated(Sequence):
     """As many rows as there are crops."""
 
-    rows: Rows
+    rows: Samples
 
     def __len__(self) -> int:
         return len(self.rows) * N_CROPS

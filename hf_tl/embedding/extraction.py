@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from hf_tl.data import Rows
+from hf_tl.data import Samples
 from hf_tl.embedding.batches import loaded_batches
 from hf_tl.embedding.execution import Execution, OnBadRows
 from hf_tl.embedding.reader import TapReader
@@ -38,7 +38,7 @@ class Block:
 
 def extract(
     network: Network,
-    rows: Rows,
+    rows: Samples,
     taps: Sequence[Tap],
     batches: Sequence[range],
     *,
@@ -145,7 +145,7 @@ def to_device(batch: Batch, device: str) -> Batch:
 
 
 def _finite_rows(
-    values: np.ndarray, kept: Sequence[int], taps: Sequence[Tap], rows: Rows, on_bad_rows: OnBadRows
+    values: np.ndarray, kept: Sequence[int], taps: Sequence[Tap], rows: Samples, on_bad_rows: OnBadRows
 ) -> np.ndarray:
     """(rows,) bool: which rows have finite activations only."""
     finite = np.isfinite(values).all(axis=1)

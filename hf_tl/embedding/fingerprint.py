@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_tl.data import Rows
+from hf_tl.data import Samples
 from hf_tl.trace import Batch
 
 
@@ -39,7 +39,7 @@ def fingerprint_batch(batch: Batch) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_rows(rows: Rows) -> str:
+def fingerprint_rows(rows: Samples) -> str:
     """Digest of a dataset and its order: the number of rows, all their labels, and their inputs.
 
     A `datasets.Dataset` is hashed row by row as it is stored, undecoded: for images that are files, their names.

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
 
-from hf_tl.data import Rows, as_rows
+from hf_tl.data import Samples, as_samples
 from hf_tl.embedding.embedding import Embedding, LayerColumns, feature_names
 from hf_tl.embedding.execution import Execution, OnBadRows
 from hf_tl.embedding.features import fit_statistics, fit_store, write_features
@@ -25,7 +25,7 @@ from hf_tl.embedding.store import Store
 from hf_tl.embedding.tap import Selection
 from hf_tl.embedding.taps import describe_taps, find_taps, with_pooling
 from hf_tl.errors import InputError
-from hf_tl.hub import Push
+from hf_tl.hub import PushResult
 from hf_tl.models import Network, example_batch, load_network
 
 
@@ -36,7 +36,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
     concatenated, each feature is standardised with the statistics of the training rows and, in the paper's recipe,
     discretised to {-1, 0, 1}.
 
-    Rows are given as a `datasets.Dataset`, as `hf_tl.data.Rows`, as a sequence of raw inputs, or as the raw
+    Rows are given as a `datasets.Dataset`, as `hf_tl.Samples`, as a sequence of raw inputs, or as the raw
     `Embedding` that `activations` returned, so that one pass serves many recipes and layer subsets.
 
     With `out=FOLDER` rows go to disk as they are read: memory does not grow with their number, a pass that was
@@ -155,11 +155,11 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
         """
         return save_fitted(self.as_fitted(), folder)
 
-    def push_to_hub(self, repo_id: str, **options: object) -> Push:
+    def push_to_hub(self, repo_id: str, **options: object) -> PushResult:
         """Puts the fitted embedding on the Hub; the options are those of `hf_tl.push_embedding`, which this is."""
         return push_embedding(self, repo_id, **options)
 
-    def describe(self, rows: Rows | Sequence | None = None) -> str:
+    def describe(self, rows: Samples | Sequence | None = None) -> str:
         """A table of what is read: each tap, what it is, how it is pooled, and its columns.
 
         Args:
@@ -176,10 +176,10 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
             )
             taps = with_pooling(taps, self.pool, self.network)
         else:
-            taps = self._plan(self._as_rows(rows)).taps
+            taps = self._plan(self._as_samples(rows)).taps
         return describe_taps(taps)
 
-    def activations(self, rows: Rows | Embedding | Sequence, *, out: str | Path | None = None) -> Embedding:
+    def activations(self, rows: Samples | Embedding | Sequence, *, out: str | Path | None = None) -> Embedding:
         """The raw activations of the chosen layers: one pass, nothing fitted, nothing scaled.
 
         Args:
@@ -188,12 +188,12 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
         """
         if isinstance(rows, Embedding):
             return self._kept(self._chosen(rows), out)
-        reading = self._plan(self._as_rows(rows))
+        reading = self._plan(self._as_samples(rows))
         if out is None:
             return reading.into_memory()
         return Embedding.load(reading.into_store(out).folder, values="raw")
 
-    def fit(self, rows: Rows | Embedding | Sequence, y: object = None) -> FullNetworkEmbedding:
+    def fit(self, rows: Samples | Embedding | Sequence, y: object = None) -> FullNetworkEmbedding:
         """Learns mean and deviation of each feature from the training rows, in one pass that keeps no activations.
 
         Args:
@@ -205,7 +205,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
         """
         return self._fitted(*self._statistics(rows))
 
-    def partial_fit(self, rows: Rows | Embedding | Sequence, y: object = None) -> FullNetworkEmbedding:
+    def partial_fit(self, rows: Samples | Embedding | Sequence, y: object = None) -> FullNetworkEmbedding:
         """Adds training rows to those of earlier calls, as in `fit`; y is not looked at.
 
         Raises:
@@ -232,7 +232,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
 
     def fit_transform(
         self,
-        rows: Rows | Embedding | Sequence,
+        rows: Samples | Embedding | Sequence,
         y: object = None,
         *,
         out: str | Path | None = None,
@@ -251,13 +251,13 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
             statistics = fit_statistics(raw.blocks, raw.shape[1], Processes())
             self._fitted(raw.layers, statistics)
             return self._kept(self._scaled(raw), out)
-        reading = self._plan(self._as_rows(rows))
+        reading = self._plan(self._as_samples(rows))
         store = reading.into_store(out)
         self._fitted(reading.columns, fit_store(store, reading.processes))
         return self._features(store, reading, keep_raw)
 
     def transform(
-        self, rows: Rows | Embedding | Sequence, *, out: str | Path | None = None, keep_raw: bool = True
+        self, rows: Samples | Embedding | Sequence, *, out: str | Path | None = None, keep_raw: bool = True
     ) -> Embedding:
         """The features of further rows, scaled with the training statistics.
 
@@ -273,7 +273,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
         self._check_fitted()
         if isinstance(rows, Embedding):
             return self._kept(self._scaled(self._chosen(rows)), out)
-        reading = self._plan(self._as_rows(rows))
+        reading = self._plan(self._as_samples(rows))
         self._check_layers([tap.name for tap in reading.taps])
         if out is not None:
             return self._features(reading.into_store(out), reading, keep_raw)
@@ -328,7 +328,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
             self.statistics_,
         )
 
-    def _plan(self, rows: Rows) -> Pass:
+    def _plan(self, rows: Samples) -> Pass:
         processes, device = find_processes(self.device)
         execution = Execution(
             batch_size=self.batch_size,
@@ -352,12 +352,12 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
         )
 
     def _statistics(
-        self, rows: Rows | Embedding | Sequence, *, at_least: int = 2
+        self, rows: Samples | Embedding | Sequence, *, at_least: int = 2
     ) -> tuple[tuple[LayerColumns, ...], Statistics]:
         if isinstance(rows, Embedding):
             raw = self._chosen(rows)
             return raw.layers, fit_statistics(raw.blocks, raw.shape[1], Processes(), at_least=at_least)
-        reading = self._plan(self._as_rows(rows))
+        reading = self._plan(self._as_samples(rows))
         blocks = (block.values for block in reading.blocks())
         statistics = fit_statistics(blocks, reading.columns[-1].stop, reading.processes, at_least=at_least)
         return reading.columns, statistics
@@ -401,16 +401,16 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
                 f"{len(names)}, {_span(names)}; use the same network and layers for both"
             )
 
-    def _as_rows(self, rows: Rows | Sequence) -> Rows:
+    def _as_samples(self, rows: Samples | Sequence) -> Samples:
         if self.network is None:
             raise InputError(f"without a network only raw embeddings can be used, got {type(rows).__name__}")
-        if isinstance(rows, Rows):
+        if isinstance(rows, Samples):
             return rows
         from datasets import Dataset
 
         if isinstance(rows, Dataset):
-            return as_rows(rows, modality=self.network.modality)
-        return Rows([{"input": value} for value in rows], "input")
+            return as_samples(rows, modality=self.network.modality)
+        return Samples([{"input": value} for value in rows], "input")
 
 
 def _span(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import Trainer
 
-from hf_tl.data import Rows
+from hf_tl.data import Samples
 from hf_tl.errors import InputError
 from hf_tl.trace import Batch
 
@@ -32,7 +32,7 @@ def rows_of_loader(
     inputs: Callable[[object], Batch] | None = None,
     limit: int = 512,
     name: str = "rows",
-) -> tuple[Rows, Callable[[list], Batch]]:
+) -> tuple[Samples, Callable[[list], Batch]]:
     """At most `limit` rows of a loader, evenly spread over its dataset, and what makes batches of them.
 
     Rows are collated as the loader collates them, and labels are read from those batches.
@@ -65,7 +65,7 @@ def rows_of_loader(
         batch = loader.collate_fn(items)
         return _without_labels(batch) if inputs is None else inputs(batch)
 
-    return Rows(picked, "row", labels=labels, name=name), prepare
+    return Samples(picked, "row", labels=labels, name=name), prepare
 
 
 def loaders_of_trainer(trainer: Trainer) -> tuple[Loader, Loader]:

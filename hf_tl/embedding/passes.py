@@ -9,7 +9,7 @@ from types import FunctionType
 
 import numpy as np
 
-from hf_tl.data import Rows
+from hf_tl.data import Samples
 from hf_tl.embedding.batches import load_batch
 from hf_tl.embedding.embedding import Embedding, LayerColumns, describe_labels, write_index
 from hf_tl.embedding.execution import Execution
@@ -41,7 +41,7 @@ class Pass:
     """
 
     network: Network
-    rows: Rows
+    rows: Samples
     taps: Sequence[Tap]
     example: Batch
     activation: str
@@ -155,7 +155,7 @@ class Pass:
 
 def plan_pass(
     network: Network,
-    rows: Rows,
+    rows: Samples,
     *,
     selection: Selection,
     top: float,
@@ -193,7 +193,7 @@ def _pooling_name(pool: str | Pooling) -> str:
     return f"{type(pool).__module__}.{type(pool).__qualname__}{settings}"
 
 
-def _example(network: Network, rows: Rows, *, on_bad_rows: str) -> Batch:
+def _example(network: Network, rows: Samples, *, on_bad_rows: str) -> Batch:
     """A batch of the first two usable rows; of the same row twice where there is only one."""
     found: list[int] = []
     for index in range(len(rows)):

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from hf_tl.card import About, data_sentence, footprint_table, in_time, results_table, write_card
+from hf_tl.card import CardInfo, data_sentence, footprint_table, in_time, results_table, write_card
 from hf_tl.embedding.embedding import LayerColumns, read_layer, read_tensors
 from hf_tl.embedding.fingerprint import fingerprint_weights
 from hf_tl.embedding.pooling import POOLINGS, Pooling
@@ -22,7 +22,7 @@ from hf_tl.embedding.recipe import Recipe
 from hf_tl.embedding.statistics import Statistics
 from hf_tl.embedding.store import STATISTICS
 from hf_tl.errors import InputError, in_one_line
-from hf_tl.hub import CARD, Push, check_repo_id, is_hub_id, is_hub_name, pull_files, push_files
+from hf_tl.hub import CARD, PushResult, check_repo_id, is_hub_id, is_hub_name, pull_files, push_files
 from hf_tl.models import Network, load_network
 
 
@@ -61,7 +61,7 @@ def save_fitted(fitted: Fitted, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(fitted.statistics.state(), folder / STATISTICS)
     (folder / CONFIG).write_text(json.dumps(_config(fitted), indent=1) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(_card(fitted, about=About()), encoding="utf-8")
+    (folder / CARD).write_text(_card(fitted, info=CardInfo()), encoding="utf-8")
     return folder
 
 
@@ -69,13 +69,13 @@ def push_embedding(
     embedding: FittedEmbedding,
     repo_id: str,
     *,
-    about: About | None = None,
+    info: CardInfo | None = None,
     private: bool | None = None,
     revision: str | None = None,
     message: str = "Add full-network embedding",
     token: str | None = None,
     dry_run: bool = False,
-) -> Push:
+) -> PushResult:
     """Puts a fitted embedding on the Hub: what `save_pretrained` writes, in one commit.
 
     `FullNetworkEmbedding.from_pretrained("user/name", revision=...)` loads it; the network stays where it is.
@@ -83,7 +83,7 @@ def push_embedding(
     Args:
         embedding: a fitted `FullNetworkEmbedding`.
         repo_id: "user/name"; a model repository that is made where there is none.
-        about: datasets, results, time: what the card says and no file knows.
+        info: datasets, results, time: what the card says and no file knows.
         private: whether a repository that is made is private; None for the default of its owner.
         revision: the branch, which is made where there is none; None for main.
         message: of the commit.
@@ -96,14 +96,14 @@ def push_embedding(
     """
     fitted = embedding.as_fitted()
     check_repo_id(repo_id)
-    about = about or About()
+    info = info or CardInfo()
     public = replace(fitted, network=replace(fitted.network, name=_public_name(fitted.network.name)))
     with tempfile.TemporaryDirectory() as made:
         folder = save_fitted(public, made)
         return push_files(
             {name: folder / name for name in (CONFIG, STATISTICS)},
             repo_id,
-            card=lambda there: _card(public, about=about, repo_id=repo_id, old=there),
+            card=lambda there: _card(public, info=info, repo_id=repo_id, old=there),
             message=message,
             private=private,
             revision=revision,
@@ -219,7 +219,7 @@ def _public_name(name: str) -> str:
     return f"a folder: {place.name}" if place.exists() else name
 
 
-def _card(fitted: Fitted, *, about: About, repo_id: str | None = None, old: str | None = None) -> str:
+def _card(fitted: Fitted, *, info: CardInfo, repo_id: str | None = None, old: str | None = None) -> str:
     named = fitted.network.name if is_hub_name(fitted.network.name) else None
     recipe = fitted.recipe
     steps = {"standardize": "standardised", "l2-layer": "each layer at length 1", "none": "not scaled"}[recipe.scale]
@@ -228,14 +228,14 @@ def _card(fitted: Fitted, *, about: About, repo_id: str | None = None, old: str 
         steps += f", discretised to -1, 0, 1 at {recipe.thresholds[0]} and {recipe.thresholds[1]}"
     rows = {"features": f"{fitted.layers[-1].stop:,}", "layers": f"{len(fitted.layers)}, {span}"}
     rows["training rows"] = f"{fitted.statistics.n:,}"
-    if about.training_seconds is not None:
-        rows["fitted in"] = in_time(about.training_seconds)
+    if info.training_seconds is not None:
+        rows["fitted in"] = in_time(info.training_seconds)
     body = f"""\
 {fitted.layers[-1].stop:,} features of {len(fitted.layers)} layers, {span}, read {recipe.activation} their activation,
 {steps}, with the statistics of {fitted.statistics.n:,} training rows
 (Garcia-Gasulla et al., ICBK 2018). The network itself is not in here.
-{data_sentence(about)}
-{results_table(about)}{footprint_table(rows)}## How to load it
+{data_sentence(info)}
+{results_table(info)}{footprint_table(rows)}## How to load it
 
 ```python
 from hf_tl import FullNetworkEmbedding
@@ -248,7 +248,7 @@ features = fne.transform(rows)
         old,
         title=f"Full-network embedding of {named or 'a network'}",
         body=body,
-        about=about,
+        info=info,
         metadata={"library_name": "hf_tl", "base_model": named, "tags": TAGS},
         task={"image": "image-feature-extraction", "text": "feature-extraction"}.get(fitted.network.modality),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from hf_tl.card import (
-    About,
+    CardInfo,
     data_sentence,
     footprint_table,
     in_bytes,
@@ -41,13 +41,13 @@ _HEAD = re.compile(r"For[A-Z][A-Za-z]+$")
 
 
 def adapter_card(
-    folder: Path, *, about: About, repo_id: str | None = None, n_base: int | None = None, old: str | None = None
+    folder: Path, *, info: CardInfo, repo_id: str | None = None, n_base: int | None = None, old: str | None = None
 ) -> str:
     """The text of README.md for what a folder holds.
 
     Args:
         folder: what `save_adapter`, PEFT or a Trainer wrote.
-        about: what no file can know.
+        info: what no file can know.
         repo_id: where others will find it; None where that is not known yet.
         n_base: parameters of the network, where it is at hand.
         old: a card to complete.
@@ -57,24 +57,24 @@ def adapter_card(
     """
     adapter = read_adapter(folder)
     base = base_of(adapter)
-    if about.training_seconds is None:
-        about = replace(about, training_seconds=trainer_seconds(folder))
+    if info.training_seconds is None:
+        info = replace(info, training_seconds=trainer_seconds(folder))
     auto = _auto_class(adapter)
     named = f"[{base}](https://huggingface.co/{base})" if base else "a network without a name on the Hub"
     ranks = Counter(update.rank for update in adapter.updates.values())
     spread = ", ".join(f"rank {rank} in {n} layers" for rank, n in sorted(ranks.items()))
     opening = (
         f"A low-rank adapter (LoRA, Hu et al., ICLR 2022) of {named}: {spread}. The network itself is not in here, "
-        f"it stays as it is.\n{data_sentence(about)}\n"
+        f"it stays as it is.\n{data_sentence(info)}\n"
     )
     size = (folder / TENSORS_NAME).stat().st_size
-    body = opening + results_table(about) + footprint_table(_footprint(adapter, about, size, n_base))
+    body = opening + results_table(info) + footprint_table(_footprint(adapter, info, size, n_base))
     body += _how_to_load(adapter, base, auto, repo_id or "PATH_OR_HUB_ID_OF_THIS")
     return write_card(
         old,
         title=Path(repo_id or folder.resolve()).name,
         body=body,
-        about=about,
+        info=info,
         metadata={
             "library_name": "peft",
             "base_model": base,
@@ -89,7 +89,7 @@ def update_card(folder: Path, *, n_base: int | None = None) -> None:
     """Completes the README.md in an adapter's folder, or writes one."""
     path = folder / CARD
     old = path.read_text(encoding="utf-8") if path.is_file() else None
-    path.write_text(adapter_card(folder, about=About(), n_base=n_base, old=old), encoding="utf-8")
+    path.write_text(adapter_card(folder, info=CardInfo(), n_base=n_base, old=old), encoding="utf-8")
 
 
 def count_base(model: nn.Module) -> int:
@@ -104,7 +104,7 @@ def base_of(adapter: Adapter) -> str | None:
     return str(base) if is_hub_name(base) else None
 
 
-def _footprint(adapter: Adapter, about: About, size: int, n_base: int | None) -> Mapping[str, str]:
+def _footprint(adapter: Adapter, info: CardInfo, size: int, n_base: int | None) -> Mapping[str, str]:
     n_updates = sum(update.n_parameters for update in adapter.updates.values())
     rows = {"parameters in this file": f"{adapter.n_parameters:,}"}
     if n_base:
@@ -115,8 +115,8 @@ def _footprint(adapter: Adapter, about: About, size: int, n_base: int | None) ->
         shown = ", ".join(f"`{place}`" for place in places[:3]) + (" and others" if len(places) > 3 else "")
         rows["of these in whole modules"] = f"{adapter.n_parameters - n_updates:,}, in {shown}"
     rows["size of the file"] = in_bytes(size)
-    if about.training_seconds is not None:
-        rows["training time"] = in_time(about.training_seconds)
+    if info.training_seconds is not None:
+        rows["training time"] = in_time(info.training_seconds)
     return rows
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from torch import nn
 
-from hf_tl.card import About, trainer_seconds
+from hf_tl.card import CardInfo, trainer_seconds
 from hf_tl.errors import InputError
-from hf_tl.hub import CARD, Push, check_repo_id, is_hub_name, push_files
+from hf_tl.hub import CARD, PushResult, check_repo_id, is_hub_name, push_files
 from hf_tl.lora.adapter import read_adapter
 from hf_tl.lora.adapter_card import adapter_card, count_base
 from hf_tl.lora.adapter_config import CONFIG_NAME
@@ -27,13 +27,13 @@ def push_adapter(
     *,
     adapter: str = "default",
     base_model: str | None = None,
-    about: About | None = None,
+    info: CardInfo | None = None,
     private: bool | None = None,
     revision: str | None = None,
     message: str = "Add LoRA adapter",
     token: str | None = None,
     dry_run: bool = False,
-) -> Push:
+) -> PushResult:
     """Puts an adapter on the Hub: adapter_config.json, adapter_model.safetensors and a model card, in one commit.
 
     Whoever has `load_adapter`, PEFT or transformers loads it by the repository's name; the network stays where it
@@ -44,7 +44,7 @@ def push_adapter(
         repo_id: "user/name"; a model repository that is made where there is none.
         adapter: which one, of a network.
         base_model: the Hub id of the network, where it was loaded from a folder that nobody else has.
-        about: datasets, results, training time: what the card says and no file knows.
+        info: datasets, results, training time: what the card says and no file knows.
         private: whether a repository that is made is private; None for the default of its owner.
         revision: the branch, which is made where there is none; None for main.
         message: of the commit.
@@ -59,7 +59,7 @@ def push_adapter(
             to: no token, no permission, a malformed name, no connection.
     """
     check_repo_id(repo_id)
-    about = about or About()
+    info = info or CardInfo()
     with tempfile.TemporaryDirectory() as made:
         if isinstance(model, nn.Module):
             folder = save_adapter(model, made, adapter=adapter)
@@ -67,14 +67,14 @@ def push_adapter(
         else:
             folder, n_base, kind = Path(model), None, None
             read_adapter(folder)
-            if about.training_seconds is None:
-                about = replace(about, training_seconds=trainer_seconds(folder))
+            if info.training_seconds is None:
+                info = replace(info, training_seconds=trainer_seconds(folder))
         folder = _with_base(folder, base_model, Path(made), kind=kind)
         own = folder / CARD
 
         def card(there: str | None) -> str:
             old = own.read_text(encoding="utf-8") if own.is_file() else there
-            return adapter_card(folder, about=about, repo_id=repo_id, n_base=n_base, old=old)
+            return adapter_card(folder, info=info, repo_id=repo_id, n_base=n_base, old=old)
 
         card(None)  # what is wrong with it is said before anything is sent
         return push_files(

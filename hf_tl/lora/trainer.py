@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hf_tl.card import About
+from hf_tl.card import CardInfo
 from hf_tl.errors import InputError
 from hf_tl.hub import CARD
 from hf_tl.lora.adapter_card import count_base, update_card
@@ -144,7 +144,7 @@ def _push_to_hub(
         model,
         repo_id,
         adapter=adapter_in_use(model),
-        about=About(tags=(tags,) if isinstance(tags, str) else tuple(tags or ())),
+        info=CardInfo(tags=(tags,) if isinstance(tags, str) else tuple(tags or ())),
         message=commit_message or "Add LoRA adapter",
         private=private,
         token=token if isinstance(token, str) else None,

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_tl import FullNetworkEmbedding, Network, Rows
+from hf_tl import FullNetworkEmbedding, Network, Samples
 
 
 BATCH = 8
 
 
-class Drawn(Rows):
+class Drawn(Samples):
     """Rows that are drawn when they are asked for, so that they take no memory."""
 
     def __getitem__(self, index):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_tl import Rows
+from hf_tl import Samples
 from hf_tl.embedding.callback import EmbeddingCallback
 
 
@@ -36,7 +36,7 @@ def rows(n, seed, *, apart=3.0):
     """Two classes of n / 2 rows, whose means lie `apart` in each of four numbers."""
     values = torch.randn(n, 4, generator=torch.Generator().manual_seed(seed))
     values[: n // 2] += apart
-    return Rows([{"x": value} for value in values], "x", labels=np.arange(n) // (n // 2))
+    return Samples([{"x": value} for value in values], "x", labels=np.arange(n) // (n // 2))
 
 
 def prepare(batch):

@@ -14,7 +14,7 @@ import torch
 from one_training import Model, accuracies, prepare, rows, train
 from sklearn.neighbors import KNeighborsClassifier
 
-from hf_tl import InputError, Rows
+from hf_tl import InputError, Samples
 from hf_tl.embedding.callback import EmbeddingCallback
 
 
@@ -76,7 +76,7 @@ def test_flags_and_random_numbers_are_restored():
 
 
 def test_wrong_arguments_end_in_a_sentence():
-    bare = Rows([{"x": torch.zeros(4)}], "x", name="val")
+    bare = Samples([{"x": torch.zeros(4)}], "x", name="val")
     with pytest.raises(InputError, match="val has no labels; heads are fitted on"):
         EmbeddingCallback(rows(8, 1), bare, prepare=prepare)
     with pytest.raises(InputError, match="every must be at least 1 step, got 0"):

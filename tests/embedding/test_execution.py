@@ -63,7 +63,7 @@ def test_an_error_in_a_worker_is_the_same_sentence():
     rows = images()
     rows[3] = None
     for workers in (0, 2):
-        with pytest.raises(InputError, match="row 3 of rows cannot be read: ") as error:
+        with pytest.raises(InputError, match="row 3 of samples cannot be read: ") as error:
             read(network(), rows, workers=workers)
         assert "\n" not in str(error.value)
         assert len(read(network(), rows, workers=workers, on_bad_rows="skip")) == 5

@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from hf_tl import FullNetworkEmbedding, InputError, Network, Rows, load_network
+from hf_tl import FullNetworkEmbedding, InputError, Network, Samples, load_network
 
 
 def small_network():
@@ -108,7 +108,7 @@ def _tensor(image):
     return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32)).permute(2, 0, 1) / 255
 
 
-class Broken(Rows):
+class Broken(Samples):
     """Rows of which some cannot be read."""
 
     def __getitem__(self, index):
@@ -146,7 +146,7 @@ def test_a_row_that_the_processor_refuses_is_named_or_skipped():
         return torch.stack(batch)
 
     network = Network(small_network().model, prepare)
-    with pytest.raises(InputError, match="row 5 of rows cannot be read: ValueError: empty image"):
+    with pytest.raises(InputError, match="row 5 of samples cannot be read: ValueError: empty image"):
         embedding(network).fit(rows)
     assert embedding(network, on_bad_rows="skip").fit_transform(rows).rows.tolist() == [0, 1, 2, 3, 4, 6, 7]
 
@@ -154,7 +154,7 @@ def test_a_row_that_the_processor_refuses_is_named_or_skipped():
 def test_rows_that_fit_no_common_batch_are_told_apart_from_bad_rows():
     rows = [torch.randn(3, 32, 32), torch.randn(3, 32, 32), torch.randn(3, 40, 40), torch.randn(3, 32, 32)]
     with pytest.raises(
-        InputError, match=r"rows 0 to 3 of rows cannot be put into one batch: RuntimeError: .*one shape"
+        InputError, match=r"rows 0 to 3 of samples cannot be put into one batch: RuntimeError: .*one shape"
     ):
         embedding().fit(rows)
     assert len(embedding().set_params(batch_size=1).fit_transform(rows)) == 4
@@ -183,7 +183,7 @@ def test_nan_activations_are_named_before_statistics_are_touched():
     rows[6] = rows[6] * float("nan")
     fne = embedding().fit(images(10, seed=1))
     before = fne.statistics_
-    with pytest.raises(InputError, match=r"row 6 of rows gives NaN or infinite activations, first in layer 'conv1.0'"):
+    with pytest.raises(InputError, match=r"row 6 of samples gives NaN or infinite .* in layer 'conv1.0'"):
         fne.fit(rows)
     assert fne.statistics_ is before
     assert before.n == 10
@@ -198,7 +198,7 @@ def test_test_features_before_fit():
 @pytest.mark.parametrize(
     ("options", "rows", "message"),
     [
-        ({}, [], "rows has no rows|none of the 0 rows"),
+        ({}, [], "samples has no rows|none of the 0 rows"),
         ({}, 1, "training statistics need two rows or more, got 1"),
         ({"taps": ["layer9.*"]}, 4, r"'layer9.\*' matches none of the \d+ layers; the closest are 'layer"),
         ({"batch_size": 0}, 4, "batch_size must be at least 1, got 0"),

@@ -130,7 +130,7 @@ def test_an_unfinished_folder_is_not_loaded(tmp_path):
             return super().__getitem__(index)
 
     data = Broken(rows(24).dataset, "input", rows(24).labels)
-    with pytest.raises(InputError, match="row 17 of rows cannot be read"):
+    with pytest.raises(InputError, match="row 17 of samples cannot be read"):
         embedding(small_model()).fit_transform(data, out=tmp_path)
     with pytest.raises(InputError, match="not finished: 8 of 24 rows are missing; repeat the command"):
         Embedding.load(tmp_path)

@@ -9,7 +9,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from hf_tl import Embedding, InputError, Rows
+from hf_tl import Embedding, InputError, Samples
 from hf_tl.embedding.crops import TenCrops, mean_feature, mean_score, ten_crops, vote
 from hf_tl.embedding.embedding import LayerColumns
 from hf_tl.embedding.preprocessing import Discretizer, LayerNormalizer, LayerSelector, Standardizer, StreamedPCA
@@ -112,7 +112,7 @@ def test_ten_crops_are_corners_and_centre_and_their_mirrors():
 
 
 def test_crops_are_rows_and_come_back_as_images():
-    rows = Rows([{"image": picture(i)} for i in range(3)], "image", labels=np.array([2, 0, 1]))
+    rows = Samples([{"image": picture(i)} for i in range(3)], "image", labels=np.array([2, 0, 1]))
     crops = TenCrops.of(rows)
     assert len(crops) == 30
     assert crops.labels.tolist() == [2] * 10 + [0] * 10 + [1] * 10

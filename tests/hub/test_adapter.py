@@ -8,7 +8,7 @@ import torch
 from loopback import TOKEN
 from peft_zoo import logits, randomise, text, tiny_bert
 
-from hf_tl import About, InputError, LoraConfig, add_lora, load_adapter, push_adapter, save_adapter
+from hf_tl import CardInfo, InputError, LoraConfig, add_lora, load_adapter, push_adapter, save_adapter
 from hf_tl.cli.main import main
 
 
@@ -53,8 +53,8 @@ def loaders(name, revision=None):
 def test_what_is_pushed_is_what_everybody_loads(published):
     hub, model = published
     expected = logits(model, text())
-    about = About(datasets=["me/films"], results={"accuracy": 0.75}, training_seconds=90)
-    done = push_adapter(model, "me/adapter", about=about)
+    info = CardInfo(datasets=["me/films"], results={"accuracy": 0.75}, training_seconds=90)
+    done = push_adapter(model, "me/adapter", info=info)
     assert done.commit == hub.commits("me/adapter")[-1]
     assert set(hub.files("me/adapter")) == FILES
     assert len(hub.commits("me/adapter")) == 2  # the one of its making, and the push
@@ -119,8 +119,8 @@ def test_the_card_says_what_the_hub_indexes(published):
     from huggingface_hub import ModelCard
 
     hub, model = published
-    about = About(datasets=["me/films", "two words"], results={"accuracy": 0.75}, tags=["films"], license="mit")
-    push_adapter(model, "me/adapter", about=about)
+    info = CardInfo(datasets=["me/films", "two words"], results={"accuracy": 0.75}, tags=["films"], license="mit")
+    push_adapter(model, "me/adapter", info=info)
     card = ModelCard(hub.files("me/adapter")["README.md"].decode())
     found = card.data.to_dict()
     assert found["library_name"] == "peft"
@@ -144,7 +144,7 @@ def test_the_card_says_what_the_hub_indexes(published):
 
 def test_what_people_wrote_into_the_card_stays(published):
     hub, model = published
-    push_adapter(model, "me/adapter", about=About(datasets=["me/films"], results={"accuracy": 0.5}))
+    push_adapter(model, "me/adapter", info=CardInfo(datasets=["me/films"], results={"accuracy": 0.5}))
     files = dict(hub.repos["me/adapter"].find("main")[1])
     old = hub.files("me/adapter")["README.md"].decode()
     edited = old.replace("# adapter", "# Films\n\nA person's words.").replace(
@@ -152,7 +152,7 @@ def test_what_people_wrote_into_the_card_stays(published):
     )
     files["README.md"] = type(files["README.md"])(len(edited), edited.encode())
     hub.repos["me/adapter"].commit("main", files)
-    push_adapter(model, "me/adapter", about=About(datasets=["me/films"], results={"accuracy": 0.625}))
+    push_adapter(model, "me/adapter", info=CardInfo(datasets=["me/films"], results={"accuracy": 0.625}))
     card = hub.files("me/adapter")["README.md"].decode()
     assert "A person's words." in card
     assert "widget: true" in card
@@ -215,11 +215,11 @@ def test_what_is_refused_is_said_in_one_sentence(published, monkeypatch, case):
 
 def test_results_need_a_dataset_and_a_task():
     with pytest.raises(InputError, match=r"results \(accuracy\) are measured on a dataset; name it with datasets="):
-        About(results={"accuracy": 1.0})
-    about = About(datasets=["me/films"], results={"accuracy": 1.0})
+        CardInfo(results={"accuracy": 1.0})
+    info = CardInfo(datasets=["me/films"], results={"accuracy": 1.0})
     plain = add_lora(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(r=2, target_modules=["0"]))
     with pytest.raises(InputError, match=r"results \(accuracy\) belong to a task, which this network's head does not"):
-        push_adapter(plain, "me/adapter", about=about)
+        push_adapter(plain, "me/adapter", info=info)
 
 
 def test_a_network_of_this_machine_is_named_first(published, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_tl import About, FullNetworkEmbedding, InputError, load_network, push_embedding
+from hf_tl import CardInfo, FullNetworkEmbedding, InputError, load_network, push_embedding
 
 
 def pictures(n, seed=0):
@@ -22,8 +22,8 @@ def network(timm_folder):
 @pytest.mark.parametrize("hub", ["lfs", "xet"], indirect=True)
 def test_what_is_pushed_is_what_comes_back(hub, network):
     fne = FullNetworkEmbedding(network, progress=False).fit(pictures(6))
-    about = About(datasets=["me/pictures"], results={"accuracy": 0.5}, training_seconds=5)
-    done = push_embedding(fne, "me/fne", about=about)
+    info = CardInfo(datasets=["me/pictures"], results={"accuracy": 0.5}, training_seconds=5)
+    done = push_embedding(fne, "me/fne", info=info)
     assert set(done.sizes) == {"README.md", "embedding_config.json", "statistics.safetensors"}
     assert len(hub.commits("me/fne")) == 2
     old = fne.transform(pictures(3, 1))

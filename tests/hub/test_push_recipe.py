@@ -40,8 +40,8 @@ def trained(tmp_path):
 
 def test_what_was_trained_is_on_the_hub(hub, push, trained, capsys):
     folder, expected = trained
-    about = ("--dataset", "me/films", "--task", "text-classification", "--base_model", "me/base")
-    push("--folder", folder, "--repo_id", "me/run", *about)
+    info = ("--dataset", "me/films", "--task", "text-classification", "--base_model", "me/base")
+    push("--folder", folder, "--repo_id", "me/run", *info)
     assert set(hub.files("me/run")) == {
         ".gitattributes",
         "README.md",
