@@ -86,17 +86,17 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    from hf_tl.analysis.weight_change import measure_updates, plot_spectra, rank_advice, spectrum_table
     from hf_tl.lora.adapter import read_adapter
     from hf_tl.lora.base_network import load_base
     from hf_tl.lora.placement import base_weights
-    from hf_tl.lora.spectrum import plot_spectra, spectra, spectrum_table, summarise
 
     adapter = read_adapter(options.adapter)
     weights = None if options.model is None else base_weights(adapter, load_base(options.model, adapter))
-    found = spectra(adapter, weights)
+    found = measure_updates(adapter, weights)
     print(spectrum_table(found))
     print()
-    for sentence in summarise(found):
+    for sentence in rank_advice(found):
         print(sentence)
     if adapter.others:
         n = sum(tensor.numel() for tensor in adapter.others.values())
@@ -107,9 +107,9 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
+    from hf_tl.analysis.verify_adapter import verification_table, verify_adapter
     from hf_tl.lora.adapter import read_adapter
     from hf_tl.lora.base_network import load_base, made_up_batch
-    from hf_tl.lora.verify import verification_table, verify_adapter
 
     model = load_base(options.model, read_adapter(options.adapter))
     found = verify_adapter(model, options.adapter, made_up_batch(model))
@@ -155,8 +155,8 @@ def _resize(options: argparse.Namespace) -> None:
 
 
 def _diff(options: argparse.Namespace) -> None:
+    from hf_tl.analysis.weight_change import compare_adapters, difference_table
     from hf_tl.lora.adapter import read_adapter
-    from hf_tl.lora.difference import compare_adapters, difference_table
 
     found = compare_adapters(read_adapter(options.adapter), read_adapter(options.other))
     print(difference_table(found))

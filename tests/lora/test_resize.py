@@ -1,4 +1,4 @@
-"""Spectra, smaller ranks and differences, against what torch computes on whole matrices."""
+"""Adapters cut to smaller ranks, against what torch computes on whole matrices."""
 
 import math
 
@@ -7,11 +7,9 @@ import torch
 from peft_zoo import NOT_EXACT, SVD_INITS, ZOO, logits, network, save_with_peft
 
 from hf_tl.errors import InputError
-from hf_tl.lora.adapter import Adapter, LayerUpdate, read_adapter, write_adapter
-from hf_tl.lora.difference import compare_adapters
+from hf_tl.lora.adapter import Adapter, read_adapter, write_adapter
 from hf_tl.lora.loading import load_adapter, put_adapter
 from hf_tl.lora.resize import resize_adapter
-from hf_tl.lora.spectrum import spectra, spectrum_table, summarise
 
 
 pytestmark = [
@@ -28,35 +26,6 @@ def made(values, *, out=6, inner=9, config=None):
     alpha = {"r": r, "lora_alpha": 2 * r}
     tensors = {"layer.lora_A.weight": A.contiguous(), "layer.lora_B.weight": (B / 2).contiguous()}
     return Adapter({"peft_type": "LORA", "target_modules": ["layer"], **alpha, **(config or {})}, tensors)
-
-
-def test_the_spectrum_is_that_of_the_whole_matrix():
-    adapter = made([5.0, 3.0, 1.0, 0.0])
-    (found,) = spectra(adapter, {"layer": torch.full((6, 9), 2.0)})
-    assert torch.allclose(found.singular_values, torch.tensor([5.0, 3.0, 1.0, 0.0], dtype=torch.float64), atol=1e-12)
-    whole = torch.linalg.svdvals(adapter.updates["layer"].matrix())[:4]
-    assert torch.allclose(found.singular_values, whole, atol=1e-12)
-    assert found.relative_norm == pytest.approx(math.sqrt(35) / (2 * math.sqrt(54)))
-    shares = [5 / 9, 3 / 9, 1 / 9]
-    assert found.effective_rank == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)))
-    assert [found.rank_for(energy) for energy in (0.7, 0.72, 0.97, 0.98, 1.0)] == [1, 2, 2, 3, 3]
-
-
-@pytest.mark.parametrize(
-    ("values", "verdict"),
-    [
-        ([4.0, 0.01, 0.01, 0.01], "r=1 is enough"),
-        ([1.0, 1.0, 0.9, 0.9], "all of r in use"),
-        ([4.0, 2.0, 0.3, 0.01], "r=2 is enough"),
-        ([4.0, 1.0, 0.7, 0.01], "fits"),
-        ([0.0, 0.0, 0.0, 0.0], "no update"),
-    ],
-)
-def test_the_verdict_on_the_rank(values, verdict):
-    found = spectra(made(values))
-    assert found[0].verdict == verdict
-    assert verdict in spectrum_table(found)
-    assert summarise(found)[0].startswith("1 layer, 60 parameters")
 
 
 def test_a_smaller_rank_is_the_best_one_and_its_error_is_stated():
@@ -140,39 +109,3 @@ def test_a_grouped_convolution_keeps_a_multiple_of_its_groups(tmp_path):
     resized, _ = resize_adapter(adapter, keep=0.5)
     assert resized.updates["grouped"].rank == 4
     put_adapter(network("grouped-convolution"), resized)
-
-
-def test_two_factorings_of_one_update_do_not_differ():
-    first = made([5.0, 3.0, 1.0, 0.5])
-    turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
-    A, B = first.tensors["layer.lora_A.weight"], first.tensors["layer.lora_B.weight"]
-    second = Adapter(first.config, {"layer.lora_A.weight": turn @ A, "layer.lora_B.weight": B @ turn.T})
-    (layer,) = compare_adapters(first, second).layers
-    assert layer.relative < 1e-14
-    assert layer.cosine == pytest.approx(1.0)
-    assert compare_adapters(first, first).same
-
-
-def test_differences_are_those_of_the_whole_matrices():
-    first, second = made([5.0, 3.0, 1.0, 0.5]), made([2.0, 1.0])
-    found = compare_adapters(first, second)
-    (layer,) = found.layers
-    one, other = (adapter.updates["layer"].matrix() for adapter in (first, second))
-    assert layer.distance == pytest.approx(float((one - other).norm()))
-    assert layer.cosine == pytest.approx(float((one * other).sum() / one.norm() / other.norm()))
-    assert layer.ranks == (4, 2)
-    assert not found.same
-    assert found.options["r"] == (4, 2)
-
-
-def test_adapters_of_different_networks_are_refused():
-    with pytest.raises(InputError, match="updated by 6 x 9 in the first adapter and by 7 x 9 in the second"):
-        compare_adapters(made([1.0]), made([1.0], out=7))
-
-
-def test_an_update_knows_its_size():
-    update = LayerUpdate("x", torch.ones(2, 3, 5, 5), torch.ones(4, 2, 1, 1), 0.5)
-    assert update.shape == (4, 75)
-    assert update.weight().shape == (4, 3, 5, 5)
-    assert update.n_parameters == 158
-    assert torch.equal(update.weight(), torch.ones(4, 3, 5, 5, dtype=torch.float64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def verify_adapter(model: nn.Module, folder: str | Path, batch: Batch) -> list[C
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = [
-            _compare("logits", {"output": _output(theirs, batch)}, {"output": _output(ours, batch)}),
+            _compare("logits", {"output": _output(theirs, batch).detach()}, {"output": _output(ours, batch).detach()}),
             _compare("gradients", _gradients(theirs, batch, "base_model.model."), _gradients(ours, batch, "")),
         ]
         try:
@@ -87,13 +88,15 @@ def verification_table(found: list[Comparison]) -> str:
 
 
 def _output(model: nn.Module, batch: Batch) -> Tensor:
-    with torch.no_grad():
-        return first_float(forward(model, batch))
+    output = first_float(forward(model, batch))
+    if output is None:
+        raise InputError(f"{type(model).__name__} returns no floating-point tensor, so there is nothing to compare")
+    return output
 
 
 def _gradients(model: nn.Module, batch: Batch, prefix: str) -> dict[str, Tensor]:
     """The gradient of the mean square of the output, by the parameter's name in the network."""
-    output = first_float(forward(model, batch))
+    output = _output(model, batch)
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     found = torch.autograd.grad(output.square().mean(), list(named.values()), allow_unused=True)
     return {
@@ -109,7 +112,8 @@ def _compare(what: str, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]
     worst, difference, largest = "", -1.0, 0.0
     for name, tensor in theirs.items():
         apart = float((tensor.double() - ours[name].double()).abs().max())
-        largest = max(largest, float(tensor.double().abs().max()))
+        apart = math.inf if math.isnan(apart) else apart  # one of the two is not finite
+        largest = max(largest, float(tensor.double().nan_to_num(posinf=0.0, neginf=0.0).abs().max()))
         if apart > difference:
             worst, difference = name, apart
     return Comparison(what, len(theirs), difference, largest, worst if difference > 0 else "")
