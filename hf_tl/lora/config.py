@@ -1,22 +1,27 @@
-"""LoraConfig: what to adapt and how, in PEFT's field names, checked when it is made."""
+"""LoraConfig: what to adapt and how, in PEFT's field names.
+
+Every field is declared once, with its check; adapter_config.json is read with the same checks (`check_field`).
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from hf_tl.errors import InputError
-from hf_tl.names import closest
+from hf_tl.layers import closest
 
 
 INITS = {
     "kaiming": "A uniform in +-1/sqrt(fan_in), B zero: PEFT's default",
     "random": "A and B both as torch draws a new layer; changes the output from the start (PEFT's False)",
-    "gaussian": "A normal with deviation 1/r, B zero",
-    "gaussian_b": "A zero, B normal with deviation 1/r: the other order, needs a smaller learning rate",
+    "gaussian": "A normal with standard deviation 1/r, B zero",
+    "gaussian_b": "A zero, B normal with standard deviation 1/r: the other order, needs a smaller learning rate",
     "orthogonal": "A and B random in complementary halves of the rank, /10: neither is zero, B A is",
     "pissa": "the r largest singular directions of W move into B A; W keeps the rest, the output stays",
     "olora": "the first r columns of W's QR move into B A; W keeps the rest, the output stays",
@@ -25,7 +30,108 @@ INITS = {
 BIASES = ("none", "all", "lora_only")
 ALL_LINEAR = "all-linear"
 
+NOT_IMPLEMENTED = {
+    "use_qalora": "quantisation-aware LoRA",
+    "trainable_token_indices": "trained rows of an embedding",
+    "layer_replication": "layers that are stacked several times",
+    "target_parameters": "LoRA on parameters outside of layers (mixtures of experts)",
+    "megatron_config": "layers of Megatron",
+    "alora_invocation_tokens": "activated LoRA",
+    "velora_config": "VeLoRA",
+    "monteclora_config": "MonteCLoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "arrow_config": "routing among adapters (Arrow)",
+    "kasa_config": "KaSA",
+    "ensure_weight_tying": "tied copies of adapted layers",
+}
+"""PEFT's fields that change what an adapter computes, in words."""
 
+WITHOUT_EFFECT = frozenset(
+    ("runtime_config", "eva_config", "corda_config", "lora_ga_config", "loftq_config", "megatron_core")
+) | {"qalora_group_size"}
+"""PEFT's fields that change nothing of an adapter that is trained."""
+
+
+class _Check(NamedTuple):
+    expected: str  # "a whole number from 1", for the message
+    accepts: Callable[[Any], bool]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= 4096
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30  # nor NaN
+
+
+def _is_rank(value: Any) -> bool:
+    return _is_integer(value) and 1 <= value <= 2**20
+
+
+def _is_list(value: Any, kind: Callable[[Any], bool]) -> bool:
+    return isinstance(value, (Sequence, Set)) and not isinstance(value, str) and all(kind(item) for item in value)
+
+
+def _is_patterns(value: Any, kind: Callable[[Any], bool]) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) <= 4096
+        and all(isinstance(name, str) and len(name) <= 512 and kind(item) for name, item in value.items())
+    )
+
+
+def _optional(expected: str, accepts: Callable[[Any], bool]) -> _Check:
+    return _Check(f"{expected} or None", lambda value: value is None or accepts(value))
+
+
+_TEXT = _optional("a string", _is_text)
+_NAMES = _optional("a string, a list of module names", lambda value: _is_text(value) or _is_list(value, _is_text))
+_NAME_LIST = _optional("a list of module names", lambda value: _is_list(value, _is_text))
+_INDICES = _optional(
+    "a whole number, a list of them", lambda value: _is_integer(value) or _is_list(value, _is_integer)
+)
+_FLAG = _Check("true or false", lambda value: isinstance(value, bool))
+_RANK = _Check("a whole number of at least 1 (delete_adapter drops an adapter)", _is_rank)
+_PROBABILITY = _Check("a probability below 1", lambda value: _is_number(value) and 0 <= value < 1)
+_BIAS = _Check(f"one of {', '.join(BIASES)}", lambda value: value in BIASES)
+_INIT = _Check("true, false or a string", lambda value: isinstance(value, bool) or _is_text(value))
+_SELECTION = _optional("a selection such as '50%..' or '0, 3'", _is_text)
+_PARTS = _optional(
+    "letters of 'qkv' such as 'qv'", lambda value: _is_text(value) and bool(set(value)) and set(value) <= set("qkv")
+)
+_RANKS = _optional("at most 4096 patterns with whole numbers from 1", lambda value: _is_patterns(value, _is_rank))
+_ALPHAS = _optional("at most 4096 patterns with finite numbers", lambda value: _is_patterns(value, _is_number))
+
+_T = TypeVar("_T")
+
+
+def _field(default: _T, check: _Check, *, in_peft: bool = True) -> _T:
+    made = {"default": default} if not isinstance(default, dict) else {"default_factory": dict}
+    return field(**made, metadata={"check": check, "in_peft": in_peft})
+
+
+def _name_unknown(cls: type[_T]) -> type[_T]:
+    """Lets unknown arguments end in a sentence: those of PEFT in what they stand for, others in the closest name."""
+    plain = cls.__init__
+
+    @functools.wraps(plain)
+    def checked(self: _T, *args: Any, **values: Any) -> None:
+        for name in values.keys() - _CHECKS.keys():
+            if name in NOT_IMPLEMENTED:
+                raise InputError(f"{name} asks for {NOT_IMPLEMENTED[name]}, which hf_tl does not implement; use peft")
+            raise InputError(f"LoraConfig has no field {name!r}; {closest(name, list(_CHECKS))}")
+        plain(self, *args, **values)
+
+    cls.__init__ = checked  # type: ignore[assignment]  # the one that dataclass wrote takes no unknown names
+    return cls
+
+
+@_name_unknown
 @dataclass(frozen=True)
 class LoraConfig:
     """W stays frozen (d x k); the update is `scaling * B A` with A (r x k) and B (d x r).
@@ -44,7 +150,7 @@ class LoraConfig:
         lora_dropout: probability with which an element of the adapter's input is dropped in training.
         bias: which biases of the network train: "none", "all", or those of adapted layers ("lora_only").
         lora_bias: whether B has a bias.
-        use_dora: learn the length of each row of W apart from its direction (DoRA, Liu et al., ICML 2024).
+        use_dora: learn the L2 norm of each row of W apart from its direction (DoRA, Liu et al., ICML 2024).
         modules_to_save: modules that train in full and are saved with the adapter; None for the head of the
             task, found by itself; () for none.
         init_lora_weights: a key of INITS; True is "kaiming", False is "random", and "pissa_niter_4" is "pissa" by
@@ -65,85 +171,92 @@ class LoraConfig:
         inference_mode: kept for PEFT.
     """
 
-    r: int = 8
-    target_modules: Sequence[str] | str | None = None
-    exclude_modules: Sequence[str] | str | None = None
-    lora_alpha: float = 8
-    lora_dropout: float = 0.0
-    fan_in_fan_out: bool = False
-    bias: Literal["none", "all", "lora_only"] = "none"
-    use_rslora: bool = False
-    modules_to_save: Sequence[str] | None = None
-    init_lora_weights: str | bool = "kaiming"
-    layers: str | None = None
-    layers_to_transform: Sequence[int] | int | None = None
-    layers_pattern: Sequence[str] | str | None = None
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    use_dora: bool = False
-    lora_bias: bool = False
-    fused_parts: str | None = None
-    freeze_a: bool = False
-    task_type: str | None = None
-    base_model_name_or_path: str | None = None
-    revision: str | None = None
-    inference_mode: bool = False
+    r: int = _field(8, _RANK)
+    target_modules: Sequence[str] | str | None = _field(None, _NAMES)
+    exclude_modules: Sequence[str] | str | None = _field(None, _NAMES)
+    lora_alpha: float = _field(8, _Check("a finite number", _is_number))
+    lora_dropout: float = _field(0.0, _PROBABILITY)
+    fan_in_fan_out: bool = _field(False, _FLAG)
+    bias: Literal["none", "all", "lora_only"] = _field("none", _BIAS)
+    use_rslora: bool = _field(False, _FLAG)
+    modules_to_save: Sequence[str] | None = _field(None, _NAME_LIST)
+    init_lora_weights: str | bool = _field("kaiming", _INIT)
+    layers: str | None = _field(None, _SELECTION, in_peft=False)
+    layers_to_transform: Sequence[int] | int | None = _field(None, _INDICES)
+    layers_pattern: Sequence[str] | str | None = _field(None, _NAMES)
+    rank_pattern: Mapping[str, int] = _field({}, _RANKS)
+    alpha_pattern: Mapping[str, float] = _field({}, _ALPHAS)
+    use_dora: bool = _field(False, _FLAG)
+    lora_bias: bool = _field(False, _FLAG)
+    fused_parts: str | None = _field(None, _PARTS, in_peft=False)
+    freeze_a: bool = _field(False, _FLAG, in_peft=False)
+    task_type: str | None = _field(None, _TEXT)
+    base_model_name_or_path: str | None = _field(None, _TEXT)
+    revision: str | None = _field(None, _TEXT)
+    inference_mode: bool = _field(False, _FLAG)
 
-    def __post_init__(self):
-        settle = {True: "kaiming", False: "random"}.get(self.init_lora_weights, self.init_lora_weights)
-        object.__setattr__(self, "init_lora_weights", settle)
-        for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
-            _check_names(name, getattr(self, name))
-        for rank in (self.r, *self.rank_pattern.values()):
-            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-                raise InputError(
-                    f"r must be a whole number of at least 1, got {rank!r}; delete_adapter drops an adapter"
-                )
-        for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
-            if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-                raise InputError(f"lora_alpha must be a finite number, got {alpha!r}")
-        if not 0.0 <= self.lora_dropout < 1.0:
-            raise InputError(f"lora_dropout must be a probability below 1, got {self.lora_dropout}")
-        if self.bias not in BIASES:
-            raise InputError(f"bias must be one of {', '.join(BIASES)}, got {self.bias!r}")
-        if not re.fullmatch(r"pissa_niter_\d+", settle) and settle not in INITS:
-            raise InputError(f"unknown init_lora_weights {settle!r}; {closest(str(settle), tuple(INITS))}")
-        if self.fused_parts is not None and (not self.fused_parts or set(self.fused_parts) - set("qkv")):
-            raise InputError(f"fused_parts must be letters of 'qkv' such as 'qv', got {self.fused_parts!r}")
-        if self.layers is not None and not isinstance(self.layers, str):
-            raise InputError(f"layers must be a selection such as '50%..' or '0, 3', got {self.layers!r}")
-        if self.layers is not None and self.layers_to_transform is not None:
+    def __post_init__(self) -> None:
+        for name in _CHECKS:
+            check_field(name, getattr(self, name))
+        for name in ("rank_pattern", "alpha_pattern"):
+            object.__setattr__(self, name, dict(getattr(self, name) or {}))
+        if self.init not in INITS and not re.fullmatch(r"pissa_niter_\d+", self.init):
+            raise InputError(f"unknown init_lora_weights {self.init!r}; {closest(self.init, tuple(INITS))}")
+        for pattern in (self.target_modules, self.exclude_modules, *self.rank_pattern, *self.alpha_pattern):
+            _check_regex(pattern)
+        self._check_blocks()
+
+    def _check_blocks(self) -> None:
+        indices = self.layers_to_transform
+        if self.layers is not None and indices is not None:
             raise InputError(
-                f"layers={self.layers!r} and layers_to_transform={self.layers_to_transform!r} both choose blocks; "
-                "leave one out"
+                f"layers={self.layers!r} and layers_to_transform={indices!r} both choose blocks; leave one out"
             )
-        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+        if indices is not None and isinstance(self.target_modules, str):
             raise InputError(
                 "layers_to_transform needs target_modules as a list of names; "
                 f"with {self.target_modules!r}, choose the blocks by layers='0, 3'"
             )
-        if self.layers_pattern is not None and self.layers_to_transform is None:
+        if self.layers_pattern is not None and indices is None:
             raise InputError(f"layers_pattern={self.layers_pattern!r} needs layers_to_transform")
-        for pattern in (*self.rank_pattern, *self.alpha_pattern):
-            _check_regex(pattern)
-        for pattern in (self.target_modules, self.exclude_modules):
-            if isinstance(pattern, str):
-                _check_regex(pattern)
+
+    @property
+    def init(self) -> str:
+        """`init_lora_weights` as a key of INITS, or "pissa_niter_N"."""
+        given = self.init_lora_weights
+        return given if isinstance(given, str) else "kaiming" if given else "random"
 
     def scaling(self, rank: int, alpha: float) -> float:
         """What B A is multiplied with: alpha / rank, or alpha / sqrt(rank) with `use_rslora`."""
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
-def _check_names(name: str, value: object) -> None:
-    if value is None or (isinstance(value, str) and name != "modules_to_save"):
-        return
-    if isinstance(value, (str, Mapping)) or not all(isinstance(item, str) for item in value):
-        raise InputError(f"{name} must be a list of module names, got {value!r}")
+_CHECKS: dict[str, _Check] = {f.name: f.metadata["check"] for f in dataclasses.fields(LoraConfig)}
+PEFT_FIELDS = tuple(f.name for f in dataclasses.fields(LoraConfig) if f.metadata["in_peft"])
+"""The fields that an adapter_config.json may hold."""
 
 
-def _check_regex(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"{pattern!r} is not a regular expression: {error}") from error
+def check_field(name: str, value: object, *, where: str = "") -> None:
+    """Checks one field's value.
+
+    Args:
+        name: of the field.
+        value: from a call, or from JSON.
+        where: begins the message, such as the name of a file.
+
+    Raises:
+        InputError: a value of another kind, or out of range.
+    """
+    expected, accepts = _CHECKS[name]
+    if not accepts(value):
+        shown = repr(value)
+        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+        raise InputError(f"{where}{name} should be {expected}, got {shown}")
+
+
+def _check_regex(pattern: object) -> None:
+    if isinstance(pattern, str):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"{pattern!r} is not a regular expression: {error}") from error

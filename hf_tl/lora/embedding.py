@@ -57,7 +57,7 @@ class LoraEmbedding(LoraLayer):
             raise InputError("lora_bias=True is for linear layers and convolutions; embeddings have no bias")
 
     def _init(self, config: LoraConfig) -> str:
-        init = config.init_lora_weights
+        init = config.init
         return "embedding" if init in ("kaiming", "gaussian", "gaussian_b") else init
 
     def _hold(self, adapter: str, a: Tensor, b: Tensor, bias: Tensor | None) -> None:

@@ -298,7 +298,7 @@ class LoraLayer(nn.Module):
         """Raises InputError for what this kind of layer cannot do."""
 
     def _init(self, config: LoraConfig) -> str:
-        return config.init_lora_weights
+        return config.init
 
     def _hold(self, adapter: str, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
         self.lora_A._modules[adapter] = Factor(a)

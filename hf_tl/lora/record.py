@@ -189,7 +189,7 @@ def exported_adapter(model: nn.Module, *, adapter_name: str = "default") -> tupl
     """
     record = known(record_of(model), adapter_name)
     config = record.configs[adapter_name]
-    subtracts = config.init_lora_weights.startswith(("pissa", "olora"))
+    subtracts = config.init.startswith(("pissa", "olora"))
     ranks, alphas = dict(config.rank_pattern), dict(config.alpha_pattern)
     r, alpha = config.r, config.lora_alpha
     parts = 1 if config.fused_parts is None else len(config.fused_parts)
@@ -202,7 +202,7 @@ def exported_adapter(model: nn.Module, *, adapter_name: str = "default") -> tupl
         for pattern in set(ranks) ^ set(alphas):  # a pattern for one of the two must now say both
             ranks.setdefault(pattern, r)
             alphas.setdefault(pattern, alpha)
-    plain = "kaiming" if subtracts or config.init_lora_weights in ("gaussian_b", "eva") else config.init_lora_weights
+    plain = "kaiming" if subtracts or config.init in ("gaussian_b", "eva") else config.init
     config = replace(
         config,
         r=r,
