@@ -10,8 +10,8 @@ import torch
 
 from hf_tl.data import Samples, Task
 from hf_tl.errors import InputError, in_one_line
-from hf_tl.layers import closest
 from hf_tl.models import Network, find_preparation
+from hf_tl.names import closest
 from hf_tl.trace import Batch
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_tl.errors import InputError, in_one_line
-from hf_tl.layers import closest
+from hf_tl.names import closest
 
 
 if TYPE_CHECKING:

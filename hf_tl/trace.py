@@ -12,7 +12,6 @@ version moved is no longer the value that was recorded.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hf_tl.architectures import is_convolution, is_fully_connected, without_adapter
 from hf_tl.dataflow import Dataflow
 
 
@@ -165,28 +165,6 @@ def first_float(value: object) -> Tensor | None:
         return value if value.is_floating_point() else None
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
     return next((found for item in items if (found := first_float(item)) is not None), None)
-
-
-def is_convolution(module: nn.Module) -> bool:
-    """True for convolutions over 1, 2 or 3 axes, transposed or not: channels are axis 1 of their output."""
-    return isinstance(
-        without_adapter(module),
-        (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    )
-
-
-def is_fully_connected(module: nn.Module) -> bool:
-    """True for linear layers, GPT-2's `Conv1D` among them: channels are the last axis of their output."""
-    module = without_adapter(module)
-    if isinstance(module, (nn.Linear, nn.Bilinear)):
-        return True
-    home = sys.modules.get("transformers.pytorch_utils")  # imported by any network that holds a Conv1D
-    return home is not None and isinstance(module, home.Conv1D)
-
-
-def without_adapter(module: nn.Module) -> nn.Module:
-    """The layer that an adapter wraps, as PEFT does and `hf_tl.lora`; any other module itself."""
-    return dict(module.named_children()).get("base_layer", module)
 
 
 @dataclass

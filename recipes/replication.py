@@ -12,7 +12,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hf_tl.probes.intervals import half_width
+from hf_tl.intervals import half_width
 
 
 ROOT = Path(__file__).parent.parent

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from hf_tl.layers import is_inside
-from hf_tl.trace import LayerCall, Trace, is_fully_connected
+from hf_tl.architectures import is_fully_connected
+from hf_tl.names import is_inside
+from hf_tl.trace import LayerCall, Trace
 
 
 ACTIVATED = 2  # the stage of a layer call whose value was followed through an activation

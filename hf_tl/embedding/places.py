@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from hf_tl.errors import InputError
-from hf_tl.layers import Layer, is_inside, layers_of, select
+from hf_tl.layers import Layer, layers_of, select
 from hf_tl.layers.selection import KINDS, point_at
+from hf_tl.names import is_inside
 from hf_tl.trace import Trace
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_tl.errors import InputError
-from hf_tl.layers import closest
+from hf_tl.names import closest
 from hf_tl.plugins import find_plugin, plugin_names
 
 

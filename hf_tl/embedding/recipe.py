@@ -11,7 +11,7 @@ import numpy as np
 from hf_tl.embedding.cut_points import find_cut_points
 from hf_tl.embedding.statistics import Statistics
 from hf_tl.errors import InputError
-from hf_tl.layers import closest
+from hf_tl.names import closest
 
 
 CONSTANT = 2.0**-20  # a std this small beside its mean is float32 rounding, not signal

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from hf_tl.architectures import is_convolution
 from hf_tl.embedding.anatomy import attention_output, find_anatomy, hidden_layers, is_adapter, is_router
 from hf_tl.embedding.places import Places, select_places, towers_of
 from hf_tl.embedding.tap import LAST, PRESETS, Kind, Selection, Tap, match_term, terms_of
 from hf_tl.errors import InputError
-from hf_tl.layers import head_names, is_inside, name_matcher
+from hf_tl.layers import head_names
 from hf_tl.layers.selection import find_place
 from hf_tl.models import Network
-from hf_tl.trace import Reading, Trace, is_convolution
+from hf_tl.names import is_inside, name_matcher
+from hf_tl.trace import Reading, Trace
 
 
 class Survey:

@@ -10,8 +10,8 @@ from torch import nn
 
 from hf_tl.embedding.pooling import Pooling
 from hf_tl.errors import InputError
-from hf_tl.layers import match_names
 from hf_tl.layers.selection import point_at, split_terms
+from hf_tl.names import match_names
 from hf_tl.trace import Reading
 
 

@@ -15,9 +15,9 @@ from hf_tl.embedding.strides import strides_of
 from hf_tl.embedding.survey import Survey
 from hf_tl.embedding.tap import LAST, PRESETS, Kind, Selection, Tap, match_term, terms_of
 from hf_tl.errors import InputError, in_one_line
-from hf_tl.layers import closest
 from hf_tl.layers.selection import find_place
 from hf_tl.models import Network
+from hf_tl.names import closest
 from hf_tl.table import format_table
 from hf_tl.trace import Batch, first_float, trace
 

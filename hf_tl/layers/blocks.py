@@ -12,15 +12,14 @@ A network may hold others (a detector on a timm backbone): each part is asked in
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from hf_tl.architectures import is_checkpointed, is_linear, is_timm, is_transformers, n_linear, n_parameters
 from hf_tl.dataflow import ModuleCall
 from hf_tl.layers.chains import blocks_of_chain
 from hf_tl.layers.groups import groups_of_timm
-from hf_tl.layers.kinds import TimmNetwork, TransformersNetwork, is_linear, n_linear, n_parameters
-from hf_tl.layers.names import is_inside
+from hf_tl.names import is_inside
 from hf_tl.trace import Trace
 
 
@@ -60,7 +59,7 @@ def find_blocks(record: Trace, heads: Sequence[str]) -> Blocks:
             detectors.append("timm")
     enough = LARGE * n_parameters(root.module)
     for part in _uncovered(root, names):
-        network = part is root or isinstance(part.module, (TransformersNetwork, TimmNetwork))
+        network = part is root or is_transformers(part.module) or is_timm(part.module)
         if not is_inside(part.name, [*heads, *trailing]) and (network or n_parameters(part.module) >= enough):
             found = blocks_of_chain(part)
             names += found
@@ -78,10 +77,7 @@ def holds_blocks(call: ModuleCall, names: frozenset[str]) -> bool:
 
 
 def _checkpointed(root: ModuleCall) -> list[str]:
-    home = sys.modules.get("transformers.modeling_layers")  # imported by any network that has such layers
-    if home is None:
-        return []
-    marked = [call for call in root.walk() if isinstance(call.module, home.GradientCheckpointingLayer)]
+    marked = [call for call in root.walk() if is_checkpointed(call.module)]
     inner = [call for call in marked if not any(other in marked for other in call.walk() if other is not call)]
     deep = [call for call in inner if n_linear(call.module) > 1]  # not the convolutions in front of an encoder
     return list(dict.fromkeys(call.name for call in deep or inner))

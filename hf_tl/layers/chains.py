@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from hf_tl.architectures import is_transformers, n_linear, n_parameters
 from hf_tl.dataflow import ModuleCall
-from hf_tl.layers.kinds import TransformersNetwork, n_linear, n_parameters
 
 
 def blocks_of_chain(part: ModuleCall) -> list[str]:
@@ -43,7 +43,7 @@ def _rungs(root: ModuleCall) -> list[ModuleCall]:
     shut |= _pairs(calls)
 
     def descend(call: ModuleCall) -> Iterator[ModuleCall]:
-        always = call is root or isinstance(call.module, TransformersNetwork)
+        always = call is root or is_transformers(call.module)
         if _opens(call, root) and (always or type(call.module) not in shut):
             for child in call.children:
                 yield from descend(child)
@@ -88,7 +88,7 @@ def _opens(call: ModuleCall, root: ModuleCall) -> bool:
     """Whether a chain of calls, none of them reaching past its neighbour, makes most of the module's output."""
     if _is_leaf(call):
         return False
-    if call is root or isinstance(call.module, TransformersNetwork):
+    if call is root or is_transformers(call.module):
         return True
     half = n_parameters(call.module) / 2
     for chain in _chains(call):

@@ -9,8 +9,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from hf_tl.architectures import is_convolution, is_fully_connected
 from hf_tl.errors import InputError
-from hf_tl.trace import Batch, is_convolution, is_fully_connected
+from hf_tl.trace import Batch
 
 
 TOKENS = 8  # length of a made-up text

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from hf_tl.architectures import is_norm, is_timm, n_linear, n_parameters
 from hf_tl.dataflow import ModuleCall
 from hf_tl.layers.chains import blocks_of_chain
-from hf_tl.layers.kinds import TimmNetwork, is_norm, n_linear, n_parameters
-from hf_tl.layers.names import is_inside
+from hf_tl.names import is_inside
 
 
 FAR_COARSER = 0.5  # the groups are used from this share of the dataflow's blocks on
@@ -32,7 +32,7 @@ class Groups:
 
 def groups_of_timm(part: ModuleCall) -> Groups | None:
     """The groups of the timm network in this part; None where there is none or the dataflow is far finer."""
-    inner = next((call for call in part.walk() if isinstance(call.module, TimmNetwork)), None)
+    inner = next((call for call in part.walk() if is_timm(call.module)), None)
     if inner is None:
         return None
     network, matcher = inner.module, inner.module.group_matcher(coarse=False)

@@ -8,11 +8,11 @@ from itertools import takewhile
 
 from torch import nn
 
+from hf_tl.architectures import base_model_name, is_linear, is_norm
 from hf_tl.dataflow import Dataflow, ModuleCall
 from hf_tl.layers.blocks import Blocks, holds_blocks
-from hf_tl.layers.kinds import TransformersNetwork, is_linear, is_norm
-from hf_tl.layers.names import is_inside
 from hf_tl.layers.towers import find_towers, tower_of
+from hf_tl.names import is_inside
 from hf_tl.trace import Trace
 
 
@@ -60,7 +60,7 @@ def build_ladder(
     are first read after the last block (the temperature of CLIP): those belong to the head.
     """
     units = _units(record.flow, blocks, heads)
-    towers = find_towers(blocks.names, _base_name(model))
+    towers = find_towers(blocks.names, base_model_name(model))
     paths = list(towers)
     rungs: dict[tuple[str | None, str, int | None], Rung] = {}
 
@@ -223,12 +223,6 @@ def _idle(owner: str, called: set[str]) -> str | None:
         return None
     parent = owner.rpartition(".")[0]
     return _idle(parent, called) or owner
-
-
-def _base_name(model: nn.Module) -> str:
-    if not isinstance(model, TransformersNetwork):
-        return ""
-    return next((name for name, part in model.named_children() if part is model.base_model), "")
 
 
 def _name(rung: Rung, blocks: set[str]) -> str:

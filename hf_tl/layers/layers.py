@@ -13,7 +13,7 @@ from hf_tl.layers.blocks import Blocks, find_blocks
 from hf_tl.layers.example import example_for, shapes_of
 from hf_tl.layers.head import head_names
 from hf_tl.layers.ladder import Rung, build_ladder, split_ladder
-from hf_tl.layers.names import closest, is_inside, match_names
+from hf_tl.names import closest, is_inside, match_names
 from hf_tl.trace import Batch, Trace, trace
 
 

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from hf_tl.errors import InputError
 from hf_tl.layers.layers import Layer
-from hf_tl.layers.names import closest, name_matcher
+from hf_tl.names import closest, name_matcher
 
 
 BROKEN = "a regular expression stands between two slashes"

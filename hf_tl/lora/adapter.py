@@ -16,7 +16,7 @@ from hf_tl.errors import InputError
 from hf_tl.hub import is_hub_id, pull_files
 from hf_tl.lora.adapter_config import CONFIG_NAME, read_config, write_config
 from hf_tl.lora.adapter_file import TENSORS_NAME, read_tensors, write_tensors
-from hf_tl.lora.pattern import match_pattern
+from hf_tl.names import match_pattern
 
 
 DEFAULT_RANK = 8

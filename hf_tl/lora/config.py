@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from hf_tl.errors import InputError
-from hf_tl.layers import closest
+from hf_tl.names import closest
 
 
 INITS = {

@@ -14,7 +14,6 @@ from typing import Literal
 from torch import nn
 
 from hf_tl.errors import InputError
-from hf_tl.layers import is_inside
 from hf_tl.lora.adapters import set_adapter
 from hf_tl.lora.attention import LoraAttention
 from hf_tl.lora.config import ALL_LINEAR, LoraConfig
@@ -34,6 +33,7 @@ from hf_tl.lora.targets import (
     with_running_statistics,
 )
 from hf_tl.lora.trainer import follow_trainer
+from hf_tl.names import is_inside
 from hf_tl.trace import Batch
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-
 from torch import nn
 
+from hf_tl.architectures import CONVOLUTIONS, is_conv1d
 from hf_tl.errors import InputError
 from hf_tl.lora.attention import LoraAttention
 from hf_tl.lora.convolution import LoraConv
 from hf_tl.lora.embedding import LoraEmbedding
 from hf_tl.lora.layers import LoraLayer
-from hf_tl.lora.linear import LoraLinear, is_conv1d
+from hf_tl.lora.linear import LoraLinear
 
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 KINDS = "nn.Linear, Conv1D of transformers, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.MultiheadAttention"
 
 
@@ -54,12 +52,6 @@ def unwrap(layer: LoraLayer) -> nn.Module:
     if isinstance(layer, LoraAttention) and isinstance(base.out_proj, LoraLayer):
         base.out_proj = base.out_proj.base_layer
     return base if base.training == layer.training else base.train(layer.training)
-
-
-def is_pretrained(model: nn.Module) -> bool:
-    """Whether a network is one of transformers', which is not imported to say no."""
-    home = sys.modules.get("transformers.modeling_utils")
-    return home is not None and isinstance(model, home.PreTrainedModel)
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
@@ -85,9 +83,3 @@ def _is_bare(layer: nn.Module) -> bool:
         and not (layer._backward_pre_hooks or layer._backward_hooks)
         and not torch_module._has_any_global_hook()
     )
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether a module is transformers' Conv1D, a linear layer whose weight is (k, d)."""
-    home = sys.modules.get("transformers.pytorch_utils")
-    return home is not None and isinstance(module, home.Conv1D)

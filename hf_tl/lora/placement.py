@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from hf_tl.architectures import CONVOLUTIONS, is_conv1d
 from hf_tl.errors import InputError
-from hf_tl.layers import closest
 from hf_tl.lora.adapter import Adapter, LayerUpdate
-from hf_tl.lora.kinds import CONVOLUTIONS, is_linear
-from hf_tl.lora.linear import is_conv1d
+from hf_tl.lora.kinds import is_linear
 from hf_tl.lora.renames import find_names
 from hf_tl.lora.targets import base_modules
+from hf_tl.names import closest
 
 
 _SHOWN = 5

@@ -7,16 +7,15 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from hf_tl.architectures import is_transformers
 from hf_tl.errors import InputError
-from hf_tl.layers import is_inside
 from hf_tl.lora.adapter import Adapter, write_adapter
 from hf_tl.lora.adapter_file import is_finite
 from hf_tl.lora.config import LoraConfig
-from hf_tl.lora.kinds import is_pretrained
-from hf_tl.lora.pattern import match_pattern
 from hf_tl.lora.record import PREFIX, AdapterRecord, exported_adapter, record_of
 from hf_tl.lora.resize import rank_fields
-from hf_tl.lora.targets import base_modules, exact_targets, name_matcher
+from hf_tl.lora.targets import base_modules, exact_targets
+from hf_tl.names import is_inside, match_pattern, peft_matcher
 
 
 _HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
@@ -113,7 +112,7 @@ def _targets(model: nn.Module, names: Sequence[str], saved: Sequence[str]) -> li
     # all modules, since PEFT takes words at their word and fails at a container that has the name of a convolution
     free = {n: m for n, m in base_modules(model).items() if n and not is_inside(n, saved)}
     shortest = sorted({name.rpartition(".")[2] for name in names})
-    matches = name_matcher(shortest)
+    matches = peft_matcher(shortest)
     if {name for name in free if matches(name)} == set(names):
         return shortest
     return exact_targets(names, free)
@@ -128,4 +127,4 @@ def _task(model: nn.Module, task: str | None, saved: Sequence[str]) -> str | Non
 
 def _name_of(model: nn.Module) -> str | None:
     """The Hub id or folder that transformers loaded the network from."""
-    return (model.name_or_path or None) if is_pretrained(model) else None
+    return (model.name_or_path or None) if is_transformers(model) else None

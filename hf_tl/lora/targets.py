@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from hf_tl.architectures import CONVOLUTIONS, find_output_embeddings, has_running_statistics
 from hf_tl.errors import InputError
-from hf_tl.layers import closest, head_names, is_inside, list_layers, select
+from hf_tl.layers import head_names, list_layers, select
 from hf_tl.lora.config import ALL_LINEAR, LoraConfig
-from hf_tl.lora.kinds import CONVOLUTIONS, is_linear
+from hf_tl.lora.kinds import is_linear
 from hf_tl.lora.layers import LoraLayer
 from hf_tl.lora.saved import SavedModule
+from hf_tl.names import closest, is_inside, match_pattern, peft_matcher
 from hf_tl.trace import Batch, Trace, trace
 
 
@@ -28,8 +28,6 @@ ATTENTION = (  # the names of the query and value projections, by family
 )
 FUSED = ("qkv", "c_attn", "query_key_value", "Wqkv", "qkv_proj", "in_proj")
 STACKED = ("qkv", "c_attn", "Wqkv", "qkv_proj", "in_proj")  # of those: queries, keys and values one below the other
-
-Matcher = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -75,12 +73,12 @@ def find_targets(
     elif isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
         chosen = [n for n in modules if _is_dense(modules[n]) and not _hidden(n, modules) and not is_inside(n, spared)]
     else:
-        matches = name_matcher(wanted)
+        matches = peft_matcher(wanted)
         saved = saved_names(modules, config.modules_to_save or ())
         chosen = [n for n in modules if n and matches(n) and not is_inside(n, saved)]
         chosen = [n for n in chosen if not _hidden(n, modules)]
     if config.exclude_modules:
-        excluded = name_matcher(config.exclude_modules)
+        excluded = peft_matcher(config.exclude_modules)
         chosen = [n for n in chosen if not excluded(n)]
     if config.layers_to_transform is not None:
         chosen = [n for n in chosen if _in_blocks(n, config)]
@@ -98,8 +96,14 @@ def find_targets(
             f"target_modules={config.target_modules!r} chooses none of the {len(names)} modules; "
             f"{closest(first, names)}"
         )
-    rank_of, alpha_of = pattern_lookup(config.rank_pattern), pattern_lookup(config.alpha_pattern)
-    targets = [Target(n, rank_of(n, config.r), alpha_of(n, config.lora_alpha)) for n in chosen]
+    targets = [
+        Target(
+            name,
+            match_pattern(config.rank_pattern, name, default=config.r),
+            match_pattern(config.alpha_pattern, name, default=config.lora_alpha),
+        )
+        for name in chosen
+    ]
     return targets if config.fused_parts is None else [_part(t, modules[t.name], config) for t in targets]
 
 
@@ -149,7 +153,7 @@ def find_head(model: nn.Module, modules: Mapping[str, nn.Module], *, example: Ba
         modules: the network's modules by name.
         example: a batch for a network of another make, which is traced.
     """
-    if isinstance(model, _WritesWords) and model.get_output_embeddings() is not None:
+    if find_output_embeddings(model) is not None:
         return []
     record = Trace(modules=list(modules)) if example is None else trace(model, example)
     found = [name for name in head_names(model, record) if any(True for _ in modules[name].parameters())]
@@ -158,9 +162,7 @@ def find_head(model: nn.Module, modules: Mapping[str, nn.Module], *, example: Ba
 
 def output_embeddings(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
     """The name of the layer that turns states into words, if there is one."""
-    if not isinstance(model, _WritesWords):
-        return []
-    words = model.get_output_embeddings()
+    words = find_output_embeddings(model)
     return [name for name, module in modules.items() if words is not None and module is words]
 
 
@@ -168,7 +170,7 @@ def saved_names(modules: Mapping[str, nn.Module], wanted: Sequence[str]) -> list
     """The modules that the names of modules_to_save mean: whole names or their last parts."""
     if not wanted:
         return []
-    matches = name_matcher(tuple(wanted))
+    matches = peft_matcher(tuple(wanted))
     found = [name for name in modules if name and matches(name)]
     for name in wanted:
         if not any(n == name or n.endswith(f".{name}") for n in found):
@@ -178,7 +180,7 @@ def saved_names(modules: Mapping[str, nn.Module], wanted: Sequence[str]) -> list
 
 def with_running_statistics(modules: Mapping[str, nn.Module]) -> list[str]:
     """Names of the normalisations whose statistics move during training."""
-    return [n for n, m in modules.items() if isinstance(m, _NormBase) and m.running_mean is not None]
+    return [n for n, m in modules.items() if has_running_statistics(m)]
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -193,28 +195,10 @@ def exact_targets(names: Sequence[str], modules: Mapping[str, nn.Module]) -> lis
 
     In a list, "0" also means every module whose name ends in ".0".
     """
-    matches = name_matcher(tuple(names))
+    matches = peft_matcher(tuple(names))
     if [n for n in modules if n and matches(n)] == list(names):
         return sorted(names)
     return "|".join(re.escape(name) for name in sorted(names))
-
-
-def name_matcher(wanted: Sequence[str] | str) -> Matcher:
-    """A test of module names: a pattern must match in full; a listed name must be the whole or the last parts."""
-    if isinstance(wanted, str):
-        return re.compile(wanted).fullmatch
-    exact, endings = frozenset(wanted), tuple(f".{name}" for name in wanted)
-    return lambda name: name in exact or name.endswith(endings)
-
-
-def pattern_lookup(patterns: Mapping[str, float]) -> Callable[[str, float], float]:
-    """A function (name, default) -> the value of the first pattern that matches the name's last parts."""
-    compiled = [(re.compile(rf"(.*\.)?({pattern})$"), value) for pattern, value in patterns.items()]
-
-    def look_up(name: str, default: float) -> float:
-        return next((value for pattern, value in compiled if pattern.match(name)), default)
-
-    return look_up
 
 
 def _find_below(module: nn.Module, name: str, found: dict[str, nn.Module]) -> None:
@@ -263,8 +247,3 @@ def _in_blocks(name: str, config: LoraConfig) -> bool:
         lists = [pattern] if isinstance(pattern, str) else pattern
         match = next((m for p in lists if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", name))), None)
     return match is not None and int(match.group(1)) in wanted
-
-
-@runtime_checkable
-class _WritesWords(Protocol):
-    def get_output_embeddings(self) -> nn.Module | None: ...

@@ -23,12 +23,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hf_tl.architectures import is_transformers
 from hf_tl.card import CardInfo
 from hf_tl.errors import InputError
 from hf_tl.hub import CARD
 from hf_tl.lora.adapter_card import count_base, update_card
 from hf_tl.lora.adapter_file import is_finite
-from hf_tl.lora.kinds import is_pretrained
 from hf_tl.lora.push import push_adapter
 from hf_tl.lora.record import PREFIX, RECORD, adapter_state_dict, record_of
 from hf_tl.lora.saving import save_adapter
@@ -54,7 +54,7 @@ def follow_trainer(model: nn.Module) -> None:
     model.__dict__[_FOLLOWS] = True
     model.register_load_state_dict_pre_hook(_take_adapter)
     model.register_load_state_dict_post_hook(_miss_nothing)
-    if is_pretrained(model):
+    if is_transformers(model):
         # bound to the instance: a copy of the network gets methods of its own
         model.__dict__["save_pretrained"] = types.MethodType(_save_pretrained, model)
         model.__dict__["push_to_hub"] = types.MethodType(_push_to_hub, model)

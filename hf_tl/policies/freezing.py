@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from hf_tl.layers import Layer, is_inside
+from hf_tl.layers import Layer
+from hf_tl.names import is_inside
 from hf_tl.policies.plan import Plan, has_statistics
 from hf_tl.trace import Batch, trace
 

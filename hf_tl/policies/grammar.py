@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 from hf_tl.errors import InputError, in_one_line
-from hf_tl.layers import Layer, Layers, closest, select
+from hf_tl.layers import Layer, Layers, select
+from hf_tl.names import closest
 from hf_tl.plugins import find_plugin, plugin_names
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from hf_tl.errors import InputError
-from hf_tl.layers import Layer, Layers, is_inside
+from hf_tl.layers import Layer, Layers
+from hf_tl.names import is_inside
 from hf_tl.policies.grammar import Clause
 
 

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 
 from hf_tl.errors import InputError
-from hf_tl.layers import closest
+from hf_tl.names import closest
 from hf_tl.plugins import find_plugin, plugin_names
 from hf_tl.probes.features import LazyRows
 

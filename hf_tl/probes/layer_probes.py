@@ -10,9 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 from hf_tl.errors import InputError
+from hf_tl.intervals import paired_gain, wilson
 from hf_tl.probes.active_set import solve
 from hf_tl.probes.features import LayeredFeatures, gram, needed_labels
-from hf_tl.probes.intervals import paired_gain, wilson
 from hf_tl.probes.selection import FOLDS, stratified_folds, usable_folds
 from hf_tl.probes.svm import strata_of
 from hf_tl.probes.targets import Targets, decide

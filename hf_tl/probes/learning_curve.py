@@ -11,9 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from hf_tl.errors import InputError
+from hf_tl.intervals import half_width
 from hf_tl.probes.features import LayeredFeatures, needed_labels
 from hf_tl.probes.heads import HeadMaker, make_head
-from hf_tl.probes.intervals import half_width
 from hf_tl.probes.power_law import FEWEST, PowerLaw, fit_power_law
 from hf_tl.table import format_table
 

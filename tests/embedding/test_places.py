@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel, T5Config, T5Model
 from hf_tl import Embedding, FullNetworkEmbedding, InputError, LayerSelector, Network, list_layers
 from hf_tl.embedding.places import select_places
 from hf_tl.embedding.taps import find_taps, select_names
-from hf_tl.layers import is_inside, select
+from hf_tl.layers import select
+from hf_tl.names import is_inside
 
 
 def vit():

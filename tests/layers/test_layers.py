@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from hf_tl import InputError, list_layers
-from hf_tl.layers import head_names, match_names
+from hf_tl.layers import head_names
+from hf_tl.names import match_names
 from hf_tl.trace import trace
 
 

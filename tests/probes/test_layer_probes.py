@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from hf_tl import InputError, LinearSVM
-from hf_tl.probes.intervals import paired_gain, wilson
 from hf_tl.probes.layer_probes import layer_probes
 from hf_tl.probes.selection import stratified_folds
 
@@ -106,21 +105,3 @@ def test_wrong_input_is_refused():
         layer_probes(train, relative_C=0)
     with pytest.raises(InputError, match="give test rows"):
         layer_probes(Features(train.values[:3], train.layers, train.labels[:3]))
-
-
-def test_wilsons_interval_is_the_published_one():
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I
-    assert wilson(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
-
-
-def test_a_paired_interval_covers_and_is_narrower_than_two():
-    generator = np.random.default_rng(0)
-    covered = 0
-    for _ in range(400):
-        hard = generator.random(200)
-        first, second = hard < 0.8 + 0.05 * generator.normal(size=200), hard < 0.7
-        _, low, high = paired_gain(first, second)
-        covered += low <= 0.1 <= high
-    assert 0.92 <= covered / 400 <= 0.99
-    assert high - low < sum(np.diff(wilson(np.sum(r), 200))[0] for r in (first, second))
-    assert paired_gain(second, second)[0] == 0

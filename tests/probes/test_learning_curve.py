@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from hf_tl import InputError, LearningCurve, learning_curve
-from hf_tl.probes.intervals import half_width
 from hf_tl.probes.learning_curve import per_class_accuracy
 from hf_tl.probes.power_law import fit_power_law
 
@@ -18,12 +16,6 @@ def curve():
         {"a": np.array([[0.5], [0.6], [0.7]]) + noise, "b": np.array([[0.5], [0.5], [0.9]]) + noise[::-1]},
         chance=0.2,
     )
-
-
-def test_interval_is_students():
-    draws = np.array([0.5, 0.6, 0.4, 0.55])
-    low, high = stats.t.interval(0.95, 3, loc=draws.mean(), scale=stats.sem(draws))
-    assert half_width(draws) == pytest.approx((high - low) / 2)
 
 
 def test_the_sentence_follows_the_numbers():

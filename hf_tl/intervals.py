@@ -8,16 +8,17 @@ import numpy as np
 Z = 1.959964  # 97.5 % quantile of the normal distribution
 
 
-def wilson(n_right: float, n_rows: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson, JASA 22, 1927), which stays within [0, 1] and is fair for few rows.
+def wilson(n_right: int, n_samples: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson, JASA 22, 1927), which stays within [0, 1] and holds for few samples.
 
     Args:
-        n_right: rows that are right.
-        n_rows: rows that were judged, 1 or more.
+        n_right: samples that are right.
+        n_samples: samples that were evaluated, 1 or more.
     """
-    share, z = n_right / n_rows, Z**2 / n_rows
-    middle, half = share + z / 2, Z * np.sqrt(share * (1 - share) / n_rows + z / (4 * n_rows))
-    return max(0.0, float((middle - half) / (1 + z))), min(1.0, float((middle + half) / (1 + z)))
+    from scipy.stats import binomtest
+
+    low, high = binomtest(n_right, n_samples).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
 
 
 def half_width(draws: np.ndarray) -> float:
@@ -28,17 +29,17 @@ def half_width(draws: np.ndarray) -> float:
 
 
 def paired_gain(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
-    """How much more often `first` is right than `second` on the same rows, with its 95 % interval.
+    """How much more often `first` is right than `second` on the same samples, with its 95 % interval.
 
-    Rows where both are right or both wrong say nothing, so the interval is narrower than that of two accuracies.
+    Samples where both are right or both wrong say nothing, so the interval is narrower than that of two accuracies.
 
     Args:
-        first: (rows,) bool, which rows it got right.
-        second: (rows,) bool.
+        first: (n_samples,) bool, which samples it got right.
+        second: (n_samples,) bool.
 
     Returns:
         The difference of the two accuracies, and the interval (normal approximation; Agresti and Min, Statistics in
-        Medicine 24, 2005: half a row is added to each of the four cells).
+        Medicine 24, 2005: half a sample is added to each of the four cells).
     """
     n = len(first) + 2
     gained, lost = np.count_nonzero(first & ~second) + 0.5, np.count_nonzero(second & ~first) + 0.5

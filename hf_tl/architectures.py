@@ -1,0 +1,265 @@
+"""What kind of network or module something is: the only place that asks.
+
+transformers and timm are not imported to say no.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, runtime_checkable
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
+
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@runtime_checkable
+class TimmNetwork(Protocol):
+    """What timm's networks have in common, which have no base class."""
+
+    num_classes: int
+
+    def get_classifier(self) -> nn.Module | Sequence[nn.Module]:
+        """The classifier; two of them in a distilled network."""
+
+    def group_matcher(self, coarse: bool = False) -> Any:
+        """How its parameters group into layers: regular expressions, or a function of the name."""
+
+
+def is_transformers(model: object) -> TypeGuard[PreTrainedModel]:
+    """True for a network of transformers."""
+    return _is_a(model, "transformers.modeling_utils.PreTrainedModel")
+
+
+def is_timm(model: object) -> TypeGuard[TimmNetwork]:
+    """True for a network of timm, known by its methods."""
+    return isinstance(model, TimmNetwork)
+
+
+def timm_config(model: nn.Module) -> Mapping[str, Any]:
+    """What timm knows of a network that it built ("architecture", "input_size", ...); empty for any other."""
+    return vars(model).get("pretrained_cfg") or {}
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """A transformers network without its head; any other network, and one without a head, itself."""
+    return model.base_model if is_transformers(model) else model
+
+
+def base_model_name(model: nn.Module) -> str:
+    """The name under which the base model stands in a network; "" where it is the network itself."""
+    base = base_model(model)
+    return next((name for name, part in model.named_children() if part is base), "")
+
+
+def classifiers(model: nn.Module) -> list[nn.Module]:
+    """The modules that timm calls a network's classifier; [] for a network of another make."""
+    if not is_timm(model):
+        return []
+    found = model.get_classifier()
+    return [found] if isinstance(found, nn.Module) else list(found)
+
+
+def find_output_embeddings(model: nn.Module) -> nn.Module | None:
+    """The layer that turns the states of a language model into logits of tokens; None where there is none."""
+    return model.get_output_embeddings() if is_transformers(model) else None
+
+
+def without_adapter(module: nn.Module) -> nn.Module:
+    """The layer that an adapter wraps, as PEFT does and `hf_tl.lora`; any other module itself."""
+    return dict(module.named_children()).get("base_layer", module)
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """True for convolutions over 1, 2 or 3 axes, transposed or not: channels are axis 1 of their output."""
+    return isinstance(without_adapter(module), (*CONVOLUTIONS, *TRANSPOSED))
+
+
+def is_conv1d(module: nn.Module) -> TypeGuard[Conv1D]:
+    """True for GPT-2's `Conv1D`, a fully connected layer whose weight is (in_features, out_features)."""
+    return _is_a(module, "transformers.pytorch_utils.Conv1D")
+
+
+def is_fully_connected(module: nn.Module) -> bool:
+    """True for linear layers, GPT-2's `Conv1D` among them: channels are the last axis of their output."""
+    module = without_adapter(module)
+    return isinstance(module, (nn.Linear, nn.Bilinear)) or is_conv1d(module)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """True for a convolution or a fully connected layer."""
+    return is_convolution(module) or is_fully_connected(module)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """True for a normalisation by itself, known by its class name, as there is no common base class."""
+    return "norm" in type(module).__name__.lower() and not any(n_parameters(child) for child in module.children())
+
+
+def has_running_statistics(module: nn.Module) -> bool:
+    """True for a normalisation by statistics that move during training."""
+    return isinstance(module, _NormBase) and module.running_mean is not None
+
+
+def is_checkpointed(module: nn.Module) -> bool:
+    """True for what transformers marks as a unit of gradient checkpointing."""
+    return _is_a(module, "transformers.modeling_layers.GradientCheckpointingLayer")
+
+
+def n_linear(module: nn.Module) -> int:
+    """Number of convolutions and fully connected layers in it, itself included."""
+    return sum(is_linear(inner) for inner in module.modules())
+
+
+def n_parameters(module: nn.Module) -> int:
+    """Number of scalars in its parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@dataclass(frozen=True)
+class AutoClass:
+    """One of transformers' loaders of networks.
+
+    Attributes:
+        name: the class.
+        mapping: the table in transformers of the classes that it loads; "" for all.
+        modality: what its networks read.
+        pipeline: the task, as the Hub calls it.
+        task_type: the task, as PEFT calls it; "" where it has no name for it.
+        endings: of names of the classes that it loads, beside the ending of its own.
+    """
+
+    name: str
+    mapping: str = ""
+    modality: Literal["text", "image", "audio", ""] = ""
+    pipeline: str | None = None
+    task_type: str = ""
+    endings: tuple[str, ...] = ()
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether its networks have an output for each of `num_labels` classes."""
+        return self.name.endswith("Classification")
+
+    def load(self) -> Any:
+        """The class."""
+        import transformers
+
+        return getattr(transformers, self.name)
+
+    def classes(self, config: PretrainedConfig) -> tuple[type, ...]:
+        """What it would build from a configuration; empty where it cannot."""
+        import transformers
+
+        found = getattr(transformers, self.mapping).get(type(config), ()) if self.mapping else ()
+        return found if isinstance(found, tuple) else (found,)
+
+
+AUTO_CLASSES = (
+    AutoClass(
+        "AutoModelForSequenceClassification",
+        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+        "text",
+        "text-classification",
+        "SEQ_CLS",
+    ),
+    AutoClass(
+        "AutoModelForImageClassification",
+        "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
+        "image",
+        "image-classification",
+    ),
+    AutoClass(
+        "AutoModelForAudioClassification",
+        "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING",
+        "audio",
+        "audio-classification",
+    ),
+    AutoClass(
+        "AutoModelForTokenClassification",
+        "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING",
+        "text",
+        "token-classification",
+        "TOKEN_CLS",
+    ),
+    AutoClass(
+        "AutoModelForQuestionAnswering",
+        "MODEL_FOR_QUESTION_ANSWERING_MAPPING",
+        "text",
+        "question-answering",
+        "QUESTION_ANS",
+    ),
+    AutoClass(
+        "AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING", "text", "text-generation", "CAUSAL_LM", ("LMHeadModel",)
+    ),
+    AutoClass(
+        "AutoModelForSeq2SeqLM",
+        "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+        "text",
+        None,
+        "SEQ_2_SEQ_LM",
+        ("ForConditionalGeneration",),
+    ),
+    AutoClass("AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING", "text", "fill-mask"),
+    AutoClass(
+        "AutoModelForSpeechSeq2Seq", "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING", "audio", "automatic-speech-recognition"
+    ),
+    AutoClass("AutoModelForCTC", "MODEL_FOR_CTC_MAPPING", "audio", "automatic-speech-recognition"),
+    AutoClass("AutoModelForMultipleChoice", "MODEL_FOR_MULTIPLE_CHOICE_MAPPING", "text"),
+    AutoClass(
+        "AutoModelForSemanticSegmentation", "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING", "image", "image-segmentation"
+    ),
+    AutoClass("AutoModelForObjectDetection", "MODEL_FOR_OBJECT_DETECTION_MAPPING", "image", "object-detection"),
+    AutoClass("AutoModel", task_type="FEATURE_EXTRACTION"),
+)
+
+
+def auto_class_for(
+    config: PretrainedConfig, *, class_name: str | None = None, task_type: str | None = None
+) -> AutoClass:
+    """The loader of transformers that gives a class of this name for a network, or one for PEFT's name of a task.
+
+    Args:
+        config: the network's.
+        class_name: such as "BertForSequenceClassification"; compared with what transformers lists, never looked up.
+        task_type: such as "SEQ_CLS"; it goes before the name.
+
+    Returns:
+        The loader; that of the bare network where neither tells.
+    """
+    named = (auto for auto in AUTO_CLASSES if class_name in [kind.__name__ for kind in auto.classes(config)])
+    return auto_class_of_task(task_type) or next(named, AUTO_CLASSES[-1])
+
+
+def auto_class_of_task(task_type: str | None) -> AutoClass | None:
+    """The loader for PEFT's name of a task, such as "SEQ_CLS"; None for another name."""
+    return next((auto for auto in AUTO_CLASSES if auto.task_type and auto.task_type == task_type), None)
+
+
+def auto_class_named(class_name: str) -> AutoClass | None:
+    """The loader of classes whose names end like this one, "BertForMaskedLM"; None where the ending is not known."""
+    for auto in AUTO_CLASSES:
+        if class_name.endswith((auto.name.removeprefix("AutoModel"), *auto.endings)) and auto.mapping:
+            return auto
+    return AUTO_CLASSES[-1] if class_name.endswith("Model") else None
+
+
+def classifiers_for(config: PretrainedConfig) -> Iterator[AutoClass]:
+    """The loaders that give a network with this configuration a classifier of whole images, texts or recordings."""
+    for auto in AUTO_CLASSES[:3]:
+        if auto.classes(config):
+            yield auto
+
+
+def _is_a(thing: object, path: str) -> bool:
+    """`isinstance` by the path of the class, which is not imported."""
+    return any(f"{kind.__module__}.{kind.__qualname__}" == path for kind in type(thing).__mro__)

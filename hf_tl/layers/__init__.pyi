@@ -1,0 +1,7 @@
+from .head import head_names as head_names
+from .layers import Layer as Layer
+from .layers import Layers as Layers
+from .layers import layers_of as layers_of
+from .layers import list_layers as list_layers
+from .picture import draw_ladder as draw_ladder
+from .selection import select as select

@@ -1,0 +1,113 @@
+"""Names of modules: which match a pattern, which lie inside another, which are nearest to a misspelt one.
+
+Three kinds of patterns: the user's globs and /regular expressions/; PEFT's names, whole or the last parts; and PEFT's
+regular expressions, which come from untrusted files, so that one which takes very long is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import TypeVar, overload
+
+import regex
+
+from hf_tl.errors import InputError
+
+
+Matcher = Callable[[str], object]
+_Value = TypeVar("_Value")
+
+SECONDS = 0.2  # of the processor's time, for one of PEFT's patterns and one name; a microsecond is usual
+
+
+def match_names(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
+    """The names that any of the patterns matches, globs or /regular expressions/, in the order of `names`.
+
+    Raises:
+        InputError: a pattern that matches nothing, with the closest names.
+    """
+    matched = set()
+    for pattern in patterns:
+        matches = name_matcher(pattern)
+        if matches is None:
+            raise InputError(f"a regular expression stands between two slashes, got {pattern!r}")
+        hits = [name for name in names if matches(name)]
+        if not hits:
+            raise InputError(
+                f"layer pattern {pattern!r} matches none of the {len(names)} layers; {closest(pattern, names)}"
+            )
+        matched.update(hits)
+    return [name for name in names if name in matched]
+
+
+def name_matcher(pattern: str) -> Matcher | None:
+    """What tells whether a name matches a glob, or a regular expression between two slashes; None if it is broken."""
+    if not pattern.startswith("/"):
+        return re.compile(fnmatch.translate(pattern)).match
+    if len(pattern) < 3 or not pattern.endswith("/"):
+        return None
+    try:
+        return re.compile(pattern[1:-1]).search
+    except re.error:
+        return None
+
+
+def peft_matcher(wanted: Sequence[str] | str) -> Matcher:
+    """PEFT's test of module names: a pattern must match in full; a listed name must be the whole or the last parts.
+
+    Raises:
+        InputError: as matching does, for a pattern that is no regular expression or could take very long.
+    """
+    if isinstance(wanted, str):
+        return lambda name: _matches(wanted, name)
+    exact, endings = frozenset(wanted), tuple(f".{name}" for name in wanted)
+    return lambda name: name in exact or name.endswith(endings)
+
+
+@overload
+def match_pattern(patterns: Mapping[str, _Value], name: str) -> _Value | None: ...
+
+
+@overload
+def match_pattern(patterns: Mapping[str, _Value], name: str, *, default: _Value) -> _Value: ...
+
+
+def match_pattern(patterns: Mapping[str, _Value], name: str, *, default: _Value | None = None) -> _Value | None:
+    """The value of the first of PEFT's patterns that matches a name, or its end from a dot on; else the default.
+
+    Raises:
+        InputError: a pattern that is no regular expression, or one that could take very long.
+    """
+    return next((value for pattern, value in patterns.items() if _matches(pattern, name, end=True)), default)
+
+
+def closest(wanted: str, names: Sequence[str]) -> str:
+    """'the closest are ...' for an error message."""
+    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.0)
+    return f"the closest are {', '.join(repr(name) for name in near)}" if near else "there are none to choose from"
+
+
+def is_inside(name: str, parents: Iterable[str]) -> bool:
+    """Whether a module is one of `parents` or lies within one."""
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
+def _matches(pattern: str, name: str, *, end: bool = False) -> bool:
+    try:
+        return _compiled(pattern, end).fullmatch(name, timeout=SECONDS) is not None
+    except TimeoutError as error:  # "(a|a)*b" takes exponential time
+        raise InputError(
+            f"pattern {pattern[:80]!r} takes too long to match {name[:80]!r}; use fewer of * + ? {{}} |"
+        ) from error
+
+
+@lru_cache(maxsize=8192)
+def _compiled(pattern: str, end: bool) -> regex.Pattern[str]:
+    try:
+        return regex.compile(rf"(?:.*\.)?(?:{pattern})" if end else pattern)
+    except (regex.error, RecursionError, OverflowError, MemoryError) as error:
+        raise InputError(f"pattern {pattern[:80]!r} is not a regular expression: {error}") from error
