@@ -9,8 +9,8 @@ from typing import Literal, overload
 from torch import nn
 
 from hf_tl.errors import InputError, in_one_line
+from hf_tl.example import dummy_batch, shapes_of
 from hf_tl.layers.blocks import Blocks, find_blocks
-from hf_tl.layers.example import example_for, shapes_of
 from hf_tl.layers.head import head_names
 from hf_tl.layers.ladder import Rung, build_ladder, split_ladder
 from hf_tl.names import closest, is_inside, match_names
@@ -115,7 +115,7 @@ def list_layers(
         level: "block" for stem, blocks, norm and head, which hold all parameters between them; "leaf" for every
             module that has parameters of its own and runs.
         example: what the network is called with: a mapping of tensors (by keyword) or one tensor; by default it
-            is made up from the network's configuration.
+            is a dummy from the network's configuration.
         blocks: names of the modules that are the blocks, or glob patterns for them, in execution order; by
             default they are found.
 
@@ -124,12 +124,11 @@ def list_layers(
     """
     if level not in ("block", "leaf"):
         raise InputError(f"level should be 'block' or 'leaf', got {level!r}")
-    made_up = example is None
-    example = example_for(model) if made_up else example
+    source = "a dummy input" if example is None else "the example"
+    example = dummy_batch(model, n=1) if example is None else example
     try:
         record = trace(model, example)
     except Exception as error:  # the network is the user's, and so are its errors
-        source = "a made-up example" if made_up else "the example"
         raise InputError(
             f"{type(model).__name__} cannot run on {source}, {shapes_of(example)}: {in_one_line(error)}; "
             f"give one that it can be called with as example=..."

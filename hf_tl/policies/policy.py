@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from hf_tl.errors import InputError
+from hf_tl.example import dummy_batch
 from hf_tl.layers import Layers, list_layers
-from hf_tl.layers.example import example_for
 from hf_tl.policies.applied import AppliedPolicy
 from hf_tl.policies.dry_run import DryRun
 from hf_tl.policies.grammar import Clause, parse_policy
@@ -150,7 +150,7 @@ class Policy:
             blocks: names of the modules that are its blocks; see `list_layers`.
             build: makes a new network; for layers that cannot be reinitialised otherwise.
         """
-        example = example_for(model) if example is None else example
+        example = dummy_batch(model, n=1) if example is None else example
         layers = list_layers(model, example=example, blocks=blocks)
         return AppliedPolicy(
             model,

@@ -12,7 +12,7 @@ from machine import keep, spread
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
 from hf_tl import list_layers
-from hf_tl.layers.example import example_for
+from hf_tl.example import dummy_batch
 from hf_tl.table import format_table
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     results, lines = {}, []
     for name, build in NETWORKS.items():
         model = build().eval()
-        example = example_for(model)
+        example = dummy_batch(model, n=1)
         passes = []
         model.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
         seconds = {"list_layers": [], "forward": []}

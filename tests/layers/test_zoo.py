@@ -9,7 +9,7 @@ import torch
 from zoo import ZOO
 
 from hf_tl import list_layers
-from hf_tl.layers.example import example_for
+from hf_tl.example import dummy_batch
 from hf_tl.trace import first_float, forward
 
 
@@ -51,7 +51,7 @@ def test_layers_of(specimen):
     for i, module in enumerate(model.modules()):
         module.training = i % 3 == 0
     with torch.no_grad():
-        forward(model, example_for(model))  # some networks put hooks of their own at the first call
+        forward(model, dummy_batch(model, n=1))  # some networks put hooks of their own at the first call
     before = everything(model)
     calls = []
     with model.register_forward_pre_hook(lambda *_: calls.append(1)):
@@ -96,7 +96,7 @@ def order_of_first_calls(model):
         handles.append(module.register_forward_pre_hook(note))
     training = [module.training for module in model.modules()]
     with torch.no_grad():
-        forward(model.eval(), example_for(model))
+        forward(model.eval(), dummy_batch(model, n=1))
     for handle in handles:
         handle.remove()
     for module, flag in zip(model.modules(), training, strict=True):
@@ -115,7 +115,7 @@ def test_a_cut_is_a_cut(specimen):
     """
     model = specimen.model()
     layers = list_layers(model)
-    example = example_for(model)
+    example = dummy_batch(model, n=1)
     order = order_of_first_calls(model)
     boundaries = []
     for i, (layer, following) in enumerate(pairwise(layers)):

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from zoo import ZOO
 
 from hf_tl import At, Policy, PolicyCallback, PrefixCache, list_layers
-from hf_tl.layers.example import example_for
+from hf_tl.example import dummy_batch
 from hf_tl.policies.replay import Blank, cuts
 
 
@@ -306,7 +306,7 @@ def test_replay_of(specimen):
     if plan is None:
         plan = Policy("tune: -1..").plans(layers)[0]
     cache = PrefixCache()
-    batch = example_for(model, rows=2)
+    batch = dummy_batch(model)
     args, kwargs = ((), batch) if isinstance(batch, dict) else ((batch,), {})
     cache._busy = True
     before = state(model)

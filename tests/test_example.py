@@ -1,4 +1,4 @@
-"""Made-up inputs: right for the network, the same at every call, drawn from no shared random numbers."""
+"""Dummy inputs: right for the network, the same at every call, drawn from no shared random numbers."""
 
 import pytest
 import timm
@@ -7,7 +7,7 @@ from torch import nn
 from zoo import ZOO
 
 from hf_tl import InputError
-from hf_tl.layers.example import example_for, shapes_of
+from hf_tl.example import dummy_batch, dummy_inputs, shapes_of
 
 
 def by_name(name):
@@ -30,32 +30,41 @@ def by_name(name):
 )
 def test_the_configuration_says_what_is_read(name, shapes):
     state = torch.get_rng_state()
-    batch = example_for(by_name(name), rows=3)
+    batch = dummy_batch(by_name(name), n=3)
     assert shapes_of(batch) == shapes
     assert torch.equal(torch.get_rng_state(), state)
-    again = example_for(by_name(name), rows=3)
+    again = dummy_batch(by_name(name), n=3)
     assert all(torch.equal(batch[key], again[key]) for key in batch)
 
 
 def test_timm_networks_are_read_at_the_size_they_were_trained_at():
-    assert example_for(timm.create_model("vit_tiny_patch16_224", img_size=96)).shape == (1, 3, 96, 96)
-    assert example_for(timm.create_model("test_resnet", in_chans=1)).shape == (1, 1, 160, 160)
+    assert dummy_batch(timm.create_model("vit_tiny_patch16_224", img_size=96)).shape == (2, 3, 96, 96)
+    assert dummy_batch(timm.create_model("test_resnet", in_chans=1)).shape == (2, 1, 160, 160)
 
 
 def test_plain_modules_are_read_at_their_first_layer():
-    assert example_for(nn.Sequential(nn.Linear(7, 2))).shape == (1, 7)
-    assert example_for(nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten())).shape == (1, 2, 64)
-    tokens = example_for(nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 2)))
+    assert dummy_batch(nn.Sequential(nn.Linear(7, 2))).shape == (2, 7)
+    assert dummy_batch(nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten())).shape == (2, 2, 64)
+    tokens = dummy_batch(nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 2)))
     assert tokens.dtype == torch.int64
     assert int(tokens.max()) < 10
 
 
 def test_a_batch_has_the_type_of_the_network():
-    assert example_for(nn.Linear(3, 2).to(torch.bfloat16)).dtype == torch.bfloat16
+    assert dummy_batch(nn.Linear(3, 2).to(torch.bfloat16)).dtype == torch.bfloat16
 
 
-def test_what_cannot_be_made_up_is_said():
+def test_a_network_that_does_not_tell_what_it_reads_is_refused():
     with pytest.raises(InputError, match=r"LSTM does not tell what it reads; give something .* example="):
-        example_for(nn.LSTM(3, 2))
-    with pytest.raises(InputError, match="rows must be at least 1, got 0"):
-        example_for(nn.Linear(3, 2), rows=0)
+        dummy_batch(nn.LSTM(3, 2))
+    with pytest.raises(InputError, match="n must be at least 1, got 0"):
+        dummy_batch(nn.Linear(3, 2), n=0)
+
+
+def test_raw_inputs_are_the_same_at_every_call():
+    assert [image.size for image in dummy_inputs("image")] == [(256, 256)] * 2
+    assert dummy_inputs("image") == dummy_inputs("image")
+    assert [recording.shape for recording in dummy_inputs("audio", n=3)] == [(16000,)] * 3
+    assert len(dummy_inputs("text", n=1)) == 1
+    with pytest.raises(InputError, match="modality 'image', 'text' or 'audio', got 'array'"):
+        dummy_inputs("array")

@@ -1,26 +1,37 @@
-"""An input that a network accepts, made up from the network itself."""
+"""Dummy inputs: batches that a network accepts, from its configuration, and raw inputs for what prepares them."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_tl.architectures import is_convolution, is_fully_connected
+from hf_tl.architectures import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    is_convolution,
+    is_fully_connected,
+    is_transformers,
+    timm_config,
+)
 from hf_tl.errors import InputError
 from hf_tl.trace import Batch
 
 
-TOKENS = 8  # length of a made-up text
-SAMPLES = 4000  # length of a made-up recording: a quarter of a second at 16 kHz
-SIDE = 64  # of a made-up image, in pixels, where the configuration does not say
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def example_for(model: nn.Module, *, rows: int = 1) -> Batch:
-    """A batch of `rows` made-up inputs, the same at every call, on the network's device and in its dtype.
+TOKENS = 8  # length of a dummy text
+SAMPLES = 4000  # length of a dummy recording: a quarter of a second at 16 kHz
+SIDE = 64  # of a dummy image, in pixels, where the configuration does not say
+
+
+def dummy_batch(model: nn.Module, *, n: int = 2) -> Batch:
+    """A batch of `n` dummy inputs, the same at every call, on the network's device and in its dtype.
 
     Pixels, samples and spectrograms are Gaussian noise; token ids are drawn from the upper half of the vocabulary,
     away from the special ones.
@@ -28,14 +39,37 @@ def example_for(model: nn.Module, *, rows: int = 1) -> Batch:
     Raises:
         InputError: a network that does not tell what it reads.
     """
-    if rows < 1:
-        raise InputError(f"rows must be at least 1, got {rows}")
-    draw = _Draw(model, rows)
-    if isinstance(model, _Configured):
+    if n < 1:
+        raise InputError(f"n must be at least 1, got {n}")
+    draw = _Draw(model, n)
+    if is_transformers(model):
         return _for_transformers(model, draw)
-    if isinstance(model, _Pretrained) and model.pretrained_cfg:
+    if timm_config(model):
         return draw.noise(*_timm_size(model))
     return _for_first_layer(model, draw)
+
+
+def dummy_inputs(modality: str, *, n: int = 2) -> list:
+    """A list of `n` raw inputs, the same at every call: PIL images, strings, or recordings of a second at 16 kHz.
+
+    Args:
+        modality: "image", "text" or "audio".
+        n: how many.
+
+    Raises:
+        InputError: another modality.
+    """
+    generator = torch.Generator().manual_seed(0)
+    if modality == "image":
+        from PIL import Image
+
+        pixels = torch.randint(0, 256, (n, 256, 256, 3), generator=generator, dtype=torch.uint8)
+        return [Image.fromarray(image.numpy()) for image in pixels]
+    if modality == "text":
+        return ["Knowledge of one task serves another."] * n
+    if modality == "audio":
+        return list(torch.randn(n, 16000, generator=generator).numpy())
+    raise InputError(f"there are dummy inputs of modality 'image', 'text' or 'audio', got {modality!r}")
 
 
 def shapes_of(batch: Batch) -> str:
@@ -45,48 +79,26 @@ def shapes_of(batch: Batch) -> str:
     return ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items() if isinstance(value, Tensor))
 
 
-@runtime_checkable
-class _Configured(Protocol):
-    """A transformers network."""
-
-    main_input_name: str
-
-    @property
-    def config(self) -> object: ...
-
-    @property
-    def base_model(self) -> nn.Module: ...
-
-
-@runtime_checkable
-class _Pretrained(Protocol):
-    """A timm network."""
-
-    pretrained_cfg: Mapping
-
-
 class _Draw:
-    """Random tensors of `rows` rows from a generator of their own."""
+    """Random tensors of `n` samples from a generator of their own."""
 
-    def __init__(self, model: nn.Module, rows: int):
-        self.rows = rows
+    def __init__(self, model: nn.Module, n: int):
+        self.n = n
         self.generator = torch.Generator().manual_seed(0)
         first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
         self.device, self.dtype = first.device, first.dtype
 
     def noise(self, *shape: int) -> Tensor:
-        """(rows, *shape) of the network's floating point type."""
-        return torch.randn(self.rows, *shape, generator=self.generator).to(self.device, self.dtype)
+        """(n, *shape) of the network's floating point type."""
+        return torch.randn(self.n, *shape, generator=self.generator).to(self.device, self.dtype)
 
     def tokens(self, vocabulary: int, length: int = TOKENS) -> Tensor:
-        """(rows, length) int64."""
+        """(n, length) int64."""
         low = vocabulary // 2
-        return torch.randint(low, max(vocabulary, low + 1), (self.rows, length), generator=self.generator).to(
-            self.device
-        )
+        return torch.randint(low, max(vocabulary, low + 1), (self.n, length), generator=self.generator).to(self.device)
 
 
-def _for_transformers(model: _Configured, draw: _Draw) -> Batch:
+def _for_transformers(model: PreTrainedModel, draw: _Draw) -> Batch:
     config = model.config.to_dict()
     reads = inspect.signature(model.forward).parameters
     names = [model.main_input_name]
@@ -100,14 +112,14 @@ def _for_transformers(model: _Configured, draw: _Draw) -> Batch:
     for name in names:
         if name not in _MAKERS:
             raise InputError(
-                f"{type(model).__name__} reads {name!r}, for which no example can be made up; "
+                f"{type(model).__name__} reads {name!r}, of which there is no dummy; "
                 f"give one that it can be called with as example=..."
             )
         batch[name] = _MAKERS[name](config, draw)
     return batch
 
 
-def _token_ids(config: Mapping, draw: _Draw) -> Tensor:
+def _token_ids(config: Mapping[str, Any], draw: _Draw) -> Tensor:
     ids = draw.tokens(_look_up(config, "vocab_size", ("text_config", "encoder", "text_encoder"), default=32))
     end = config.get("eos_token_id")
     if isinstance(end, int):
@@ -115,13 +127,13 @@ def _token_ids(config: Mapping, draw: _Draw) -> Tensor:
     return ids
 
 
-def _decoder_ids(config: Mapping, draw: _Draw) -> Tensor:
+def _decoder_ids(config: Mapping[str, Any], draw: _Draw) -> Tensor:
     inner = ("decoder", "text_config")
     size = _look_up(config, "decoder_vocab_size", (), default=0) or _look_up(config, "vocab_size", inner, default=32)
     return draw.tokens(size)
 
 
-def _pixels(config: Mapping, draw: _Draw) -> Tensor:
+def _pixels(config: Mapping[str, Any], draw: _Draw) -> Tensor:
     inner = ("vision_config", "backbone_config", "encoder")
     trained = config.get("pretrained_cfg") or {}  # transformers' wrapper of timm
     channels, *sides = trained.get("input_size") or (_look_up(config, "num_channels", inner, default=3),)
@@ -134,24 +146,24 @@ def _pixels(config: Mapping, draw: _Draw) -> Tensor:
     return draw.noise(*([frames] if frames else []), channels, *sides)
 
 
-def _samples(config: Mapping, draw: _Draw) -> Tensor:
+def _samples(config: Mapping[str, Any], draw: _Draw) -> Tensor:
     if "num_mel_bins" in config and "max_length" in config:  # a spectrogram all the same
         return draw.noise(config["max_length"], config["num_mel_bins"])
     return draw.noise(SAMPLES)
 
 
-def _spectrogram(config: Mapping, draw: _Draw) -> Tensor:
+def _spectrogram(config: Mapping[str, Any], draw: _Draw) -> Tensor:
     if "max_source_positions" in config and "num_mel_bins" in config:
         return draw.noise(config["num_mel_bins"], 2 * config["max_source_positions"])
     widths = ("feature_projection_input_dim", "input_feat_per_channel", "num_mel_bins")
     return draw.noise(100, next((config[width] for width in widths if width in config), 80))
 
 
-def _array(config: Mapping, draw: _Draw) -> Tensor:
+def _array(config: Mapping[str, Any], draw: _Draw) -> Tensor:
     return draw.noise(TOKENS, config.get("d_model") or 1)
 
 
-_MAKERS: dict[str, Callable[[Mapping, _Draw], Tensor]] = {
+_MAKERS: dict[str, Callable[[Mapping[str, Any], _Draw], Tensor]] = {
     "input_ids": _token_ids,
     "decoder_input_ids": _decoder_ids,
     "pixel_values": _pixels,
@@ -161,37 +173,35 @@ _MAKERS: dict[str, Callable[[Mapping, _Draw], Tensor]] = {
 }
 
 
-def _look_up(config: Mapping, key: str, inner: tuple[str, ...], *, default: int) -> object:
+def _look_up(config: Mapping[str, Any], key: str, inner: tuple[str, ...], *, default: int) -> Any:
     """A setting of the configuration or, where it has none, of one of its parts."""
     places = [config, *(config[name] for name in inner if isinstance(config.get(name), Mapping))]
     return next((place[key] for place in places if place.get(key) is not None), default)
 
 
-def _timm_size(model: _Pretrained) -> tuple[int, ...]:
+def _timm_size(model: nn.Module) -> tuple[int, ...]:
     """(channels, height, width): of the patch embedding if it insists on a size, else of pre-training."""
     from timm.layers import PatchEmbed
 
     first = next((module for module in model.modules() if is_convolution(module)), None)
     embed = next((module for module in model.modules() if isinstance(module, PatchEmbed)), None)
-    trained = tuple(model.pretrained_cfg.get("input_size") or (3, 224, 224))
+    trained = tuple(timm_config(model).get("input_size") or (3, 224, 224))
     channels = trained[0] if first is None else first.in_channels * (first.groups if first.in_channels == 1 else 1)
     return (channels, *(trained[1:] if embed is None or embed.img_size is None else embed.img_size))
 
 
 def _for_first_layer(model: nn.Module, draw: _Draw) -> Batch:
     """What the layer that was registered first reads; right for any network that is built in the order of its use."""
-    layer = next((m for m in model.modules() if is_convolution(m) or is_fully_connected(m) or _embeds(m)), None)
-    if layer is not None and _embeds(layer):
-        return draw.tokens(layer.num_embeddings)
-    if isinstance(layer, nn.Linear):
-        return draw.noise(layer.in_features)
-    if layer is not None and is_convolution(layer):
-        axes = layer.weight.ndim - 2
-        return draw.noise(layer.in_channels, *([224] * axes if axes == 2 else [SIDE] * axes))
+    for layer in model.modules():
+        if isinstance(layer, nn.Embedding):
+            return draw.tokens(layer.num_embeddings)
+        if isinstance(layer, nn.Linear):
+            return draw.noise(layer.in_features)
+        if isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)):
+            axes = layer.weight.ndim - 2
+            return draw.noise(layer.in_channels, *([224] * axes if axes == 2 else [SIDE] * axes))
+        if is_fully_connected(layer):
+            break
     raise InputError(
         f"{type(model).__name__} does not tell what it reads; give something it can be called with as example=..."
     )
-
-
-def _embeds(module: nn.Module) -> bool:
-    return isinstance(module, nn.Embedding)
