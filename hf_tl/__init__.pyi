@@ -1,14 +1,10 @@
 """The public names of hf_tl, each with the wing or file that it comes from."""
 
+from .arguments import TaskArguments as TaskArguments
+from .arguments import parse_arguments as parse_arguments
+from .arguments import share_batch as share_batch
 from .card import CardInfo as CardInfo
-from .classifier import LabelledRows as LabelledRows
-from .classifier import collate as collate
-from .classifier import find_classes as find_classes
-from .classifier import find_modality as find_modality
-from .classifier import load_classifier as load_classifier
-from .classifier import score as score
 from .data import Samples as Samples
-from .data import Task as Task
 from .data import load_task as load_task
 from .embedding import RECIPES as RECIPES
 from .embedding import Discretizer as Discretizer
@@ -26,7 +22,6 @@ from .embedding import mean_score as mean_score
 from .embedding import push_embedding as push_embedding
 from .embedding import vote as vote
 from .errors import InputError as InputError
-from .hub import PushResult as PushResult
 from .layers import Layer as Layer
 from .layers import Layers as Layers
 from .layers import list_layers as list_layers
@@ -46,6 +41,7 @@ from .lora import save_adapter as save_adapter
 from .lora import set_adapter as set_adapter
 from .lora import unmerge_adapter as unmerge_adapter
 from .models import Network as Network
+from .models import find_modality as find_modality
 from .models import load_network as load_network
 from .policies import AppliedPolicy as AppliedPolicy
 from .policies import At as At
@@ -65,5 +61,11 @@ from .probes import TopKAccuracy as TopKAccuracy
 from .probes import layer_probes as layer_probes
 from .probes import learning_curve as learning_curve
 from .probes import make_head as make_head
+from .table import format_table as format_table
+from .training import DataCollator as DataCollator
+from .training import TaskDataset as TaskDataset
+from .training import compute_accuracy as compute_accuracy
+from .training import find_classes as find_classes
+from .training import run_trainer as run_trainer
 
 __version__: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,18 @@ from hf_tl.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+
+@dataclass
+class TaskArguments:
+    """Which network is trained on which task; a script's own arguments inherit from it."""
+
+    model: str = field(metadata={"help": "Hub id or folder of a pre-trained network"})
+    dataset: str = field(metadata={"help": "Hub id, folder or file of a labelled dataset"})
+    batch: int = field(default=32, metadata={"help": "samples per step, of all processes together"})
+    dataset_config: str | None = field(default=None, metadata={"help": "configuration of the dataset"})
+    label: str | None = field(default=None, metadata={"help": "label column, if it is not found"})
+    image_size: int | None = field(default=None, metadata={"help": "side of the square images in pixels"})
 
 
 def parse_arguments(*kinds: type, arguments: Sequence[str] | None = None) -> tuple:
@@ -33,19 +46,19 @@ def parse_arguments(*kinds: type, arguments: Sequence[str] | None = None) -> tup
     return HfArgumentParser(kinds).parse_args_into_dataclasses(args=words)
 
 
-def share_batch(arguments: TrainingArguments, rows: int) -> None:
-    """Splits a batch of so many rows among processes, so that one process and many take the same steps.
+def share_batch(arguments: TrainingArguments, n_samples: int) -> None:
+    """Splits a batch of `n_samples` among processes, so that one process and many take the same steps.
 
     Raises:
-        InputError: rows that cannot be split evenly.
+        InputError: a number that cannot be split evenly.
     """
     parts = arguments.world_size * max(1, arguments.n_gpu) * arguments.gradient_accumulation_steps
-    if rows % parts:
+    if n_samples % parts:
         raise InputError(
-            f"a batch of {rows} rows cannot be split evenly into {parts} parts (processes x accumulation steps); "
-            f"choose a multiple, such as {max(1, round(rows / parts)) * parts}"
+            f"a batch of {n_samples} samples cannot be split evenly into {parts} parts (processes x accumulation "
+            f"steps); choose a multiple, such as {max(1, round(n_samples / parts)) * parts}"
         )
-    arguments.per_device_train_batch_size = rows // parts
+    arguments.per_device_train_batch_size = n_samples // parts
     # parts are equal, so the mean of their means is right; Trainer would multiply the loss by the number of processes
     # for every network that takes further keywords, also where that loss is a mean already
     arguments.average_tokens_across_devices = False

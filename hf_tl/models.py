@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from hf_tl.architectures import AUTO_CLASSES, AutoClass, auto_class_for, classifiers_for
 from hf_tl.audio import read_samples
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.trace import Batch
 
 
-SECOND = 16000  # samples of made-up recordings
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    Prepare = Callable[[list], Batch]
+
+BARE = AUTO_CLASSES[-1]
+LONGEST_TEXT = 512  # tokens, where neither the tokenizer nor the network has a lower limit
 
 
 @dataclass(frozen=True)
@@ -42,72 +50,226 @@ class Network:
     untrained: frozenset[str] = frozenset()
     image_size: int | None = None
     revision: str | None = None
-    processor: object | None = None
+    processor: Any = None
 
 
-def load_network(name: str, *, image_size: int | None = None, revision: str | None = None) -> Network:
+def load_network(
+    name: str, *, classes: Sequence[str] | None = None, image_size: int | None = None, revision: str | None = None
+) -> Network:
     """Loads a pre-trained network and its preparation of inputs, in float32 and eval mode.
+
+    With `classes` it is a classifier to be trained: one of transformers', so Trainer saves and resumes it; timm's
+    networks come in transformers' wrapper. Without, it is the network as its library has it, for reading: no head of
+    transformers', and the encoder alone of an encoder-decoder.
 
     Args:
         name: a Hub id ("timm/resnet50.a1_in1k", "google/vit-base-patch16-224"), a timm model name
-            ("resnet50.a1_in1k"), a folder with a config.json and weights, or "local-dir:FOLDER".
+            ("resnet50.a1_in1k"), a folder with a config.json and weights, "local-dir:FOLDER" or "hf-hub:ID".
+        classes: names of two classes or more; the head has an output for each, with random weights unless the
+            checkpoint's head fits.
         image_size: side of the square images in pixels; None for the size of pre-training.
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        InputError: no such model, or one that this version cannot feed.
+        InputError: no such model, one without a classifier, or one that this version cannot feed.
     """
-    from timm import get_pretrained_cfg, is_model
-
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size must be at least 1 pixel, got {image_size}")
+    files = _find_files(name, revision)
+    untrained: frozenset[str] = frozenset()
+    if classes is not None:
+        if len(classes) < 2:
+            raise InputError(f"a classifier tells at least two classes apart, got {list(classes)}")
+        numbered = dict(enumerate(map(str, classes)))
+        labels = {"id2label": numbered, "label2id": {label: number for number, label in numbered.items()}}
+        config = _load_config(files, num_labels=len(classes), **labels)
+        model, untrained = _from_transformers(files, config, _classifier(files, config))
+    elif files.is_timm:
+        resized = image_size is not None and (files.config.get("pretrained_cfg") or {}).get("fixed_input_size", False)
+        model = _from_timm(files, **({"img_size": image_size} if resized else {}))
+    else:
+        model, untrained = _from_transformers(files, _load_config(files), BARE)
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
+    prepare, processor, modality = _find_preparation(model, files, image_size)
+    return Network(
+        model.eval(),
+        prepare,
+        modality=modality,
+        name=name,
+        untrained=untrained,
+        image_size=image_size,
+        revision=revision,
+        processor=processor,
+    )
+
+
+def load_model(
+    name: str,
+    *,
+    class_name: str | None = None,
+    task_type: str | None = None,
+    n_labels: int | None = None,
+    wrapped: bool = False,
+    dtype: torch.dtype | str = torch.float32,
+) -> nn.Module:
+    """Loads a pre-trained network with the head of a given task, without a preparation of inputs, in eval mode.
+
+    A head that the checkpoint does not have is random, drawn from torch's generator.
+
+    Args:
+        name: as for `load_network`.
+        class_name: of a transformers network, "BertForSequenceClassification", a choice among the classes that
+            transformers lists for the network; None for that of the checkpoint.
+        task_type: PEFT's name of a task, "SEQ_CLS", which goes before `class_name`.
+        n_labels: outputs of a classifier; None for those of the checkpoint.
+        wrapped: whether a timm network comes in transformers' wrapper.
+        dtype: of the weights; "auto" for that of the checkpoint.
+
+    Raises:
+        InputError: no such network.
+    """
+    files = _find_files(name, None)
+    if files.is_timm and not wrapped:
+        return _from_timm(files, **({} if n_labels is None else {"num_classes": n_labels})).eval()
+    config = _load_config(files)
+    auto = auto_class_for(
+        config, class_name=class_name or next(iter(config.architectures or ()), None), task_type=task_type
+    )
+    if n_labels is not None and auto.has_labels:
+        config = _load_config(files, num_labels=n_labels)
+    return _from_transformers(files, config, auto, dtype=dtype)[0].eval()
+
+
+def find_modality(name: str, *, revision: str | None = None) -> str:
+    """What the classifier of a network reads, "image", "text" or "audio", from its configuration alone.
+
+    Args:
+        name: as for `load_network`.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        InputError: no such model, or one without a classifier.
+    """
+    files = _find_files(name, revision)
+    return "image" if files.is_timm else _classifier(files, _load_config(files)).modality
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where the files of a network are.
+
+    Attributes:
+        name: how the user called it.
+        place: a folder, a Hub id, or timm's name of an architecture.
+        config: what its config.json says.
+        revision: branch, tag or commit on the Hub; None for main.
+    """
+
+    name: str
+    place: str
+    config: Mapping[str, Any]
+    revision: str | None
+
+    @property
+    def is_timm(self) -> bool:
+        return "model_type" not in self.config
+
+    @property
+    def timm_name(self) -> str:
+        if os.path.isdir(self.place):
+            return f"local-dir:{self.place}"
+        if "/" not in self.place:
+            return self.place
+        return f"hf-hub:{self.place}" + (f"@{self.revision}" if self.revision is not None else "")
+
+    @property
+    def transformers_name(self) -> str:
+        return f"timm/{self.place}" if self.is_timm and self.timm_name == self.place else self.place
+
+
+def _find_files(name: str, revision: str | None) -> _Files:
+    from timm import get_pretrained_cfg, is_model
+
     source, _, rest = name.partition(":")
     place = rest if source in ("local-dir", "hf-hub") and rest else name
     if os.path.isdir(place):
-        config, timm_name = _read_config(Path(place) / "config.json", place), f"local-dir:{place}"
+        config = _read_config(Path(place) / "config.json", place)
     elif source == "local-dir" or place.startswith((".", "~", os.sep)):
         raise InputError(f"model folder {place!r} does not exist; give a folder with a config.json, or a Hub id")
     elif "/" not in place and is_model(place):
         known = get_pretrained_cfg(place)
-        config, timm_name = {"architecture": place, "pretrained_cfg": known.to_dict() if known else {}}, place
+        config = {"architecture": place, "pretrained_cfg": known.to_dict() if known else {}}
     else:
         config = _hub_config(place, revision)
-        timm_name = f"hf-hub:{place}" if revision is None else f"hf-hub:{place}@{revision}"
-    if "model_type" in config:
-        loaded = _from_transformers(name, place, image_size=image_size, revision=revision)
-        return replace(loaded, image_size=image_size, revision=revision)
-    if "architecture" in config:
-        loaded = _from_timm(name, timm_name, config, image_size=image_size)
-        return replace(loaded, image_size=image_size, revision=revision)
-    raise InputError(
-        f"config.json of {name!r} has neither 'model_type' (transformers) nor 'architecture' (timm), but "
-        f"{sorted(config)[:5]}; save the model with save_pretrained or timm.models.save_for_hf"
-    )
+    if "model_type" not in config and "architecture" not in config:
+        raise InputError(
+            f"config.json of {name!r} has neither 'model_type' (transformers) nor 'architecture' (timm), but "
+            f"{sorted(config)[:5]}; save the model with save_pretrained or timm.models.save_for_hf"
+        )
+    return _Files(name, place, config, revision)
 
 
-def example_batch(network: Network, *, n: int = 2) -> Batch:
-    """A batch of `n` made-up inputs that the network accepts, for looking at its layers without a dataset."""
-    if network.modality == "image":
-        from PIL import Image
+def _load_config(files: _Files, **labels: Any) -> PretrainedConfig:
+    from transformers import AutoConfig, TimmWrapperConfig
 
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(0, 256, (n, 256, 256, 3), generator=generator, dtype=torch.uint8)
-        return network.prepare([Image.fromarray(image.numpy()) for image in pixels])
-    if network.modality == "text":
-        return network.prepare(["Knowledge of one task serves another."] * n)
-    if network.modality == "audio":
-        return network.prepare(list(torch.randn(n, SECOND, generator=torch.Generator().manual_seed(0)).numpy()))
-    raise InputError(f"{network.name} takes arrays of a shape only you know; give an example batch")
+    try:
+        config = AutoConfig.from_pretrained(files.transformers_name, revision=files.revision or "main", **labels)
+    except Exception as error:  # a foreign config can fail transformers in any way
+        raise InputError(f"transformers could not load {files.name!r}: {in_one_line(error)}") from error
+    if labels and isinstance(config, TimmWrapperConfig) and config.model_args:
+        config.model_args.pop("num_classes", None)  # of the old head, and given twice where it stays
+    return config
 
 
-def find_preparation(
-    model: nn.Module, place: str, *, image_size: int | None = None, revision: str | None = None
-) -> tuple[Callable[[list], Batch], object | None, str]:
-    """What turns raw inputs into batches of one of transformers' models, its processor, and what it reads.
+def _classifier(files: _Files, config: PretrainedConfig) -> AutoClass:
+    found = next(classifiers_for(config), None)
+    if found is None:
+        raise InputError(
+            f"transformers has no classifier of images, text or audio for {files.name!r}, a model of type "
+            f"{config.model_type!r}; choose one that has, or give Trainer a network of your own"
+        )
+    return found
 
-    Raises:
-        InputError: the model reads something else, or comes without a processor.
-    """
+
+def _from_transformers(
+    files: _Files, config: PretrainedConfig, auto: AutoClass, *, dtype: torch.dtype | str = torch.float32
+) -> tuple[Any, frozenset[str]]:
+    """The network, and the names of its modules that the checkpoint does not have or has in another size."""
+    try:
+        model, loading = auto.load().from_pretrained(
+            files.transformers_name,
+            revision=files.revision or "main",
+            config=config,
+            ignore_mismatched_sizes=auto.has_labels,
+            dtype=dtype,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise InputError(f"transformers could not load {files.name!r}: {in_one_line(error)}") from error
+    new = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
+    return model, frozenset(key.rpartition(".")[0] for key in new)
+
+
+def _from_timm(files: _Files, **options: int) -> nn.Module:
+    import timm
+
+    try:
+        return timm.create_model(files.timm_name, pretrained=True, **options)
+    except Exception as error:  # a foreign config can fail timm in any way
+        raise InputError(f"timm could not load {files.name!r}: {in_one_line(error)}") from error
+
+
+def _find_preparation(
+    model: nn.Module, files: _Files, image_size: int | None
+) -> tuple[Callable[[list], Batch], Any, str]:
+    """What turns raw inputs into batches, the processor that it uses, and what it reads."""
+    from transformers import PreTrainedModel, TimmWrapperPreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        return _timm_prepare(model, image_size), None, "image"
+    if isinstance(model, TimmWrapperPreTrainedModel):
+        return _timm_prepare(model.timm_model, image_size), None, "image"  # its processor cannot be saved
     makers = {
         "pixel_values": (_image_prepare, "image"),
         "input_ids": (_text_prepare, "text"),
@@ -116,30 +278,17 @@ def find_preparation(
     }
     if model.main_input_name not in makers:
         raise InputError(
-            f"{place!r} reads {model.main_input_name!r}; this version feeds images (pixel_values), text (input_ids) "
-            f"and audio (input_values, input_features)"
+            f"{files.name!r} reads {model.main_input_name!r}; this version feeds images (pixel_values), text "
+            f"(input_ids) and audio (input_values, input_features)"
         )
     make, modality = makers[model.main_input_name]
+    if image_size is not None and modality != "image":
+        raise InputError(f"image_size={image_size} was given, but {files.name!r} reads {modality}")
     try:
-        prepare, processor = make(model, place, image_size=image_size, revision=revision)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"no processor for {place!r}: {in_one_line(error)}") from error
+        prepare, processor = make(model, files, image_size)
+    except Exception as error:  # a foreign processor can fail in any way
+        raise InputError(f"no processor for {files.name!r}: {in_one_line(error)}") from error
     return prepare, processor, modality
-
-
-def _from_timm(name: str, timm_name: str, config: Mapping, *, image_size: int | None) -> Network:
-    import timm
-
-    try:
-        fixed = config.get("pretrained_cfg", {}).get("fixed_input_size", False)
-        resized = {"img_size": image_size} if image_size is not None and fixed else {}
-        model = timm.create_model(timm_name, pretrained=True, **resized).eval()
-        prepare = _timm_prepare(model, image_size)
-    except Exception as error:  # a foreign config can fail timm in any way
-        raise InputError(f"timm could not load {name!r}: {in_one_line(error)}") from error
-    return Network(model, prepare, modality="image", name=name)
 
 
 def _timm_prepare(model: nn.Module, image_size: int | None) -> Callable[[list], Tensor]:
@@ -157,30 +306,10 @@ def _timm_prepare(model: nn.Module, image_size: int | None) -> Callable[[list], 
     return prepare
 
 
-def _from_transformers(name: str, place: str, *, image_size: int | None, revision: str | None) -> Network:
-    from transformers import AutoModel
+def _image_prepare(model: PreTrainedModel, files: _Files, image_size: int | None) -> tuple[Prepare, Any]:
+    from transformers import AutoImageProcessor
 
-    try:
-        model, loading = AutoModel.from_pretrained(
-            place, revision=revision or "main", dtype=torch.float32, output_loading_info=True
-        )
-    except Exception as error:  # a foreign config can fail transformers in any way
-        raise InputError(f"transformers could not load {name!r}: {in_one_line(error)}") from error
-    untrained = frozenset(key.rpartition(".")[0] for key in loading["missing_keys"])
-    if model.config.is_encoder_decoder:
-        model = model.get_encoder()
-    prepare, processor, modality = find_preparation(model, place, image_size=image_size, revision=revision)
-    return Network(model.eval(), prepare, modality=modality, name=name, untrained=untrained, processor=processor)
-
-
-def _image_prepare(
-    model: nn.Module, place: str, *, image_size: int | None, revision: str | None
-) -> tuple[Callable, object]:
-    from transformers import AutoImageProcessor, TimmWrapperPreTrainedModel
-
-    if isinstance(model, TimmWrapperPreTrainedModel):
-        return _timm_prepare(model.timm_model, image_size), None  # its processor cannot be saved
-    processor = AutoImageProcessor.from_pretrained(place, revision=revision or "main")
+    processor = AutoImageProcessor.from_pretrained(files.place, revision=files.revision or "main")
     resized = {}
     if image_size is not None:
         square = {"height": image_size, "width": image_size}
@@ -192,18 +321,14 @@ def _image_prepare(
     return prepare, processor
 
 
-def _text_prepare(
-    model: nn.Module, place: str, *, image_size: int | None, revision: str | None
-) -> tuple[Callable, object]:
+def _text_prepare(model: PreTrainedModel, files: _Files, image_size: int | None) -> tuple[Prepare, Any]:
     from transformers import AutoTokenizer
 
-    if image_size is not None:
-        raise InputError(f"image_size={image_size} was given, but {place!r} reads text")
-    tokenizer = AutoTokenizer.from_pretrained(place, revision=revision or "main")
+    tokenizer = AutoTokenizer.from_pretrained(files.place, revision=files.revision or "main")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    positions = model.config.to_dict().get("max_position_embeddings") or 512
-    length = min(tokenizer.model_max_length, positions, 512)
+    positions = model.config.to_dict().get("max_position_embeddings") or LONGEST_TEXT
+    length = min(tokenizer.model_max_length, positions, LONGEST_TEXT)
     accepted = set(tokenizer.model_input_names)
 
     def prepare(texts: list) -> Batch:
@@ -214,27 +339,20 @@ def _text_prepare(
     return prepare, tokenizer
 
 
-def _audio_prepare(
-    model: nn.Module, place: str, *, image_size: int | None, revision: str | None
-) -> tuple[Callable, object]:
+def _audio_prepare(model: PreTrainedModel, files: _Files, image_size: int | None) -> tuple[Prepare, Any]:
     from transformers import AutoFeatureExtractor
 
-    if image_size is not None:
-        raise InputError(f"image_size={image_size} was given, but {place!r} reads audio")
-    extractor = AutoFeatureExtractor.from_pretrained(place, revision=revision or "main")
+    extractor = AutoFeatureExtractor.from_pretrained(files.place, revision=files.revision or "main")
     rate = extractor.sampling_rate
     # spectrograms come in the one length that the network takes, samples in that of the longest recording
-    padding = {"padding": True} if "padding_value" in extractor.to_dict() and _takes_samples(model) else {}
+    takes_samples = model.main_input_name == "input_values" and "num_mel_bins" not in model.config.to_dict()
+    padding = {"padding": True} if takes_samples and "padding_value" in extractor.to_dict() else {}
 
     def prepare(recordings: list) -> Batch:
         samples = [read_samples(recording, rate=rate) for recording in recordings]
         return dict(extractor(samples, sampling_rate=rate, return_tensors="pt", **padding))
 
     return prepare, extractor
-
-
-def _takes_samples(model: nn.Module) -> bool:
-    return model.main_input_name == "input_values" and "num_mel_bins" not in model.config.to_dict()
 
 
 def _hub_config(name: str, revision: str | None) -> dict:

@@ -27,8 +27,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from hf_tl import Embedding, FullNetworkEmbedding, InputError, load_network, load_task
-from hf_tl.arguments import parse_arguments
+from hf_tl import Embedding, FullNetworkEmbedding, InputError, load_network, load_task, parse_arguments
 
 
 @dataclass

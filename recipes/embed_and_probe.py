@@ -20,10 +20,17 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from hf_tl import RECIPES, FullNetworkEmbedding, layer_probes, load_network, load_task, make_head
-from hf_tl.arguments import parse_arguments
+from hf_tl import (
+    RECIPES,
+    FullNetworkEmbedding,
+    format_table,
+    layer_probes,
+    load_network,
+    load_task,
+    make_head,
+    parse_arguments,
+)
 from hf_tl.embedding.recipe import find_recipe
-from hf_tl.table import format_table
 
 
 @dataclass

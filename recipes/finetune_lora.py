@@ -9,50 +9,45 @@ Two processes on a CPU (`accelerate launch --cpu --num_processes 2` would start 
     ACCELERATE_USE_CPU=true accelerate launch --config_file recipes/configs/two_processes_cpu.yaml \\
         recipes/finetune_lora.py recipes/configs/finetune_lora_text.yaml --use_cpu
 
---output_dir receives the adapter alone, in PEFT's format, and checkpoints hold nothing else. --batch rows are split
+--output_dir receives the adapter alone, in PEFT's format, and checkpoints hold nothing else. --batch samples are split
 among the processes, so any number of them takes the same steps. FSDP is refused: a checkpoint would hold each
 process's shard of an adapter that is small enough for every process.
 
 Afterwards: `load_adapter(model, "runs/lora")`, `PeftModel.from_pretrained(model, "runs/lora")`.
 """
 
-import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from transformers import Trainer, TrainingArguments, set_seed
 
 from hf_tl import (
+    DataCollator,
     InputError,
-    LabelledRows,
     LoraConfig,
+    TaskArguments,
+    TaskDataset,
     add_lora,
-    collate,
+    compute_accuracy,
     find_classes,
     find_modality,
-    load_classifier,
+    load_network,
     load_task,
-    score,
+    parse_arguments,
+    run_trainer,
+    share_batch,
 )
-from hf_tl.arguments import parse_arguments, share_batch
 
 
 @dataclass
-class Arguments:
+class Arguments(TaskArguments):
     """What to train on what, and how small."""
 
-    model: str = field(metadata={"help": "Hub id or folder of a pre-trained network"})
-    dataset: str = field(metadata={"help": "Hub id, folder or file of a labelled dataset"})
-    batch: int = field(default=32, metadata={"help": "rows a step, of all processes together"})
     r: int = field(default=8, metadata={"help": "rank of the update"})
     lora_alpha: float | None = field(default=None, metadata={"help": "its scale times r; 2 r by default"})
     lora_dropout: float = field(default=0.0, metadata={"help": "on the inputs of the update"})
-    use_dora: bool = field(default=False, metadata={"help": "whether lengths are learnt apart from directions"})
+    use_dora: bool = field(default=False, metadata={"help": "whether norms are learnt apart from directions"})
     target_modules: list[str] | None = field(default=None, metadata={"help": "names, or all-linear; else found"})
-    dataset_config: str | None = field(default=None, metadata={"help": "configuration of the dataset"})
-    label: str | None = field(default=None, metadata={"help": "label column, if it is not found"})
-    image_size: int | None = field(default=None, metadata={"help": "side of the square images in pixels"})
 
 
 def main() -> None:
@@ -60,11 +55,11 @@ def main() -> None:
     if training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
         raise InputError("an adapter is small enough for every process, and FSDP would shard it; launch with DDP")
     share_batch(training, args.batch)
-    training.remove_unused_columns = False  # rows are raw inputs until they are in a batch
+    training.remove_unused_columns = False  # samples are raw inputs until they are in a batch
     set_seed(training.seed)
     task = load_task(args.dataset, modality=find_modality(args.model), label=args.label, config=args.dataset_config)
     classes = find_classes(task)
-    network = load_classifier(args.model, classes, image_size=args.image_size)
+    network = load_network(args.model, classes=classes, image_size=args.image_size)
     targets = args.target_modules
     config = LoraConfig(
         r=args.r,
@@ -73,28 +68,20 @@ def main() -> None:
         use_dora=args.use_dora,
         target_modules=targets[0] if targets is not None and len(targets) == 1 else targets,
     )
-    model = add_lora(network.model, config)
     trainer = Trainer(
-        model,
+        add_lora(network.model, config),
         training,
-        train_dataset=LabelledRows(task.train, classes),
-        eval_dataset=LabelledRows(task.test, classes),
-        data_collator=collate(network),
+        train_dataset=TaskDataset(task.train, classes),
+        eval_dataset=TaskDataset(task.test, classes),
+        data_collator=DataCollator(network),
         processing_class=network.processor,
-        compute_metrics=score,
+        compute_metrics=compute_accuracy,
     )
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    found = trainer.evaluate()
-    trainer.save_model()
     if trainer.is_world_process_zero():
-        kept = {name: found[f"eval_{name}"] for name in ("accuracy", "cross_entropy")}
-        kept["processes"] = training.world_size
-        (Path(training.output_dir) / "results.json").write_text(json.dumps(kept, indent=1) + "\n")
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        share = trained / sum(p.numel() for p in model.parameters())
+        trained = sum(p.numel() for p in network.model.parameters() if p.requires_grad)
+        share = trained / sum(p.numel() for p in network.model.parameters())
         print(f"{trained} parameters trained, {share:.2%} of the network")
-        print("accuracy {accuracy:.4f}, cross entropy {cross_entropy:.4f}, {processes} process(es)".format(**kept))
-    trainer.accelerator.end_training()
+    run_trainer(trainer)
 
 
 if __name__ == "__main__":

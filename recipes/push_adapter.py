@@ -16,8 +16,7 @@ from pathlib import Path
 from accelerate import PartialState
 from huggingface_hub import snapshot_download
 
-from hf_tl import CardInfo, InputError, push_adapter
-from hf_tl.arguments import parse_arguments
+from hf_tl import CardInfo, InputError, parse_arguments, push_adapter
 
 
 @dataclass

@@ -22,7 +22,7 @@ LEVELS = [  # a module imports from levels above its own in this list, or from i
     {"audio"},
     {"models"},
     {"data"},
-    {"training", "classifier"},
+    {"training"},
     {"embedding", "lora", "policies"},
     {"probes"},
     {"analysis"},

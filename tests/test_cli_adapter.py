@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from peft_zoo import logits, randomise, text, tiny_bert
+from tiny import save_wav2vec2
 
 from hf_tl.cli.main import COMMANDS, main
 
@@ -118,10 +119,28 @@ def test_an_adapter_of_a_timm_network(tmp_path, timm_folder, capsys):
     model.save_pretrained(tmp_path / "adapter")
     adapter, base = str(tmp_path / "adapter"), str(timm_folder)
     assert main(["adapter", "verify", adapter, "--model", base]) == 0
+    assert main(["adapter", "verify", adapter, "--model", f"local-dir:{base}"]) == 0
     assert main(["adapter", "inspect", adapter, "--model", base]) == 0
     assert main(["adapter", "merge", adapter, "--model", base, "--out", str(tmp_path / "out")]) == 0
     merged = create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     assert merged.num_classes == 3
+
+
+def test_an_adapter_of_an_audio_network(tmp_path, capsys):
+    from transformers import AutoModelForAudioClassification
+
+    from hf_tl import LoraConfig, add_lora, save_adapter
+
+    base, adapter = str(save_wav2vec2(tmp_path / "base")), str(tmp_path / "adapter")
+    model = AutoModelForAudioClassification.from_pretrained(base, num_labels=3, ignore_mismatched_sizes=True)
+    add_lora(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    randomise(model)
+    save_adapter(model, adapter)
+    assert main(["adapter", "verify", adapter, "--model", base]) == 0
+    assert main(["adapter", "merge", adapter, "--model", base, "--out", str(tmp_path / "out")]) == 0
+    recordings = {"input_values": torch.randn(2, 4000)}
+    merged = AutoModelForAudioClassification.from_pretrained(tmp_path / "out").eval()
+    assert torch.allclose(logits(merged, recordings), logits(model.eval(), recordings), rtol=0, atol=1e-5)
 
 
 def test_an_adapter_of_a_timm_network_that_transformers_wrapped(tmp_path, timm_folder, capsys):
@@ -154,7 +173,7 @@ def test_an_adapter_of_a_timm_network_that_transformers_wrapped(tmp_path, timm_f
 
 CASES = {
     "no adapter": ("inspect nowhere", "adapter folder 'nowhere' does not exist"),
-    "no base": ("verify path/to/adapter --model nowhere/nothing", "network 'nowhere/nothing' cannot be loaded"),
+    "no base": ("verify path/to/adapter --model nowhere/nothing", "model 'nowhere/nothing' is not a folder"),
     "no rank": ("resize path/to/adapter --out out", "give either a rank or the share to keep"),
     "too large": ("resize path/to/adapter --rank 8 --out out", "rank 8 is above the adapter's largest, 4"),
     "another network": (

@@ -108,11 +108,12 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> None:
     from hf_tl.analysis.verify_adapter import verification_table, verify_adapter
+    from hf_tl.layers.example import example_for
     from hf_tl.lora.adapter import read_adapter
-    from hf_tl.lora.base_network import load_base, made_up_batch
+    from hf_tl.lora.base_network import load_base
 
     model = load_base(options.model, read_adapter(options.adapter))
-    found = verify_adapter(model, options.adapter, made_up_batch(model))
+    found = verify_adapter(model, options.adapter, example_for(model, rows=2))
     print(verification_table(found))
     worst = max(found, key=lambda one: one.relative)
     if worst.relative > _BOUND:
@@ -124,8 +125,9 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
+    from hf_tl.layers.example import example_for
     from hf_tl.lora.adapter import read_adapter
-    from hf_tl.lora.base_network import load_base, made_up_batch, save_network
+    from hf_tl.lora.base_network import load_base, save_network
     from hf_tl.lora.loading import put_adapter
     from hf_tl.lora.merge import delete_adapter, merge_adapter
 
@@ -133,10 +135,10 @@ def _merge(options: argparse.Namespace) -> None:
     model = load_base(options.model, adapter, dtype="auto")
     put_adapter(model, adapter)
     make_folder(options.out)
-    merge = merge_adapter(model, safe_merge=True, reversible=False, example=made_up_batch(model))
+    merge = merge_adapter(model, safe_merge=True, reversible=False, example=example_for(model, rows=2))
     delete_adapter(model, merge=True)
     save_network(model, options.out, adapter)
-    print(f"merged {merge.layers} layers; on a made-up batch the output moved by {merge.largest_change:.2e} at most")
+    print(f"merged {merge.layers} layers; on a dummy batch the output moved by {merge.largest_change:.2e} at most")
     print(f"wrote {options.out}")
 
 

@@ -26,7 +26,8 @@ from hf_tl.embedding.tap import Selection
 from hf_tl.embedding.taps import describe_taps, find_taps, with_pooling
 from hf_tl.errors import InputError
 from hf_tl.hub import PushResult
-from hf_tl.models import Network, example_batch, load_network
+from hf_tl.layers.example import example_for
+from hf_tl.models import Network, load_network
 
 
 class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
@@ -166,7 +167,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
             rows: two rows or more to try the network on; not needed for networks that read images or text.
         """
         if rows is None and self.network is not None:
-            example = example_batch(self.network)
+            example = example_for(self.network.model, rows=2)
             taps, _ = find_taps(
                 self.network,
                 example,

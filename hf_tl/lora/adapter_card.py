@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from hf_tl.architectures import AutoClass, auto_class_named, auto_class_of_task
 from hf_tl.card import (
     CardInfo,
     data_sentence,
@@ -23,21 +23,10 @@ from hf_tl.card import (
 from hf_tl.hub import CARD, is_hub_name
 from hf_tl.lora.adapter import Adapter, read_adapter
 from hf_tl.lora.adapter_file import TENSORS_NAME
-from hf_tl.lora.base_network import TASKS, WITH_LABELS, n_labels_of
+from hf_tl.lora.base_network import n_labels_of
 
 
 TAGS = ("lora", "hf_tl")
-_PIPELINES = {
-    "AutoModelForSequenceClassification": "text-classification",
-    "AutoModelForImageClassification": "image-classification",
-    "AutoModelForAudioClassification": "audio-classification",
-    "AutoModelForTokenClassification": "token-classification",
-    "AutoModelForQuestionAnswering": "question-answering",
-    "AutoModelForCausalLM": "text-generation",
-    "AutoModelForMaskedLM": "fill-mask",
-}
-_HEADS = {"LMHeadModel": "AutoModelForCausalLM", "ForConditionalGeneration": "AutoModelForSeq2SeqLM"}
-_HEAD = re.compile(r"For[A-Z][A-Za-z]+$")
 
 
 def adapter_card(
@@ -81,7 +70,7 @@ def adapter_card(
             "base_model_relation": "adapter" if base else None,
             "tags": TAGS,
         },
-        task=_PIPELINES.get(auto or ""),
+        task=None if auto is None else auto.pipeline,
     )
 
 
@@ -120,28 +109,20 @@ def _footprint(adapter: Adapter, info: CardInfo, size: int, n_base: int | None) 
     return rows
 
 
-def _auto_class(adapter: Adapter) -> str | None:
+def _auto_class(adapter: Adapter) -> AutoClass | None:
     """transformers' loader of the network; a name from the file is compared with known ones, never looked up."""
-    task = adapter.config.get("task_type")
-    if task in TASKS:
-        return TASKS[task]
+    auto = auto_class_of_task(adapter.config.get("task_type"))
     mapping = adapter.config.get("auto_mapping") or {}
-    name = str(mapping.get("base_model_class") or "")
-    if not str(mapping.get("parent_library") or "").startswith("transformers."):
-        return None
-    for ending, auto in _HEADS.items():
-        if name.endswith(ending):
-            return auto
-    found = _HEAD.search(name)
-    auto = f"AutoModel{found[0]}" if found else "AutoModel"
-    return auto if auto in _PIPELINES or auto == "AutoModel" else None
+    if auto is None and str(mapping.get("parent_library") or "").startswith("transformers."):
+        auto = auto_class_named(str(mapping.get("base_model_class") or ""))
+    return auto
 
 
-def _how_to_load(adapter: Adapter, base: str | None, auto: str | None, repo_id: str) -> str:
+def _how_to_load(adapter: Adapter, base: str | None, auto: AutoClass | None, repo_id: str) -> str:
     n_labels = n_labels_of(adapter)
     if auto is not None and base is not None:
-        labels = f", num_labels={n_labels}" if n_labels is not None and auto in WITH_LABELS else ""
-        library, network = f"from transformers import {auto}\n", f'{auto}.from_pretrained("{base}"{labels})'
+        labels = f", num_labels={n_labels}" if n_labels is not None and auto.has_labels else ""
+        library, network = f"from transformers import {auto.name}\n", f'{auto.name}.from_pretrained("{base}"{labels})'
     elif base is not None and base.startswith("timm/"):
         labels = "" if n_labels is None else f", num_classes={n_labels}"
         library, network = "import timm\n", f'timm.create_model("hf-hub:{base}", pretrained=True{labels})'
@@ -157,6 +138,6 @@ def _how_to_load(adapter: Adapter, base: str | None, auto: str | None, repo_id: 
     if auto is not None and base is not None:
         text += (
             f"\nWith transformers alone, network and adapter in one go:\n\n```python\n{library}\n"
-            f'model = {auto}.from_pretrained("{repo_id}"{labels})\n```\n'
+            f'model = {auto.name}.from_pretrained("{repo_id}"{labels})\n```\n'
         )
     return text

@@ -12,7 +12,7 @@ from conftest import write_images
 from tiny import save_vit, save_wav2vec2, write_tones
 from transformers import TrainingArguments
 
-from hf_tl import Embedding, InputError, PolicyCallback, load_classifier
+from hf_tl import Embedding, InputError, PolicyCallback, load_network
 from hf_tl.arguments import parse_arguments
 
 
@@ -75,7 +75,7 @@ def test_an_adapter_is_saved_alone_and_loads_with_peft(kind, worlds, run, tmp_pa
 
     run("finetune_lora", *worlds[kind], *TRAINING, "--r", "2", "--output_dir", tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
-    model = load_classifier(worlds[kind][1], ["a", "b"]).model
+    model = load_network(worlds[kind][1], classes=["a", "b"]).model
     loaded = PeftModel.from_pretrained(model, tmp_path)
     assert any("lora_A" in name for name, _ in loaded.named_parameters())
 
@@ -141,7 +141,7 @@ def test_what_is_written_is_an_embedding(worlds, run, tmp_path):
 
 
 def test_where_sharding_does_not_work_it_is_refused(worlds, run, monkeypatch):
-    model = load_classifier(worlds["image"][1], ["a", "b"]).model
+    model = load_network(worlds["image"][1], classes=["a", "b"]).model
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match="an adapter is small enough for every process"):
         run("finetune_lora", *worlds["image"], *TRAINING, "--output_dir", "out")

@@ -1,0 +1,128 @@
+"""A task and a network as Trainer takes them: dataset, collator, metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+import torch
+
+from hf_tl.data import Samples, Task
+from hf_tl.errors import InputError
+from hf_tl.names import closest
+from hf_tl.models import Network
+
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction, Trainer
+
+
+class Item(TypedDict):
+    """A sample of `TaskDataset`: the raw input, and the number of its class."""
+
+    input: object
+    label: int
+
+
+def find_classes(task: Task) -> tuple[str, ...]:
+    """The names of a task's classes, in the order of a classifier's outputs.
+
+    Args:
+        task: with labelled training and test samples.
+
+    Raises:
+        InputError: a class that is tested and never taught.
+    """
+    if task.train.class_names is not None:
+        return task.train.class_names
+    classes = tuple(str(label) for label in np.unique(task.train.labels))
+    for label in {str(label) for label in np.unique(task.test.labels)} - set(classes):
+        raise InputError(f"{task.test.name} has class {label!r}, {task.train.name} has not; {closest(label, classes)}")
+    return classes
+
+
+class TaskDataset(Sequence[Item]):
+    """Samples as a dataset for Trainer: item i is {"input": the raw input, "label": the number of its class}.
+
+    Args:
+        samples: with labels.
+        classes: their names, from `find_classes`.
+    """
+
+    def __init__(self, samples: Samples, classes: Sequence[str]):
+        if samples.labels is None:
+            raise InputError(f"{samples.name} has no labels; a classifier learns from labelled samples")
+        self.samples = samples
+        if samples.class_names is not None:
+            self.labels = samples.labels.astype(np.int64)
+        else:
+            numbers = {name: number for number, name in enumerate(classes)}
+            self.labels = np.array([numbers[str(label)] for label in samples.labels])
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Item:
+        return {"input": self.samples[index], "label": int(self.labels[index])}
+
+
+class DataCollator:
+    """Items of `TaskDataset` -> the network's batch with its labels (batch,); Trainer's `data_collator`.
+
+    Args:
+        network: from `load_network`.
+    """
+
+    def __init__(self, network: Network):
+        self.network = network
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+        """A batch of the network's inputs, passed by keyword, and "labels"."""
+        inputs = self.network.prepare([item["input"] for item in items])
+        if isinstance(inputs, torch.Tensor):
+            inputs = {"pixel_values": inputs}
+        return {**inputs, "labels": torch.tensor([item["label"] for item in items])}
+
+
+def compute_accuracy(predicted: EvalPrediction) -> dict[str, float]:
+    """The accuracy, and the cross entropy in nats, over all samples; Trainer's `compute_metrics`.
+
+    Trainer's own eval_loss counts the samples twice that fill up the last batch of several processes.
+
+    Args:
+        predicted: logits (n_samples, n_classes), and the numbers of the true classes (n_samples,).
+    """
+    logits = torch.as_tensor(np.asarray(predicted.predictions)).double()
+    labels = torch.as_tensor(np.asarray(predicted.label_ids))
+    return {
+        "accuracy": float((logits.argmax(-1) == labels).double().mean()),
+        "cross_entropy": float(torch.nn.functional.cross_entropy(logits, labels)),
+    }
+
+
+def run_trainer(trainer: Trainer) -> dict[str, float]:
+    """Trains, evaluates and saves the network: a script's last lines.
+
+    Training resumes from `resume_from_checkpoint` of the Trainer's arguments. Process 0 also writes what is returned
+    into results.json in the Trainer's folder.
+
+    Args:
+        trainer: with an evaluation set and `compute_accuracy`.
+
+    Returns:
+        {"accuracy", "cross_entropy", "processes"} on the evaluation set.
+    """
+    arguments = trainer.args
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    metrics = trainer.evaluate()
+    trainer.save_model()
+    results = {name: metrics[f"eval_{name}"] for name in ("accuracy", "cross_entropy")}
+    results["processes"] = arguments.world_size
+    if trainer.is_world_process_zero():
+        (Path(str(arguments.output_dir)) / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        print("accuracy {accuracy:.4f}, cross entropy {cross_entropy:.4f}, {processes} process(es)".format(**results))
+    trainer.accelerator.end_training()
+    return results
