@@ -12,8 +12,8 @@ import torch
 
 from hf_tl.data import Samples, Task
 from hf_tl.errors import InputError
-from hf_tl.names import closest
 from hf_tl.models import Network
+from hf_tl.names import closest
 
 
 if TYPE_CHECKING:
