@@ -8,7 +8,7 @@ from PIL import Image
 
 from hf_tl import InputError, load_network
 from hf_tl.embedding.taps import find_taps
-from hf_tl.layers.example import example_for
+from hf_tl.example import dummy_batch
 
 
 @pytest.mark.parametrize("prefix", ["", "local-dir:"])
@@ -50,7 +50,7 @@ def test_a_transformers_image_folder(tmp_path):
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     network = load_network(str(tmp_path))
     assert network.prepare([Image.new("L", (50, 40))])["pixel_values"].shape == (1, 3, 32, 32)
-    taps, left_out = find_taps(network, example_for(network.model, rows=2), activation="after", selection="conv")
+    taps, left_out = find_taps(network, dummy_batch(network.model), activation="after", selection="conv")
     assert taps[0].name == "embeddings.patch_embeddings.projection"
     assert "pooler.dense" in left_out
 
@@ -61,7 +61,7 @@ def test_a_size_that_the_network_cannot_take_is_said_before_any_work(timm_folder
     timm.models.save_for_hf(timm.create_model("test_vit"), tmp_path, safe_serialization=True)
     network = load_network(str(tmp_path), image_size=64)  # timm resamples the positions of a ViT
     assert network.prepare([Image.new("RGB", (50, 50))]).shape == (1, 3, 64, 64)
-    find_taps(network, example_for(network.model, rows=2), activation="after")
+    find_taps(network, dummy_batch(network.model), activation="after")
 
 
 def test_an_encoder_decoder_is_read_as_its_encoder(tmp_path, text_folder):

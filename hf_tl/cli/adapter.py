@@ -108,12 +108,12 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> None:
     from hf_tl.analysis.verify_adapter import verification_table, verify_adapter
-    from hf_tl.layers.example import example_for
+    from hf_tl.example import dummy_batch
     from hf_tl.lora.adapter import read_adapter
     from hf_tl.lora.base_network import load_base
 
     model = load_base(options.model, read_adapter(options.adapter))
-    found = verify_adapter(model, options.adapter, example_for(model, rows=2))
+    found = verify_adapter(model, options.adapter, dummy_batch(model))
     print(verification_table(found))
     worst = max(found, key=lambda one: one.relative)
     if worst.relative > _BOUND:
@@ -125,7 +125,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from hf_tl.layers.example import example_for
+    from hf_tl.example import dummy_batch
     from hf_tl.lora.adapter import read_adapter
     from hf_tl.lora.base_network import load_base, save_network
     from hf_tl.lora.loading import put_adapter
@@ -135,7 +135,7 @@ def _merge(options: argparse.Namespace) -> None:
     model = load_base(options.model, adapter, dtype="auto")
     put_adapter(model, adapter)
     make_folder(options.out)
-    merge = merge_adapter(model, safe_merge=True, reversible=False, example=example_for(model, rows=2))
+    merge = merge_adapter(model, safe_merge=True, reversible=False, example=dummy_batch(model))
     delete_adapter(model, merge=True)
     save_network(model, options.out, adapter)
     print(f"merged {merge.layers} layers; on a dummy batch the output moved by {merge.largest_change:.2e} at most")

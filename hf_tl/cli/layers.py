@@ -34,12 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    from hf_tl.example import dummy_batch
     from hf_tl.layers import draw_ladder, list_layers, select
-    from hf_tl.layers.example import example_for
     from hf_tl.models import load_network
 
     network = load_network(options.model, image_size=options.image_size)
-    layers = list_layers(network.model, level=options.level, example=example_for(network.model, rows=2))
+    layers = list_layers(network.model, level=options.level, example=dummy_batch(network.model))
     frozen = [] if options.select is None else select(layers, options.select)
     if options.plot is not None:
         options.plot.parent.mkdir(parents=True, exist_ok=True)
@@ -75,9 +75,9 @@ def _read(network: Network, layers: Layers, recipe: str) -> dict[str, tuple[int,
     """The number of features that the embedding reads at each layer, and where; or why it reads none."""
     from hf_tl.embedding.recipe import find_recipe
     from hf_tl.embedding.taps import LAST, find_taps
-    from hf_tl.layers.example import example_for
+    from hf_tl.example import dummy_batch
 
-    taps, left_out = find_taps(network, example_for(network.model, rows=2), activation=find_recipe(recipe).activation)
+    taps, left_out = find_taps(network, dummy_batch(network.model), activation=find_recipe(recipe).activation)
     features: Counter[str] = Counter()
     remarks = {name.partition("#")[0]: f"left out: {why}" for name, why in left_out.items()}
     for tap in taps:  # one a call of the layer

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
-    from hf_tl.layers.example import example_for
+    from hf_tl.example import dummy_batch
     from hf_tl.models import load_network
     from hf_tl.policies.phases import At
     from hf_tl.policies.policy import Policy
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     else:
         policy = Policy(options.policy, [At(when, text) for when, text in options.phase])
     network = load_network(options.model, image_size=options.image_size)
-    result = policy.dry_run(network.model, lr=options.lr, example=example_for(network.model, rows=2))
+    result = policy.dry_run(network.model, lr=options.lr, example=dummy_batch(network.model))
     if options.plot is not None:
         options.plot.parent.mkdir(parents=True, exist_ok=True)
         result.draw(

@@ -25,8 +25,8 @@ from hf_tl.embedding.store import Store
 from hf_tl.embedding.tap import Selection
 from hf_tl.embedding.taps import describe_taps, find_taps, with_pooling
 from hf_tl.errors import InputError
+from hf_tl.example import dummy_batch
 from hf_tl.hub import PushResult
-from hf_tl.layers.example import example_for
 from hf_tl.models import Network, load_network
 
 
@@ -167,7 +167,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
             rows: two rows or more to try the network on; not needed for networks that read images or text.
         """
         if rows is None and self.network is not None:
-            example = example_for(self.network.model, rows=2)
+            example = dummy_batch(self.network.model)
             taps, _ = find_taps(
                 self.network,
                 example,
