@@ -9,7 +9,6 @@ from .data import load_task as load_task
 from .embedding import RECIPES as RECIPES
 from .embedding import Discretizer as Discretizer
 from .embedding import Embedding as Embedding
-from .embedding import EmbeddingCallback as EmbeddingCallback
 from .embedding import FullNetworkEmbedding as FullNetworkEmbedding
 from .embedding import LayerNormalizer as LayerNormalizer
 from .embedding import LayerSelector as LayerSelector
@@ -49,17 +48,11 @@ from .policies import Policy as Policy
 from .policies import PolicyCallback as PolicyCallback
 from .policies import PrefixCache as PrefixCache
 from .policies import reinit_layers as reinit_layers
-from .probes import Accuracy as Accuracy
-from .probes import KernelSVM as KernelSVM
-from .probes import LayerProbes as LayerProbes
-from .probes import LearningCurve as LearningCurve
+from .probes import EmbeddingCallback as EmbeddingCallback
 from .probes import LinearSVM as LinearSVM
-from .probes import MacroF1 as MacroF1
-from .probes import MeanPerClassAccuracy as MeanPerClassAccuracy
-from .probes import RowSpace as RowSpace
-from .probes import TopKAccuracy as TopKAccuracy
 from .probes import layer_probes as layer_probes
 from .probes import learning_curve as learning_curve
+from .probes import load_metric as load_metric
 from .probes import make_head as make_head
 from .table import format_table as format_table
 from .training import DataCollator as DataCollator

@@ -307,6 +307,6 @@ def test_a_learning_curve_takes_one(site):
         labels = np.arange(60) % 3
         values = generator.standard_normal((60, 5)) + 3 * np.eye(5)[np.arange(60) % 3]
 
-    curve = learning_curve(Rows(), head="centroid", shots=(1, 5), splits=2, progress=False)
+    curve = learning_curve(Rows(), head="centroid", shots=(1, 5), n_splits=2, progress=False)
     assert curve.shots == (1, 5)
     assert curve.accuracy["full network"].min() > 0.5

@@ -122,8 +122,8 @@ def _judge_layers(train: Embedding, test: Embedding, options: argparse.Namespace
         fne = FullNetworkEmbedding(recipe=options.recipe, taps=options.taps, top=options.top)
         return fne.fit_transform(first), fne.transform(second)
 
-    random = None if options.against is None else scaled(*_load(str(options.against)))
-    probes = layer_probes(*scaled(train, test), random=random)
+    untrained = None if options.against is None else scaled(*_load(str(options.against)))
+    probes = layer_probes(*scaled(train, test), untrained=untrained)
     path = options.out / "layers.png"
     probes.plot(path, title=f"{Path(train.network).name}, layer by layer")
     print(f"\n{probes.table()}\n\n{probes}\nwrote {path}")

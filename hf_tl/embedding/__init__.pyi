@@ -1,4 +1,3 @@
-from .callback import EmbeddingCallback as EmbeddingCallback
 from .crops import TenCrops as TenCrops
 from .crops import mean_feature as mean_feature
 from .crops import mean_score as mean_score

@@ -1,4 +1,4 @@
-"""JUDGE: classifiers on top of embeddings."""
+"""EVALUATE: classifiers on embeddings, and what they tell about layers and numbers of samples."""
 
 import lazy_loader
 

@@ -1,12 +1,6 @@
+from .embedding_callback import EmbeddingCallback as EmbeddingCallback
 from .heads import make_head as make_head
-from .kernel import KernelSVM as KernelSVM
-from .layer_probes import LayerProbes as LayerProbes
 from .layer_probes import layer_probes as layer_probes
-from .learning_curve import LearningCurve as LearningCurve
 from .learning_curve import learning_curve as learning_curve
-from .metrics import Accuracy as Accuracy
-from .metrics import MacroF1 as MacroF1
-from .metrics import MeanPerClassAccuracy as MeanPerClassAccuracy
-from .metrics import TopKAccuracy as TopKAccuracy
-from .row_space import RowSpace as RowSpace
+from .metrics import load_metric as load_metric
 from .svm import LinearSVM as LinearSVM

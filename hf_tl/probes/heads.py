@@ -1,4 +1,4 @@
-"""The classifiers that can stand on an embedding, by name: scikit-learn's own, most of them in the rows' space."""
+"""The classifiers that can stand on an embedding, by name: scikit-learn's own, most of them in the samples' space."""
 
 from __future__ import annotations
 
@@ -7,29 +7,35 @@ from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.svm import SVC
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from hf_tl.errors import InputError
 from hf_tl.names import closest
 from hf_tl.plugins import find_plugin, plugin_names
-from hf_tl.probes.features import LazyRows
+from hf_tl.probes.gram import Matrix, gram, plain_values
+from hf_tl.probes.svm import LinearSVM
 
 
 NEIGHBOURS, TEMPERATURE = 10, 0.07  # as DINOv2 evaluates
 HIDDEN = 256  # units of a hidden layer
-ROWS_PER_FEATURE = 1.0  # below this, a head that is not linear is likely to learn the rows by heart
+SAMPLES_PER_FEATURE = 1.0  # below this, a head that is not linear is likely to memorise the samples
+NEGLIGIBLE = 1e-12  # eigenvalues this far below the largest are rounding: duplicate samples, constant features
 
 
 @runtime_checkable
 class Head(Protocol):
     """What stands on an embedding: any scikit-learn classifier."""
 
-    def fit(self, X: LazyRows, y: np.ndarray) -> Head:
+    def fit(self, X: Matrix, y: np.ndarray) -> Head:
         """Learns from rows (n_rows, n_features) and their classes (n_rows,)."""
 
-    def predict(self, X: LazyRows) -> np.ndarray:
+    def predict(self, X: Matrix) -> np.ndarray:
         """The class of each row."""
 
-    def score(self, X: LazyRows, y: np.ndarray) -> float:
+    def score(self, X: Matrix, y: np.ndarray) -> float:
         """The accuracy."""
 
 
@@ -46,7 +52,7 @@ def make_head(
     *,
     C: float | Sequence[float] | Literal["auto"] = "auto",
     hidden_layers: int = 1,
-    seed: int = 0,
+    random_state: int = 0,
 ) -> Head:
     """A classifier, not yet fitted.
 
@@ -58,7 +64,7 @@ def make_head(
             of the training rows ("kernel": 1). Except for "svm", it is for rows of mean squared length 1. "knn",
             "lda" and "mlp" have none.
         hidden_layers: of "mlp", 1 to 3.
-        seed: of "mlp".
+        random_state: of "mlp".
 
     Raises:
         InputError: an unknown name, a C that the head cannot use, or another number of layers; a plug-in that cannot
@@ -66,7 +72,7 @@ def make_head(
     """
     if not isinstance(name, str) or name not in HEADS:
         return _foreign_head(name, C, shape)
-    if name in ("kernel", "mlp") and shape[0] < ROWS_PER_FEATURE * shape[1]:
+    if name in ("kernel", "mlp") and shape[0] < SAMPLES_PER_FEATURE * shape[1]:
         warnings.warn(
             f"head {name!r} on {shape[0]:,} rows of {shape[1]:,} features can learn them by heart; compare it with "
             f"'svm' on rows it has not seen, or read fewer layers",
@@ -74,7 +80,7 @@ def make_head(
             stacklevel=2,
         )
     if name == "mlp":
-        return _mlp(hidden_layers, seed)
+        return _mlp(hidden_layers, random_state)
     return HEADS[name](C, shape)
 
 
@@ -92,8 +98,6 @@ def _foreign_head(name: str | HeadMaker, C: float | Sequence[float] | str, shape
 
 
 def _svm(C: float | Sequence[float] | str, shape: tuple[int, int]) -> Head:
-    from hf_tl.probes.svm import LinearSVM
-
     return LinearSVM(C)
 
 
@@ -129,19 +133,17 @@ def _lda(C: float | Sequence[float] | str, shape: tuple[int, int]) -> Head:
 
 
 def _kernel(C: float | Sequence[float] | str, shape: tuple[int, int]) -> Head:
-    from hf_tl.probes.kernel import KernelSVM
-
     if not isinstance(C, float | int) and C != "auto":
         raise InputError(f"head 'kernel' takes one C, got {C}; 'svm' and 'logreg' choose among several")
     return KernelSVM(1.0 if C == "auto" else C)
 
 
-def _mlp(hidden_layers: int, seed: int) -> Head:
+def _mlp(hidden_layers: int, random_state: int) -> Head:
     from sklearn.neural_network import MLPClassifier
 
     if not 1 <= hidden_layers <= 3:
         raise InputError(f"head 'mlp' takes 1 to 3 hidden layers, got {hidden_layers}")
-    network = MLPClassifier((HIDDEN,) * hidden_layers, alpha=1e-2, max_iter=300, random_state=seed)
+    network = MLPClassifier((HIDDEN,) * hidden_layers, alpha=1e-2, max_iter=300, random_state=random_state)
     return _in_row_space(network)
 
 
@@ -153,13 +155,11 @@ def weight_by_similarity(distances: np.ndarray) -> np.ndarray:
 def _in_row_space(estimator: object) -> Head:
     from sklearn.pipeline import make_pipeline
 
-    from hf_tl.probes.row_space import RowSpace
-
     return make_pipeline(RowSpace(unit=True), estimator)
 
 
 def _unit_grid(C: Sequence[float] | str) -> np.ndarray:
-    from hf_tl.probes.selection import SCALE_FREE, find_grid
+    from hf_tl.probes.grid_search import SCALE_FREE, find_grid
 
     return np.asarray(SCALE_FREE if C == "auto" else find_grid(C, 1.0))
 
@@ -175,5 +175,101 @@ HEADS: dict[str, Callable[[float | Sequence[float] | str, tuple[int, int]], Head
     "knn": _knn,
     "lda": _lda,
     "kernel": _kernel,
-    "mlp": None,  # takes layers and a seed instead of C
+    "mlp": None,  # takes layers and a random state instead of C
 }
+
+
+class RowSpace(TransformerMixin, BaseEstimator):
+    """Rows X (n_rows, n_features) -> Z (n_rows, rank) with Z Z^T = X X^T, rank <= n_rows.
+
+    An L2-penalised linear model does not see the rotation between X and Z, nor does the order of cosine distances:
+    `make_pipeline(RowSpace(), LogisticRegression())` has the decision values of `LogisticRegression()` on X, in a
+    fraction of its time where features are many. What a new row has outside the space is left out; no linear model
+    that was fitted on the training rows can see it.
+
+    Args:
+        unit: divide all coordinates by one number, so that the training rows have mean squared length 1 and C means
+            the same for every embedding.
+
+    Attributes:
+        rows_: (n_rows, n_features) the training rows.
+        axes_: (n_rows, rank): Z = X X_train^T axes_.
+    """
+
+    def __init__(self, *, unit: bool = False):
+        self.unit = unit
+
+    def fit(self, X: Matrix, y: object = None) -> RowSpace:
+        """Finds the space of the rows X (n_rows, n_features), real or integer; y is not looked at."""
+        self.fit_transform(X)
+        return self
+
+    def fit_transform(self, X: Matrix, y: object = None) -> np.ndarray:
+        """`fit`, and the coordinates of the same rows X: (n_rows, rank) float64; y is not looked at."""
+        X = validate_data(self, plain_values(X), dtype=None)
+        eigenvalues, vectors = np.linalg.eigh(gram(X))
+        kept = eigenvalues > NEGLIGIBLE * max(eigenvalues[-1], NEGLIGIBLE)
+        if not kept.any():  # every feature of every row is 0
+            kept[-1], eigenvalues[-1] = True, 1.0
+        scale = np.sqrt(eigenvalues[kept])
+        length = np.sqrt(eigenvalues[kept].mean() * kept.sum() / len(X)) if self.unit else 1.0
+        self.rows_ = X
+        self.axes_ = vectors[:, kept] / (scale * length)
+        return vectors[:, kept] * (scale / length)
+
+    def transform(self, X: Matrix) -> np.ndarray:
+        """The coordinates of further rows X (n_rows, n_features): (n_rows, rank) float64."""
+        check_is_fitted(self)
+        X = validate_data(self, plain_values(X), dtype=None, reset=False)
+        return gram(X, self.rows_) @ self.axes_
+
+
+class KernelSVM(ClassifierMixin, BaseEstimator):
+    """scikit-learn's `SVC` with exp(-gamma |x - z|^2), where all distances come from one Gram matrix.
+
+    Unlike `LinearSVM` it is one-against-one, with the plain hinge loss and a free intercept, as libsvm is.
+
+    Args:
+        C: weight of the loss.
+        gamma: the kernel's; None for 1 over the mean squared distance of training rows.
+
+    Attributes:
+        classes_: (n_classes,).
+        gamma_: the gamma in use.
+    """
+
+    def __init__(self, C: float = 1.0, *, gamma: float | None = None):
+        self.C = C
+        self.gamma = gamma
+
+    def fit(self, X: Matrix, y: np.ndarray) -> KernelSVM:
+        """Fits on X (n_rows, n_features), real or integer, and y (n_rows,)."""
+        X, y = validate_data(self, plain_values(X), y, dtype=None, ensure_min_samples=2)
+        check_classification_targets(y)
+        among = gram(X)
+        self.rows_, self.squares_ = X, among.diagonal().copy()
+        distances = _squared_distances(among, self.squares_, self.squares_)
+        self.gamma_ = self.gamma if self.gamma is not None else 1 / max(float(distances.mean()), 1e-12)
+        self.svc_ = SVC(C=self.C, kernel="precomputed").fit(np.exp(-self.gamma_ * distances), y)
+        self.classes_ = self.svc_.classes_
+        return self
+
+    def decision_function(self, X: Matrix) -> np.ndarray:
+        """The values of the decision for X (n_rows, n_features): (n_rows, n_classes), or (n_rows,) for two classes."""
+        kernel = self._kernel(X)
+        return self.svc_.decision_function(kernel)
+
+    def predict(self, X: Matrix) -> np.ndarray:
+        """The class of each row of X (n_rows, n_features): (n_rows,)."""
+        kernel = self._kernel(X)
+        return self.svc_.predict(kernel)
+
+    def _kernel(self, X: Matrix) -> np.ndarray:
+        check_is_fitted(self)
+        X = validate_data(self, plain_values(X), dtype=None, reset=False)
+        squares = np.array([float(row @ row) for row in np.asarray(X, dtype=np.float64)])
+        return np.exp(-self.gamma_ * _squared_distances(gram(X, self.rows_), squares, self.squares_))
+
+
+def _squared_distances(products: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.maximum(first[:, None] + second - 2 * products, 0)

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from hf_tl.embedding.embedding import Embedding
 from hf_tl.errors import InputError
 from hf_tl.intervals import paired_gain, wilson
 from hf_tl.probes.active_set import solve
-from hf_tl.probes.features import LayeredFeatures, gram, needed_labels
-from hf_tl.probes.selection import FOLDS, stratified_folds, usable_folds
-from hf_tl.probes.svm import strata_of
-from hf_tl.probes.targets import Targets, decide
+from hf_tl.probes.gram import gram, required_labels
+from hf_tl.probes.grid_search import N_SPLITS, stratified_folds, usable_folds
+from hf_tl.probes.labels import OneVsRest
 from hf_tl.table import format_table
 
 
@@ -59,7 +59,7 @@ class LayerProbes:
         depths: (layers,) 0 for the layer nearest to the data, 1 for the one nearest to the task.
         chance: accuracy of always saying the most frequent class.
         judged_on: which rows, in words.
-        random: the same layers of the same network with random weights, or None.
+        untrained: the same layers of the same network with random weights, or None.
     """
 
     single: tuple[Probed, ...]
@@ -68,7 +68,7 @@ class LayerProbes:
     depths: tuple[float, ...]
     chance: float
     judged_on: str
-    random: LayerProbes | None = None
+    untrained: LayerProbes | None = None
 
     @property
     def whole(self) -> Probed:
@@ -92,9 +92,9 @@ class LayerProbes:
     def table(self) -> str:
         """One row a layer: alone, with all before it, with all after it, and the whole's gain over it alone."""
         header = ["layer", "features", "alone", "95 %", "first .. here", "here .. last", "all - alone", "95 %"]
-        random = self.random.single if self.random is not None else [None] * len(self.single)
+        weightless = self.untrained.single if self.untrained is not None else [None] * len(self.single)
         rows = []
-        for i, (probed, gain, untrained) in enumerate(zip(self.single, self.gains(), random, strict=True)):
+        for i, (probed, gain, untrained) in enumerate(zip(self.single, self.gains(), weightless, strict=True)):
             row = [
                 probed.name,
                 probed.n_features,
@@ -106,7 +106,7 @@ class LayerProbes:
                 _signed_span(gain[1:]),
             ]
             rows.append([*row, untrained.accuracy] if untrained is not None else row)
-        return format_table([*header, "random weights"] if self.random is not None else header, rows)
+        return format_table([*header, "random weights"] if self.untrained is not None else header, rows)
 
     def __str__(self) -> str:
         whole, layer, best = self.whole, self.best_layer, self.best_range
@@ -121,10 +121,10 @@ class LayerProbes:
             f"all layers are above {sum(g[0] > 0 for g in self.gains())} of {len(self.single)} single layers, "
             f"clearly (the paired interval excludes 0) above {beaten}",
         ]
-        if self.random is not None:
+        if self.untrained is not None:
             lines.append(
-                f"the same network with random weights: all layers {self.random.whole.accuracy:.3f}, "
-                f"best single layer {self.random.best_layer.name}, {self.random.best_layer.accuracy:.3f}"
+                f"the same network with random weights: all layers {self.untrained.whole.accuracy:.3f}, "
+                f"best single layer {self.untrained.best_layer.name}, {self.untrained.best_layer.accuracy:.3f}"
             )
         return "\n".join(lines)
 
@@ -151,8 +151,8 @@ class LayerProbes:
             axes.plot(at, [probed.accuracy for probed in probes], color=colour, linewidth=1.8, label=label)
         axes.axhline(self.whole.accuracy, color="#1f3864", linewidth=1, linestyle="--", label="all layers")
         axes.axhspan(*self.whole.interval, color="#1f3864", alpha=0.08, linewidth=0)
-        if self.random is not None:
-            untrained = [probed.accuracy for probed in self.random.single]
+        if self.untrained is not None:
+            untrained = [probed.accuracy for probed in self.untrained.single]
             axes.plot(at, untrained, color="#8c8c8c", linewidth=1.2, label="one layer alone, random weights")
         axes.axhline(self.chance, color="black", linewidth=0.8, linestyle=":", label="chance")
         best = int(np.argmax(alone))
@@ -172,12 +172,12 @@ class LayerProbes:
 
 
 def layer_probes(
-    embedding: LayeredFeatures,
-    test: LayeredFeatures | None = None,
+    embedding: Embedding,
+    test: Embedding | None = None,
     *,
-    random: tuple[LayeredFeatures, LayeredFeatures | None] | None = None,
+    untrained: tuple[Embedding, Embedding | None] | None = None,
     relative_C: float = RELATIVE_C,
-    folds: int = FOLDS,
+    n_splits: int = N_SPLITS,
     progress: bool = True,
 ) -> LayerProbes:
     """Judges a linear SVM on each layer, on each range that starts at the first or ends at the last, and on all.
@@ -188,9 +188,9 @@ def layer_probes(
     Args:
         embedding: training rows with labels.
         test: rows to judge by; None to judge each training row by a fit without its fold.
-        random: the same for the same network with random weights: training rows, and test rows or None.
+        untrained: the same for the same network with random weights: training rows, and test rows or None.
         relative_C: C times the mean squared length of a row, one for all layers so that none is favoured by a search.
-        folds: without `test`, at most so many.
+        n_splits: folds, at most so many; without `test` only.
         progress: whether a progress bar is drawn.
 
     Raises:
@@ -198,17 +198,19 @@ def layer_probes(
     """
     if not relative_C > 0:
         raise InputError(f"relative_C must be above 0, got {relative_C}")
-    judge = _Judge(embedding, test, relative_C, folds)
-    untrained = None
-    if random is not None:
-        if [span.name for span in random[0].layers] != [span.name for span in embedding.layers]:
+    judge = _Judge(embedding, test, relative_C, n_splits)
+    baseline = None
+    if untrained is not None:
+        if [span.name for span in untrained[0].layers] != [span.name for span in embedding.layers]:
             raise InputError(
-                f"the random network has other layers: {len(random[0].layers)} against {len(embedding.layers)}; "
+                f"the untrained network has other layers: {len(untrained[0].layers)} against {len(embedding.layers)}; "
                 f"embed the same architecture with the same taps"
             )
-        if (random[1] is None) != (test is None):
-            raise InputError("give test rows of the random network where there are test rows, and only there")
-        untrained = layer_probes(random[0], random[1], relative_C=relative_C, folds=folds, progress=progress)
+        if (untrained[1] is None) != (test is None):
+            raise InputError("give test samples of the untrained network where there are test samples, and only there")
+        baseline = layer_probes(
+            untrained[0], untrained[1], relative_C=relative_C, n_splits=n_splits, progress=progress
+        )
     n_layers = len(judge.spans)
     single, first_to, to_last = [], [], []
     with tqdm(total=3 * n_layers, desc="layers", unit="probe", disable=not progress) as bar:
@@ -227,7 +229,7 @@ def layer_probes(
         depths=tuple(span.depth for span in judge.spans),
         chance=judge.chance,
         judged_on=judge.judged_on,
-        random=untrained,
+        untrained=baseline,
     )
 
 
@@ -238,17 +240,17 @@ Grams = tuple[np.ndarray, np.ndarray | None]
 class _Judge:
     """Fits and judges one set of layers after another, on the same rows."""
 
-    def __init__(self, embedding: LayeredFeatures, test: LayeredFeatures | None, relative_C: float, folds: int):
-        labels = needed_labels(embedding, "training")
+    def __init__(self, embedding: Embedding, test: Embedding | None, relative_C: float, n_splits: int):
+        labels = required_labels(embedding, "training")
         self.spans = [span for span in embedding.layers if span.name != LAST] or list(embedding.layers)
         self.train, self.test = embedding.values, None if test is None else test.values
-        self.relative_C, self.targets = relative_C, Targets.of(labels)
-        self.signs = self.targets.signs.astype(np.float64)
+        self.relative_C, self.columns = relative_C, OneVsRest.of(labels)
+        self.signs = self.columns.signs.astype(np.float64)
         if test is None:
-            n_folds = usable_folds(labels, folds=folds)
+            n_folds = usable_folds(labels, n_splits=n_splits)
             if n_folds == 0:
                 raise InputError(f"{len(labels)} rows, about one a class, cannot be split; give test rows")
-            self.fold, self.truth = stratified_folds(strata_of(self.targets), folds=n_folds), labels
+            self.fold, self.truth = stratified_folds(self.columns.strata, n_splits=n_folds), labels
             self.judged_on = f"{len(labels)} training rows, each by a fit without its fold of {n_folds}"
         else:
             if [span.name for span in test.layers] != [span.name for span in embedding.layers]:
@@ -256,7 +258,7 @@ class _Judge:
                     f"training and test rows have different layers: {len(embedding.layers)} and {len(test.layers)}; "
                     f"use the same network and layers for both"
                 )
-            self.fold, self.truth = None, needed_labels(test, "test")
+            self.fold, self.truth = None, required_labels(test, "test")
             self.judged_on = f"{len(self.truth)} test rows, {len(labels)} training rows"
         values, counts = np.unique(labels, return_counts=True)
         self.chance = float((self.truth == values[counts.argmax()]).mean())
@@ -288,7 +290,7 @@ class _Judge:
                 out = self.fold == k
                 part = solve(among, self.signs, curvature * ~out[:, None], features=features, start=whole.active)
                 values[out] = part.values[out]
-        right = decide(values, self.targets.classes, self.targets.kind) == self.truth
+        right = self.columns.decide(values) == self.truth
         name = spans[0].name if len(spans) == 1 else f"{spans[0].name} .. {spans[-1].name}"
         return Probed(name, n_features, right)
 

@@ -10,18 +10,22 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
+from hf_tl.embedding.embedding import Embedding
 from hf_tl.errors import InputError
 from hf_tl.intervals import half_width
-from hf_tl.probes.features import LayeredFeatures, needed_labels
+from hf_tl.probes.gram import required_labels
 from hf_tl.probes.heads import HeadMaker, make_head
-from hf_tl.probes.power_law import FEWEST, PowerLaw, fit_power_law
 from hf_tl.table import format_table
 
 
 SHOTS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100)
-SPLITS = 5
+N_SPLITS = 5
 HELD_OUT = 4  # one row in so many is judged where no test rows are given
 Prepare = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+FEWEST = 4  # points for three parameters and a residual
+EXPONENTS = np.geomspace(0.05, 3, 60)
+LEAST_ERROR = 2e-3  # of a mean accuracy: draws that agree by chance are not that sure
+CHI_SQUARE = 3.841  # 95 % quantile, one degree of freedom
 STYLES = (("#1f4e8c", "D"), ("#d1752b", "^"), ("#3f8f5f", "v"), ("#8e5ea2", "P"), ("#5b9bd5", "o"), ("#8c8c8c", "s"))
 KNOWN = {"full network": STYLES[0], "last layer": STYLES[1], "from scratch": STYLES[4], "raw pixels": STYLES[5]}
 
@@ -166,16 +170,16 @@ class LearningCurve:
 
 
 def learning_curve(
-    embedding: LayeredFeatures,
-    test: LayeredFeatures | None = None,
+    embedding: Embedding,
+    test: Embedding | None = None,
     *,
     shots: Sequence[int] = SHOTS,
-    splits: int = SPLITS,
+    n_splits: int = N_SPLITS,
     head: str | HeadMaker = "svm",
     C: float | Sequence[float] | Literal["auto"] = "auto",
     prepare: Prepare | None = None,
     method: str = "full network",
-    seed: int = 0,
+    random_state: int = 0,
     progress: bool = True,
 ) -> LearningCurve:
     """What a classifier reaches with few samples per class: mean per-class accuracy.
@@ -187,21 +191,21 @@ def learning_curve(
         embedding: rows with labels, from which samples are drawn.
         test: rows to judge by; None to hold out a quarter of each class, another in each split.
         shots: samples per class, ascending; numbers that the smallest class cannot give are left out.
-        splits: independent draws, 2 or more.
+        n_splits: draws, 2 or more.
         head: see `make_head`.
         C: see `make_head`.
         prepare: (values of the samples, values of the test rows) -> their features, for features that are scaled
             with statistics of the samples alone; None to take the values as they are.
         method: what the curve is called.
-        seed: decides the draws; the same for rows with the same labels, so that curves can be compared in pairs.
+        random_state: decides the draws; the same for the same labels, so that curves can be compared in pairs.
         progress: whether a progress bar is drawn.
 
     Raises:
         InputError: no labels, fewer than two splits, or no number of samples that every class has.
     """
-    labels = needed_labels(embedding, "training")
-    if splits < 2:
-        raise InputError(f"splits must be 2 or more, for an interval, got {splits}")
+    labels = required_labels(embedding, "training")
+    if n_splits < 2:
+        raise InputError(f"n_splits must be 2 or more, for an interval, got {n_splits}")
     classes, counts = np.unique(labels, return_counts=True)
     fewest = int(counts.min()) if test is not None else int(counts.min() - np.ceil(counts.min() / HELD_OUT))
     used = tuple(sorted({int(n) for n in shots if 1 <= n <= fewest}))
@@ -210,16 +214,16 @@ def learning_curve(
             f"expected two classes or more with at least {min(shots, default=1)} samples each, got {len(classes)} "
             f"classes, the smallest with {fewest} to draw from; give more rows, or fewer shots"
         )
-    accuracy = np.zeros((len(used), splits))
+    accuracy = np.zeros((len(used), n_splits))
     with tqdm(total=accuracy.size, desc=f"learning curve, {method}", unit="fit", disable=not progress) as bar:
-        for j in range(splits):
-            pool, judged, truth = _split(embedding, test, labels, seed=seed + j)
-            order = np.random.default_rng((seed, j)).permutation(pool)
+        for j in range(n_splits):
+            pool, judged, truth = _split(embedding, test, labels, random_state=random_state + j)
+            order = np.random.default_rng((random_state, j)).permutation(pool)
             for i, n in enumerate(used):
                 rows = np.sort(np.concatenate([order[labels[order] == value][:n] for value in classes]))
                 values = np.asarray(embedding.values[rows])
                 features, others = prepare(values, judged) if prepare is not None else (values, judged)
-                fitted = make_head(head, features.shape, C=C, seed=seed).fit(features, labels[rows])
+                fitted = make_head(head, features.shape, C=C, random_state=random_state).fit(features, labels[rows])
                 accuracy[i, j] = per_class_accuracy(truth, fitted.predict(others))
                 bar.update()
     return LearningCurve(used, {method: accuracy}, 1 / len(classes), "mean per-class accuracy")
@@ -231,13 +235,13 @@ def per_class_accuracy(truth: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def _split(
-    embedding: LayeredFeatures, test: LayeredFeatures | None, labels: np.ndarray, *, seed: int
+    embedding: Embedding, test: Embedding | None, labels: np.ndarray, *, random_state: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The rows to draw from, and the values and labels of the rows to judge by."""
     if test is not None:
-        return np.arange(len(labels)), np.asarray(test.values), needed_labels(test, "test")
+        return np.arange(len(labels)), np.asarray(test.values), required_labels(test, "test")
     out = np.zeros(len(labels), dtype=bool)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(random_state)
     for value in np.unique(labels):
         rows = generator.permutation(np.flatnonzero(labels == value))
         out[rows[: int(np.ceil(len(rows) / HELD_OUT))]] = True
@@ -247,3 +251,70 @@ def _split(
 def _listed(numbers: Sequence[int]) -> str:
     words = [str(n) for n in numbers]
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """Accuracy a - b n^-c after n samples per class.
+
+    Attributes:
+        a: where it leads.
+        b: what is missing at n = 1.
+        c: how fast it is made up for.
+        plausible: (laws, 3) every (a, b, c) whose fit is not worse at the 5 % level: what the range is made of.
+        errors: (laws, 2, 2) covariances of their (a, b).
+    """
+
+    a: float
+    b: float
+    c: float
+    plausible: np.ndarray
+    errors: np.ndarray
+
+    def at(self, n: float | np.ndarray) -> float | np.ndarray:
+        """The accuracy with n samples per class, 1 at most."""
+        return np.minimum(self.a - self.b * np.asarray(n, dtype=np.float64) ** -self.c, 1.0)[()]
+
+    def range_at(self, n: float) -> tuple[float, float]:
+        """The lowest and highest accuracy that the plausible laws give, each with its own 95 % error, in [0, 1]."""
+        a, b, c = self.plausible.T
+        with_n = np.stack([np.ones_like(c), -(n**-c)], axis=1)
+        middle = a - b * n**-c
+        half = 1.96 * np.sqrt(np.einsum("li,lij,lj->l", with_n, self.errors, with_n))
+        return float(np.clip((middle - half).min(), 0, 1)), float(np.clip((middle + half).max(), 0, 1))
+
+    def __str__(self) -> str:
+        low, high = self.range_at(1e9)
+        return f"{self.a:.2f} - {self.b:.2f} n^-{self.c:.2f}, leading to {low:.2f} .. {high:.2f}"
+
+
+def fit_power_law(shots: Sequence[int], accuracy: np.ndarray) -> PowerLaw:
+    """Weighted least squares, the exponent by profile likelihood.
+
+    For each exponent, a and b are a linear fit; the exponents whose fit is not significantly worse than the best
+    stay in the range. Where the points scatter more than their errors allow, all errors are widened to match. Errors
+    of different shots are taken as independent, which nested samples are not quite.
+
+    Args:
+        shots: samples per class, four numbers or more.
+        accuracy: (shots, draws).
+    """
+    n, means = np.asarray(shots, dtype=np.float64), accuracy.mean(axis=1)
+    error = np.maximum(accuracy.std(axis=1, ddof=1) / np.sqrt(accuracy.shape[1]), LEAST_ERROR)
+    laws, misfits, errors = [], [], []
+    for c in EXPONENTS:
+        design = np.stack([np.ones_like(n), -(n**-c)], axis=1) / error[:, None]
+        covariance = np.linalg.pinv(design.T @ design)
+        a, b = covariance @ (design.T @ (means / error))
+        if b < 0:
+            a, b = np.average(means, weights=error**-2.0), 0.0
+        if a > 1:  # no accuracy leads beyond 1: the best b for a = 1
+            a, missing = 1.0, design[:, 1]
+            b = missing @ ((means - 1) / error) / (missing @ missing)
+        laws.append((a, b, c))
+        misfits.append(float((((a - b * n**-c - means) / error) ** 2).sum()))
+        errors.append(covariance)
+    best = int(np.argmin(misfits))
+    widened = max(1.0, misfits[best] / (len(n) - 3))
+    kept = np.asarray(misfits) <= misfits[best] + CHI_SQUARE * widened
+    return PowerLaw(*map(float, laws[best]), np.asarray(laws)[kept], np.asarray(errors)[kept] * widened)

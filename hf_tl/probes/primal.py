@@ -24,7 +24,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from tqdm import tqdm
 
-from hf_tl.probes.features import ROWS_AT_ONCE, LazyRows, read_rows
+from hf_tl.probes.gram import ROWS_AT_ONCE, Matrix, read_rows
 
 
 BLOCK = 2**24  # numbers of X on the device at once
@@ -71,7 +71,7 @@ class Weights:
 
 
 def solve_primal(
-    X: LazyRows, columns: Columns, *, tol: float = 1e-5, max_passes: int = 1000, device: str = "cpu"
+    X: Matrix, columns: Columns, *, tol: float = 1e-5, max_iter: int = 1000, device: str = "cpu"
 ) -> Weights:
     """The SVMs of all columns.
 
@@ -79,12 +79,12 @@ def solve_primal(
         X: (rows, n_features), in memory, memory-mapped or lazy; never converted as a whole.
         columns: signs and weights.
         tol: distance of each objective from its minimum, relative to it, at which to stop.
-        max_passes: passes over the rows of a level after which to stop in any case.
+        max_iter: passes over the rows of a level after which to stop in any case.
         device: where blocks of rows are multiplied.
     """
     reader = _Reader(X, device)
     weights, passes, decrement = _solve_level(
-        reader, columns, np.arange(X.shape[0]), _Preconditioner(reader), tol=tol, max_passes=max_passes
+        reader, columns, np.arange(X.shape[0]), _Preconditioner(reader), tol=tol, max_iter=max_iter
     )
     weights = weights.double().cpu().numpy()
     return Weights(weights[:-1].T.copy(), weights[-1].copy(), passes, decrement)
@@ -97,7 +97,7 @@ def warn_if_unsolved(found: Weights, tol: float) -> None:
         warnings.warn(
             f"after {found.passes:.0f} passes over the rows, {int((found.decrement > tol).sum())} of "
             f"{len(found.decrement)} problems are not solved to tol={tol:g}, the farthest is {worst:.2g} away; choose "
-            f"a smaller C (the closer to a hard margin, the slower), or more max_passes",
+            f"a smaller C (the closer to a hard margin, the slower), or more max_iter",
             ConvergenceWarning,
             stacklevel=3,
         )
@@ -106,7 +106,7 @@ def warn_if_unsolved(found: Weights, tol: float) -> None:
 class _Reader:
     """Blocks of rows on the device, with a last column of ones."""
 
-    def __init__(self, X: LazyRows, device: str):
+    def __init__(self, X: Matrix, device: str):
         self.X = X
         self.device = device
         self.n_features = X.shape[1] + 1
@@ -177,20 +177,18 @@ class _Inverse:
 
 
 def _solve_level(
-    reader: _Reader, columns: Columns, rows: np.ndarray, precondition: _Preconditioner, *, tol: float, max_passes: int
+    reader: _Reader, columns: Columns, rows: np.ndarray, precondition: _Preconditioner, *, tol: float, max_iter: int
 ) -> tuple[Tensor, float, np.ndarray]:
     n_columns, passes = columns.signs.shape[1], 0.0
     if len(rows) >= COARSER * FEWEST:
         fewer = np.sort(np.random.default_rng(len(rows)).permutation(rows)[: len(rows) // COARSER])
-        weights, passes, _ = _solve_level(
-            reader, columns, fewer, precondition, tol=max(tol, 1e-2), max_passes=max_passes
-        )
+        weights, passes, _ = _solve_level(reader, columns, fewer, precondition, tol=max(tol, 1e-2), max_iter=max_iter)
         passes /= COARSER
     else:
         weights = torch.zeros(reader.n_features, n_columns, dtype=reader.dtype, device=reader.device)
     problem = _Problem(reader, columns, rows, precondition)
     problem.place(weights)
-    while problem.live.any() and problem.passes < max_passes:
+    while problem.live.any() and problem.passes < max_iter:
         problem.step(tol)
     problem.bar.close()
     return problem.weights, passes + problem.passes, problem.decrement.cpu().numpy()

@@ -11,9 +11,9 @@ from sklearn.utils import Tags, column_or_1d
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from hf_tl.probes.active_set import solve
-from hf_tl.probes.features import LazyRows, gram, plain_values, read_rows, row_blocks, weighted_rows
-from hf_tl.probes.selection import Search, find_grid, search, stratified_folds
-from hf_tl.probes.targets import Targets, decide
+from hf_tl.probes.gram import Matrix, gram, is_lazy, plain_values, read_rows, row_blocks, weighted_rows
+from hf_tl.probes.grid_search import Search, find_grid, search, stratified_folds
+from hf_tl.probes.labels import OneVsRest, decide
 
 
 GRAM_ROWS = 15_000  # a Gram matrix of 1.8 GB
@@ -39,7 +39,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         solver: "rows" (Gram matrix), "features" (blocks of rows), or "auto".
         tol: relative distance of the objective from its minimum at which the solver "features" stops; "rows" is
             exact.
-        max_passes: passes over the rows after which the solver "features" stops in any case.
+        max_iter: passes over the rows after which the solver "features" stops in any case.
         device: where the solver "features" multiplies.
 
     Attributes:
@@ -56,19 +56,19 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         C: float | Sequence[float] | Literal["auto"] = 1.0,
         *,
         class_weight: dict | str | None = None,
-        solver: Literal["auto", "rows", "features"] = "auto",
+        solver: Literal["auto", "dual", "primal"] = "auto",
         tol: float = 1e-5,
-        max_passes: int = 1000,
+        max_iter: int = 1000,
         device: str = "cpu",
     ):
         self.C = C
         self.class_weight = class_weight
         self.solver = solver
         self.tol = tol
-        self.max_passes = max_passes
+        self.max_iter = max_iter
         self.device = device
 
-    def fit(self, X: LazyRows, y: np.ndarray, sample_weight: np.ndarray | None = None) -> LinearSVM:
+    def fit(self, X: Matrix, y: np.ndarray, sample_weight: np.ndarray | None = None) -> LinearSVM:
         """Fits on X (n_rows, n_features), real or integer, an embedding, a memory-mapped or a lazy array.
 
         Args:
@@ -79,28 +79,28 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: one class only, NaN, or lengths that differ.
         """
-        if self.solver not in ("auto", "rows", "features"):
-            raise ValueError(f"solver should be 'auto', 'rows' or 'features', got {self.solver!r}")
+        if self.solver not in ("auto", "dual", "primal"):
+            raise ValueError(f"solver should be 'auto', 'dual' or 'primal', got {self.solver!r}")
         X, y = self._checked(X, y)
-        targets = Targets.of(y)
+        columns = OneVsRest.of(y)
         weights = _check_sample_weight(
             sample_weight, np.empty((len(y), 0)), dtype=np.float64, ensure_non_negative=True
         )
-        self.classes_, self._kind = targets.classes, targets.kind
-        negative, positive = targets.weights(self.class_weight, y)
-        if self.solver == "rows" or (self.solver == "auto" and X.shape[0] <= GRAM_ROWS):
-            self._fit_among_rows(X, targets, weights, np.stack([negative, positive]))
+        self.classes_, self._kind = columns.classes, columns.kind
+        negative, positive = columns.weights(self.class_weight, y)
+        if self.solver == "dual" or (self.solver == "auto" and X.shape[0] <= GRAM_ROWS):
+            self._fit_dual(X, columns, weights, np.stack([negative, positive]))
         else:
-            self._fit_among_features(X, targets, weights, np.stack([negative, positive]))
+            self._fit_primal(X, columns, weights, np.stack([negative, positive]))
         return self
 
-    def decision_function(self, X: LazyRows) -> np.ndarray:
+    def decision_function(self, X: Matrix) -> np.ndarray:
         """Signed distances times the norm of the weights: X -> (n_rows, n_classes), or (n_rows,) for two classes."""
         check_is_fitted(self)
         values = self._values(X)
         return values.ravel() if self._kind == "binary" else values
 
-    def predict(self, X: LazyRows) -> np.ndarray:
+    def predict(self, X: Matrix) -> np.ndarray:
         """The class of each row of X, (n_rows,), or its labels, (n_rows, n_labels)."""
         check_is_fitted(self)
         return decide(self._values(X), self.classes_, self._kind)
@@ -110,45 +110,44 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         tags.classifier_tags.multi_label = True
         return tags
 
-    def _fit_among_rows(self, X: LazyRows, targets: Targets, weights: np.ndarray, factors: np.ndarray) -> None:
+    def _fit_dual(self, X: Matrix, columns: OneVsRest, weights: np.ndarray, factors: np.ndarray) -> None:
         among = gram(X) + 1
         narrow = None
         if X.shape[1] < X.shape[0]:
             narrow = np.column_stack([np.asarray(X, dtype=np.float64), np.ones(X.shape[0])])
-        grid = find_grid(self.C, _squared_length(among.diagonal(), weights))
-        loss = 2 * weights[:, None] * np.where(targets.signs > 0, factors[1], factors[0])
+        grid = find_grid(self.C, _squared_norm(among.diagonal(), weights))
+        loss = 2 * weights[:, None] * np.where(columns.signs > 0, factors[1], factors[0])
         if len(grid) == 1:
             self.C_, self.search_ = grid[0], None
-            found = solve(among, targets.signs.astype(np.float64), grid[0] * loss, features=narrow)
+            found = solve(among, columns.signs.astype(np.float64), grid[0] * loss, features=narrow)
         else:
-            strata = strata_of(targets)
-            self.search_, found = search(among, targets, lambda C: C * loss, grid, strata=strata, features=narrow)
+            self.search_, found = search(among, columns, lambda C: C * loss, grid, features=narrow)
             self.C_ = self.search_.chosen
         self.coef_, self.intercept_ = weighted_rows(found.alpha, X), found.alpha.sum(axis=0)
         self.n_iter_ = 1
 
-    def _fit_among_features(self, X: LazyRows, targets: Targets, weights: np.ndarray, factors: np.ndarray) -> None:
-        grid = find_grid(self.C, _sampled_squared_length(X, weights) if self.C == "auto" else 1.0)
-        self.search_ = None if len(grid) == 1 else self._search_among_features(X, targets, weights, factors, grid)
+    def _fit_primal(self, X: Matrix, columns: OneVsRest, weights: np.ndarray, factors: np.ndarray) -> None:
+        grid = find_grid(self.C, _sampled_squared_norm(X, weights) if self.C == "auto" else 1.0)
+        self.search_ = None if len(grid) == 1 else self._search_primal(X, columns, weights, factors, grid)
         self.C_ = grid[0] if self.search_ is None else self.search_.chosen
-        coef, intercept, self.n_iter_ = self._solve_among_features(X, targets, weights, factors, (self.C_,))
+        coef, intercept, self.n_iter_ = self._solve_primal(X, columns, weights, factors, (self.C_,))
         self.coef_, self.intercept_ = coef[0], intercept[0]
 
-    def _search_among_features(
-        self, X: LazyRows, targets: Targets, weights: np.ndarray, factors: np.ndarray, grid: tuple[float, ...]
+    def _search_primal(
+        self, X: Matrix, columns: OneVsRest, weights: np.ndarray, factors: np.ndarray, grid: tuple[float, ...]
     ) -> Search:
         """One split, all values of C at once."""
-        out = np.flatnonzero(stratified_folds(strata_of(targets), folds=HELD_OUT) == 0)
+        out = np.flatnonzero(stratified_folds(columns.strata, n_splits=HELD_OUT) == 0)
         kept = weights.copy()
         kept[out] = 0
-        coef, intercept, _ = self._solve_among_features(X, targets, kept, factors, grid)
-        truth = decide(targets.signs[out].astype(np.float64), self.classes_, self._kind)
+        coef, intercept, _ = self._solve_primal(X, columns, kept, factors, grid)
+        truth = columns.decide(columns.signs[out].astype(np.float64))
         right = np.zeros(len(grid))
         for rows in row_blocks(X):
             mine = (out >= rows.start) & (out < rows.stop)
             block = read_rows(X, rows)[out[mine] - rows.start].astype(np.float64)
             for i in range(len(grid)):
-                found = decide(block @ coef[i].T + intercept[i], self.classes_, self._kind)
+                found = columns.decide(block @ coef[i].T + intercept[i])
                 right[i] += (found == truth[mine]).reshape(mine.sum(), -1).mean(axis=1).sum()
         accuracy = right[:, None] / len(out)
         return Search(
@@ -158,27 +157,27 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
             f"{len(out)} rows held out of the {X.shape[0]} training rows",
         )
 
-    def _solve_among_features(
-        self, X: LazyRows, targets: Targets, weights: np.ndarray, factors: np.ndarray, grid: tuple[float, ...]
+    def _solve_primal(
+        self, X: Matrix, columns: OneVsRest, weights: np.ndarray, factors: np.ndarray, grid: tuple[float, ...]
     ) -> tuple[np.ndarray, np.ndarray, float]:
         """(values of C, columns, n_features), (values of C, columns), passes."""
         from hf_tl.probes.primal import Columns, solve_primal, warn_if_unsolved
 
-        n_columns = targets.signs.shape[1]
+        n_columns = columns.signs.shape[1]
         columns = Columns(
-            signs=np.tile(targets.signs, (1, len(grid))),
+            signs=np.tile(columns.signs, (1, len(grid))),
             scale=np.concatenate([2 * C * factors[0] for C in grid]),
             positive=np.tile(factors[1] / factors[0], len(grid)),
             weights=weights,
         )
-        found = solve_primal(X, columns, tol=self.tol, max_passes=self.max_passes, device=self.device)
+        found = solve_primal(X, columns, tol=self.tol, max_iter=self.max_iter, device=self.device)
         warn_if_unsolved(found, self.tol)
         shape = (len(grid), n_columns)
         return found.coef.reshape(*shape, -1), found.intercept.reshape(shape), found.passes
 
-    def _checked(self, X: LazyRows, y: np.ndarray) -> tuple[LazyRows, np.ndarray]:
+    def _checked(self, X: Matrix, y: np.ndarray) -> tuple[Matrix, np.ndarray]:
         X = plain_values(X)
-        if _is_lazy(X):
+        if is_lazy(X):
             if len(X.shape) != 2 or len(y) != X.shape[0]:
                 raise ValueError(f"expected X of {len(y)} rows and y of as many labels, got X of shape {X.shape}")
             if X.dtype.kind == "f" and not all(np.isfinite(read_rows(X, rows)).all() for rows in row_blocks(X)):
@@ -188,9 +187,9 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         X, y = validate_data(self, X, y, dtype=None, ensure_min_samples=2, multi_output=True)
         return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
 
-    def _values(self, X: LazyRows) -> np.ndarray:
+    def _values(self, X: Matrix) -> np.ndarray:
         X = plain_values(X)
-        if not _is_lazy(X):
+        if not is_lazy(X):
             X = validate_data(self, X, dtype=None, reset=False)
         elif X.shape[1] != self.n_features_in_:
             raise ValueError(f"X has {X.shape[1]} features, but LinearSVM was fitted on {self.n_features_in_}")
@@ -200,24 +199,12 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         return values + self.intercept_
 
 
-def strata_of(targets: Targets) -> np.ndarray:
-    """What folds are balanced by: the class, or for label sets nothing."""
-    if targets.kind == "multilabel":
-        return np.zeros(len(targets.signs), dtype=int)
-    return targets.signs[:, 0] > 0 if targets.kind == "binary" else targets.signs.argmax(axis=1)
-
-
-def _is_lazy(X: object) -> bool:
-    """Whether X has to be read in blocks: memory-mapped, or lazy, which no sparse matrix or frame is."""
-    return isinstance(X, np.memmap) or (isinstance(X, LazyRows) and not isinstance(X, np.ndarray))
-
-
-def _squared_length(lengths: np.ndarray, weights: np.ndarray) -> float:
+def _squared_norm(lengths: np.ndarray, weights: np.ndarray) -> float:
     counted = lengths[weights > 0]
     return float(counted.mean()) if len(counted) else 1.0
 
 
-def _sampled_squared_length(X: LazyRows, weights: np.ndarray) -> float:
+def _sampled_squared_norm(X: Matrix, weights: np.ndarray) -> float:
     rows = next(iter(row_blocks(X)))
     block = read_rows(X, rows).astype(np.float64)
-    return _squared_length(np.einsum("nd,nd->n", block, block) + 1, weights[rows])
+    return _squared_norm(np.einsum("nd,nd->n", block, block) + 1, weights[rows])

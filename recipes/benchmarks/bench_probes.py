@@ -28,7 +28,7 @@ def main() -> None:
         start = time.perf_counter()
         layer_probes(train, test, progress=False)
         seconds = time.perf_counter() - start
-        probes = layer_probes(train, test, random=features(name, trained=False), progress=False)
+        probes = layer_probes(train, test, untrained=features(name, trained=False), progress=False)
         print(f"{name}: {len(probes.single)} layers and all ranges, {len(train)} rows, {seconds:.1f} s\n{probes}\n")
         gains = probes.gains()
         results[name] = {
@@ -39,7 +39,7 @@ def main() -> None:
             "best_range": [probes.best_range.name, round(probes.best_range.accuracy, 4)],
             "smallest_gain_over_a_single_layer": [round(value, 4) for value in min(gains)],
             "single_layers_clearly_beaten": sum(low > 0 for _, low, _ in gains),
-            "random_weights": round(probes.random.whole.accuracy, 4),
+            "random_weights": round(probes.untrained.whole.accuracy, 4),
         }
         if name in CURVES:
             probes.plot(plots / f"layers-{name}.png", title=f"MobileNetV2 (ImageNet) on {TITLES[name]}")

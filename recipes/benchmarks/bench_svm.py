@@ -17,7 +17,7 @@ from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 
 from hf_tl import Embedding, LinearSVM
-from hf_tl.probes.selection import stratified_folds
+from hf_tl.probes.grid_search import stratified_folds
 from hf_tl.table import format_table
 
 

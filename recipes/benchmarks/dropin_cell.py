@@ -30,7 +30,7 @@ SLOW = (
     "timm",
     "sklearn.svm",
     "sklearn.neighbors",
-    "hf_tl.embedding.callback",
+    "hf_tl.probes.embedding_callback",
     "hf_tl.lora.inject",
     "hf_tl.policies.callback",
     "transformers.models.auto.modeling_auto",
@@ -71,8 +71,8 @@ class Watch:
 def watch() -> Watch:
     """Puts itself behind the three pillars' functions."""
     import hf_tl
-    from hf_tl.embedding.callback import EmbeddingCallback
     from hf_tl.policies.applied import AppliedPolicy
+    from hf_tl.probes.embedding_callback import EmbeddingCallback
 
     seen = Watch()
     start, add_lora, measure = AppliedPolicy.start, hf_tl.add_lora, EmbeddingCallback.measure

@@ -38,8 +38,8 @@ def cell(world, tmp_path, monkeypatch):
 
     def run(name, pillar):
         import hf_tl
-        from hf_tl.embedding.callback import EmbeddingCallback
         from hf_tl.policies.applied import AppliedPolicy
+        from hf_tl.probes.embedding_callback import EmbeddingCallback
 
         seen = Watch()
         start, add_lora, measure = AppliedPolicy.start, hf_tl.add_lora, EmbeddingCallback.measure

@@ -6,7 +6,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from hf_tl.probes import active_set
 from hf_tl.probes.active_set import solve
-from hf_tl.probes.features import gram
+from hf_tl.probes.gram import gram
 
 
 def task(rows, features, classes=3, seed=0):
@@ -90,10 +90,9 @@ def test_a_system_beyond_float64_is_refused():
 
 @pytest.mark.parametrize("dtype", [np.int8, np.float32, np.float64])
 def test_gram_of_blocks_is_the_gram(dtype, monkeypatch):
-    from hf_tl.probes import features
+    import hf_tl.probes.gram as features
 
     monkeypatch.setattr(features, "ROWS_AT_ONCE", 7)
-    monkeypatch.setattr(features.row_blocks, "__kwdefaults__", {"rows": 7})
     generator = np.random.default_rng(0)
     x, z = (generator.integers(-100, 100, (n, 3000)).astype(dtype) for n in (20, 9))
     np.testing.assert_array_equal(gram(x), x.astype(np.float64) @ x.T.astype(np.float64))

@@ -13,9 +13,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from test_svm import ternary
 
 from hf_tl import InputError
-from hf_tl.probes.heads import HEADS, make_head
-from hf_tl.probes.kernel import KernelSVM
-from hf_tl.probes.row_space import RowSpace
+from hf_tl.probes.heads import HEADS, KernelSVM, RowSpace, make_head
 
 
 def test_the_row_space_has_the_same_gram_matrix_and_drops_what_is_redundant():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hf_tl import InputError, LinearSVM
+from hf_tl.probes.grid_search import stratified_folds
 from hf_tl.probes.layer_probes import layer_probes
-from hf_tl.probes.selection import stratified_folds
 
 
 @dataclass
@@ -84,13 +84,13 @@ def test_a_second_copy_of_the_last_layer_is_left_out():
 def test_sentences_table_and_plot(tmp_path):
     train, test = features(), features(60, seed=1)
     noise = features(signal=(0, 0, 0, 0)), features(60, seed=1, signal=(0, 0, 0, 0))
-    probes = layer_probes(train, test, random=noise, progress=False)
+    probes = layer_probes(train, test, untrained=noise, progress=False)
     assert "best single layer: layer2, " in str(probes)
     assert "the same network with random weights: all layers 0." in str(probes)
     lines = probes.table().splitlines()
     assert len(lines) == 2 + 4
     assert "random weights" in lines[0]
-    assert probes.random.whole.accuracy < probes.whole.accuracy - 0.2
+    assert probes.untrained.whole.accuracy < probes.whole.accuracy - 0.2
     probes.plot(tmp_path / "layers.png", title="title")
     assert (tmp_path / "layers.png").stat().st_size > 10_000
 

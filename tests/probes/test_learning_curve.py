@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from hf_tl import InputError, LearningCurve, learning_curve
-from hf_tl.probes.learning_curve import per_class_accuracy
-from hf_tl.probes.power_law import fit_power_law
+from hf_tl import InputError, learning_curve
+from hf_tl.probes.learning_curve import LearningCurve, fit_power_law, per_class_accuracy
 
 
 def curve():
@@ -62,13 +61,13 @@ def test_samples_are_nested_chosen_by_class_and_the_same_for_every_curve():
         return samples, judged
 
     train, test = few(), few(60, seed=1)
-    found = learning_curve(train, test, shots=(1, 2, 5, 99), splits=2, prepare=watch, progress=False)
+    found = learning_curve(train, test, shots=(1, 2, 5, 99), n_splits=2, prepare=watch, progress=False)
     assert found.shots == (1, 2, 5)  # the smallest class has 40
     assert [len(samples) for samples in seen] == [3, 6, 15] * 2
     for smaller, larger in ((seen[0], seen[1]), (seen[1], seen[2]), (seen[3], seen[4])):
         assert {tuple(row) for row in smaller} < {tuple(row) for row in larger}
     assert not np.array_equal(seen[0], seen[3])
-    again = learning_curve(train, test, shots=(1, 2, 5), splits=2, method="again", progress=False)
+    again = learning_curve(train, test, shots=(1, 2, 5), n_splits=2, method="again", progress=False)
     np.testing.assert_array_equal(again.accuracy["again"], found.accuracy["full network"])
     both = found.beside(again)
     assert list(both.accuracy) == ["full network", "again"]
@@ -84,7 +83,7 @@ def test_without_test_rows_a_quarter_is_held_out_and_never_sampled():
         values.append(({tuple(row) for row in samples}, {tuple(row) for row in judged}))
         return samples, judged
 
-    learning_curve(few(), shots=(2, 30), splits=2, prepare=watch, progress=False)
+    learning_curve(few(), shots=(2, 30), n_splits=2, prepare=watch, progress=False)
     assert all(not samples & judged and len(judged) == 30 for samples, judged in values)
 
 
@@ -124,8 +123,8 @@ def test_few_points_leave_the_law_open():
 def test_a_curve_that_cannot_be_drawn_is_refused():
     from dataclasses import replace
 
-    with pytest.raises(InputError, match="splits must be 2 or more"):
-        learning_curve(few(), splits=1)
+    with pytest.raises(InputError, match="n_splits must be 2 or more"):
+        learning_curve(few(), n_splits=1)
     with pytest.raises(InputError, match="the smallest with 40 to draw from"):
         learning_curve(few(), few(60, seed=1), shots=(50,))
     with pytest.raises(InputError, match="no labels"):

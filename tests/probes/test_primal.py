@@ -23,8 +23,8 @@ def task(rows=800, features=60, classes=4, seed=0):
 def test_same_solution_as_the_exact_solver(dtype, classes):
     x, y = task(classes=classes)
     x, test = x.astype(dtype), task(seed=1)[0].astype(dtype)
-    exact = LinearSVM(0.03, solver="rows").fit(x, y)
-    blocks = LinearSVM(0.03, solver="features", tol=1e-8).fit(x, y)
+    exact = LinearSVM(0.03, solver="dual").fit(x, y)
+    blocks = LinearSVM(0.03, solver="primal", tol=1e-8).fit(x, y)
     np.testing.assert_allclose(blocks.decision_function(test), exact.decision_function(test), atol=1e-3)
     assert (blocks.predict(test) == exact.predict(test)).mean() >= 0.999
     assert blocks.n_iter_ > 1
@@ -32,13 +32,13 @@ def test_same_solution_as_the_exact_solver(dtype, classes):
 
 def test_levels_blocks_and_float32_change_nothing(monkeypatch):
     x, y = task()
-    exact = LinearSVM(0.03, solver="rows").fit(x, y)
+    exact = LinearSVM(0.03, solver="dual").fit(x, y)
     monkeypatch.setattr(primal, "FEWEST", 50)  # 12, 100 and 800 rows
     monkeypatch.setattr(primal, "BLOCK", 61 * 70)
     monkeypatch.setattr(primal, "SMALL", 0)
     monkeypatch.setattr(primal, "SAMPLE", 64)
     monkeypatch.setattr(primal, "DIRECTIONS", 8)
-    blocks = LinearSVM(0.03, solver="features", tol=1e-7).fit(x, y)
+    blocks = LinearSVM(0.03, solver="primal", tol=1e-7).fit(x, y)
     np.testing.assert_allclose(blocks.decision_function(x), exact.decision_function(x), atol=5e-3)
 
 
@@ -64,9 +64,9 @@ class Lazy:
 def test_lazy_and_memory_mapped_rows(tmp_path):
     x, y = task(3000)
     np.save(tmp_path / "x.npy", x)
-    plain = LinearSVM(0.03, solver="features").fit(x, y)
+    plain = LinearSVM(0.03, solver="primal").fit(x, y)
     for rows in (Lazy(x), np.load(tmp_path / "x.npy", mmap_mode="r")):
-        fitted = LinearSVM(0.03, solver="features").fit(rows, y)
+        fitted = LinearSVM(0.03, solver="primal").fit(rows, y)
         np.testing.assert_allclose(fitted.coef_, plain.coef_, atol=1e-6)
         assert (fitted.predict(rows) == plain.predict(x)).all()
     with pytest.raises(ValueError, match="has 59 features, but LinearSVM was fitted on 60"):
@@ -74,12 +74,12 @@ def test_lazy_and_memory_mapped_rows(tmp_path):
     broken = x.astype(np.float32)
     broken[7, 3] = np.nan
     with pytest.raises(ValueError, match="NaN or infinity"):
-        LinearSVM(solver="features").fit(Lazy(broken), y)
+        LinearSVM(solver="primal").fit(Lazy(broken), y)
 
 
 def test_stopping_early_warns_and_says_what_to_do():
     with pytest.warns(ConvergenceWarning, match="problems are not solved to tol=1e-08.* choose a smaller C"):
-        LinearSVM(1.0, solver="features", tol=1e-8, max_passes=3).fit(*task())
+        LinearSVM(1.0, solver="primal", tol=1e-8, max_iter=3).fit(*task())
 
 
 def test_several_values_of_c_are_columns_of_one_problem():
@@ -97,6 +97,6 @@ def test_same_on_an_accelerator():
     if not torch.cuda.is_available():
         pytest.skip("no accelerator here")
     x, y = task()
-    exact = LinearSVM(0.03, solver="rows").fit(x, y)
-    there = LinearSVM(0.03, solver="features", device="cuda").fit(x, y)
+    exact = LinearSVM(0.03, solver="dual").fit(x, y)
+    there = LinearSVM(0.03, solver="primal", device="cuda").fit(x, y)
     np.testing.assert_allclose(there.decision_function(x), exact.decision_function(x), atol=5e-3)

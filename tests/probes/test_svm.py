@@ -7,7 +7,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from hf_tl import LinearSVM
-from hf_tl.probes.selection import stratified_folds
+from hf_tl.probes.grid_search import stratified_folds
 
 
 def ternary(rows, features, classes, seed=0):
@@ -72,7 +72,7 @@ def test_class_weights_count_as_in_liblinear(n_classes):
         ours = LinearSVM(1e-3, class_weight=weight).fit(x, y)
         oracle = LinearSVC(C=1e-3, class_weight=weight, tol=1e-8, max_iter=1_000_000, dual=True)
         np.testing.assert_allclose(ours.coef_, oracle.fit(x.astype(float), y).coef_, atol=1e-6)
-        features = LinearSVM(1e-3, class_weight=weight, solver="features", tol=1e-10).fit(x, y)
+        features = LinearSVM(1e-3, class_weight=weight, solver="primal", tol=1e-10).fit(x, y)
         np.testing.assert_allclose(ours.coef_, features.coef_, atol=1e-4)
 
 
@@ -85,7 +85,7 @@ def test_label_sets_are_one_problem_a_label():
         np.testing.assert_allclose(fitted.coef_[column], alone.coef_[0], atol=1e-9)
     assert fitted.predict(x).shape == (60, 3)
     assert fitted.score(x, sets) == 1
-    with pytest.raises(ValueError, match="class_weight is for one class a row"):
+    with pytest.raises(ValueError, match="class_weight is for one class a sample"):
         LinearSVM(class_weight="balanced").fit(x, sets)
 
 
@@ -96,11 +96,11 @@ def test_auto_chooses_c_on_the_training_rows_and_reports_it():
     assert fitted.search_.grid[0] < fitted.C_ <= fitted.search_.grid[-1]
     assert fitted.search_.accuracy.shape == (9, 5)
     assert str(fitted.search_).startswith(f"C={fitted.C_:.2g} of 9 values from ")
-    assert "5 folds of the 90 training rows" in str(fitted.search_)
+    assert "5 folds of the 90 training samples" in str(fitted.search_)
     np.testing.assert_allclose(fitted.coef_, LinearSVM(fitted.C_).fit(x, y).coef_, atol=1e-9)
     scaled = LinearSVM("auto").fit(x * 8.0, y)
     assert (scaled.search_.accuracy == fitted.search_.accuracy).mean() > 0.9  # only the intercept sees the scale
-    held_out = LinearSVM([1e-4, 1e-2], solver="features").fit(x, y)
+    held_out = LinearSVM([1e-4, 1e-2], solver="primal").fit(x, y)
     assert held_out.C_ in (1e-4, 1e-2)
     assert "held out of the 90 training rows" in str(held_out.search_)
 
@@ -119,7 +119,7 @@ def test_cross_validation_is_fits_without_the_fold():
 def test_one_row_a_class_leaves_nothing_to_choose_by():
     x, y = ternary(8, 100, 8)
     fitted = LinearSVM("auto").fit(x, y)
-    assert "too few rows" in str(fitted.search_)
+    assert "too few samples" in str(fitted.search_)
     assert fitted.score(x, y) == 1
 
 
@@ -157,7 +157,7 @@ def test_wrong_input_is_refused(x, y, message):
     [
         ({"C": 0}, "C should be above 0 and finite, got 0"),
         ({"C": "scale"}, "C should be a number, several numbers or 'auto', got 'scale'"),
-        ({"solver": "dual"}, "solver should be 'auto', 'rows' or 'features', got 'dual'"),
+        ({"solver": "rows"}, "solver should be 'auto', 'dual' or 'primal', got 'rows'"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

@@ -1,13 +1,15 @@
-"""What probes read: rows of features, in memory, memory-mapped or lazy, and the columns of each layer."""
+"""Inner products of rows of features that are in memory, memory-mapped or lazy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from mmap import mmap
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
+from hf_tl.embedding.embedding import Embedding
 from hf_tl.errors import InputError
 
 
@@ -15,69 +17,46 @@ ROWS_AT_ONCE = 2048
 EXACT = 2**24  # sums of integers up to here are exact in float32
 
 
-class LayerSpan(Protocol):
-    """The columns of one layer: `values[:, start:stop]`.
-
-    Attributes:
-        name: the layer's name.
-        depth: 0 for the layer nearest to the data, 1 for the one nearest to the task.
-    """
-
-    name: str
-    start: int
-    stop: int
-    depth: float
-
-
 @runtime_checkable
-class LayeredFeatures(Protocol):
-    """An embedding, as far as probes need one; `hf_tl.Embedding` is one.
-
-    Attributes:
-        values: (rows, n_features), an array or anything that fulfils `LazyRows`.
-        layers: the columns of each layer, from data to task.
-        labels: (rows,) integers or strings, or None.
-    """
-
-    values: LazyRows
-    layers: Sequence[LayerSpan]
-    labels: np.ndarray | None
-
-
-@runtime_checkable
-class LazyRows(Protocol):
-    """(rows, n_features) numbers that need not be in memory: slices of rows and `np.asarray` give arrays."""
+class Matrix(Protocol):
+    """(n_samples, n_features) numbers that need not be in memory: an array, a memory map, the values of an
+    `Embedding`, or an array of another library; slices of rows and `np.asarray` give arrays."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    def __getitem__(self, rows: slice) -> np.ndarray: ...
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
     def __array__(self) -> np.ndarray: ...
 
 
-def plain_values(features: object) -> object:
+def plain_values(X: Embedding | Matrix | ArrayLike) -> Matrix | ArrayLike:
     """The values of an embedding; anything else as it is."""
-    return features.values if isinstance(features, LayeredFeatures) else features
+    return X.values if isinstance(X, Embedding) else X
 
 
-def needed_labels(features: LayeredFeatures, what: str) -> np.ndarray:
-    """The labels of an embedding.
+def required_labels(embedding: Embedding, name: str) -> np.ndarray:
+    """The labels of an embedding, (n_samples,).
 
     Raises:
         InputError: it has none.
     """
-    if features.labels is None:
-        raise InputError(f"the {what} embedding has no labels; a probe needs the class of every row")
-    return np.asarray(features.labels)
+    if embedding.labels is None:
+        raise InputError(f"the {name} embedding has no labels; a probe needs the class of every sample")
+    return np.asarray(embedding.labels)
 
 
-def row_blocks(X: LazyRows, *, rows: int = ROWS_AT_ONCE) -> Iterator[slice]:
-    """Slices that cover the rows, `rows` at a time."""
-    return (slice(start, min(start + rows, X.shape[0])) for start in range(0, X.shape[0], rows))
+def is_lazy(X: Matrix | ArrayLike) -> bool:
+    """Whether X has to be read in blocks: memory-mapped, or lazy, which no sparse matrix or frame is."""
+    return isinstance(X, np.memmap) or (isinstance(X, Matrix) and not isinstance(X, np.ndarray))
 
 
-def read_rows(X: LazyRows, rows: slice) -> np.ndarray:
+def row_blocks(X: Matrix) -> Iterator[slice]:
+    """Slices that cover the rows."""
+    return (slice(i, min(i + ROWS_AT_ONCE, X.shape[0])) for i in range(0, X.shape[0], ROWS_AT_ONCE))
+
+
+def read_rows(X: Matrix, rows: slice) -> np.ndarray:
     """Some rows as an array; of a memory-mapped file, through a mapping of their own.
 
     The pages that a process has touched count as its memory until the mapping goes, so one mapping of the whole file
@@ -90,17 +69,17 @@ def read_rows(X: LazyRows, rows: slice) -> np.ndarray:
     return np.asarray(X[rows])
 
 
-def gram(X: LazyRows, other: LazyRows | None = None) -> np.ndarray:
+def gram(X: Matrix, other: Matrix | None = None) -> np.ndarray:
     """Inner products of all pairs of rows, in float64, a block of rows at a time.
 
     Small integers, as discretised features are, are multiplied in float32, where every partial sum is exact.
 
     Args:
-        X: (rows, n_features), real or integer.
-        other: (other_rows, n_features); None for X itself.
+        X: (n_samples, n_features), real or integer.
+        other: (n_others, n_features); None for X itself.
 
     Returns:
-        (rows, other_rows), or the symmetric (rows, rows), float64.
+        (n_samples, n_others), or the symmetric (n_samples, n_samples), float64.
     """
     dtype = _exact_dtype(X, other)
     columns = X if other is None else other
@@ -118,16 +97,16 @@ def gram(X: LazyRows, other: LazyRows | None = None) -> np.ndarray:
     return out
 
 
-def weighted_rows(weights: np.ndarray, X: LazyRows) -> np.ndarray:
-    """Sums of rows, weights.T @ X in float64: (rows, sums), (rows, n_features) -> (sums, n_features)."""
+def weighted_rows(weights: np.ndarray, X: Matrix) -> np.ndarray:
+    """Sums of rows, weights.T @ X in float64: (n_samples, n_sums), (n_samples, n_features) -> (n_sums, n_features)."""
     out = np.zeros((weights.shape[1], X.shape[1]))
     for rows in row_blocks(X):
-        used = np.flatnonzero(weights[rows].any(axis=1))  # rows that support no class cost nothing
+        used = np.flatnonzero(weights[rows].any(axis=1))  # samples that support no class cost nothing
         out += weights[rows][used].T @ read_rows(X, rows)[used].astype(np.float64)
     return out
 
 
-def _exact_dtype(X: LazyRows, other: LazyRows | None) -> type:
+def _exact_dtype(X: Matrix, other: Matrix | None) -> DTypeLike:
     largest = 1.0
     for values in (X, other):
         if values is not None and values.dtype.kind not in "biu":

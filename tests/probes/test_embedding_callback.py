@@ -15,7 +15,7 @@ from one_training import Model, accuracies, prepare, rows, train
 from sklearn.neighbors import KNeighborsClassifier
 
 from hf_tl import InputError, Samples
-from hf_tl.embedding.callback import EmbeddingCallback
+from hf_tl.probes.embedding_callback import EmbeddingCallback
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -79,5 +79,5 @@ def test_wrong_arguments_end_in_a_sentence():
     bare = Samples([{"x": torch.zeros(4)}], "x", name="val")
     with pytest.raises(InputError, match="val has no labels; heads are fitted on"):
         EmbeddingCallback(rows(8, 1), bare, prepare=prepare)
-    with pytest.raises(InputError, match="every must be at least 1 step, got 0"):
-        EmbeddingCallback(rows(8, 1), rows(8, 2), prepare=prepare, every=0)
+    with pytest.raises(InputError, match="eval_steps must be at least 1, got 0"):
+        EmbeddingCallback(rows(8, 1), rows(8, 2), prepare=prepare, eval_steps=0)

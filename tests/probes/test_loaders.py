@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainingArguments
 
 from hf_tl import EmbeddingCallback, InputError
-from hf_tl.embedding.loaders import rows_of_loader
+from hf_tl.probes.loaders import rows_of_loader
 
 
 class Model(nn.Module):
@@ -62,7 +62,7 @@ def test_a_trainers_own_rows(tmp_path):
         torch.manual_seed(0)
         trainer = Trainer(Model(), args, train_dataset=data(24), eval_dataset=data(12, seed=2))
         if watched:
-            trainer.add_callback(EmbeddingCallback.from_trainer(trainer, every=4))
+            trainer.add_callback(EmbeddingCallback.from_trainer(trainer, eval_steps=4))
         trainer.train()
         histories.append([entry for entry in trainer.state.log_history if "embedding/svm" in entry])
         weights.append([parameter.detach().clone() for parameter in trainer.model.parameters()])

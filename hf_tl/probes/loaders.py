@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from hf_tl.data import Samples
@@ -18,16 +18,8 @@ LABELS = ("labels", "label", "label_ids")
 AT_ONCE = 32  # rows that are collated together to read their labels
 
 
-@runtime_checkable
-class Loader(Protocol):
-    """What of `torch.utils.data.DataLoader` is used; accelerate's prepared loaders have it too."""
-
-    dataset: object
-    collate_fn: Callable[[list], object]
-
-
 def rows_of_loader(
-    loader: Loader,
+    loader: DataLoader,
     *,
     inputs: Callable[[object], Batch] | None = None,
     limit: int = 512,
@@ -47,8 +39,8 @@ def rows_of_loader(
     Raises:
         InputError: a loader without a length, batches without labels, labels that are not classes.
     """
-    if not isinstance(loader, Loader) or not isinstance(loader.dataset, Sized):
-        kind = type(loader.dataset).__name__ if isinstance(loader, Loader) else type(loader).__name__
+    if not isinstance(loader, DataLoader) or not isinstance(loader.dataset, Sized):
+        kind = type(loader.dataset).__name__ if isinstance(loader, DataLoader) else type(loader).__name__
         raise InputError(f"{name} should come from a DataLoader over a dataset with a length, got {kind}")
     if limit < 2 or len(loader.dataset) < 2:
         raise InputError(f"heads need two {name} or more, got {min(limit, len(loader.dataset))}")
@@ -68,7 +60,7 @@ def rows_of_loader(
     return Samples(picked, "row", labels=labels, name=name), prepare
 
 
-def loaders_of_trainer(trainer: Trainer) -> tuple[Loader, Loader]:
+def loaders_of_trainer(trainer: Trainer) -> tuple[DataLoader, DataLoader]:
     """The loaders of a Trainer's training and evaluation rows, as it builds them for evaluation.
 
     Raises:

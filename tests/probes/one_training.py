@@ -14,7 +14,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_tl import Samples
-from hf_tl.embedding.callback import EmbeddingCallback
+from hf_tl.probes.embedding_callback import EmbeddingCallback
 
 
 BATCH = 4  # rows a step, of all processes together
@@ -63,7 +63,9 @@ def train(folder, *, processes=1, callback=True, log=False, dropout=0.2, apart=3
     if callback:
         judge = rows(16, 2, apart=apart)
         logger = trainer if log else None
-        trainer.add_callback(EmbeddingCallback(labelled, judge, prepare=prepare, every=3, trainer=logger, **options))
+        trainer.add_callback(
+            EmbeddingCallback(labelled, judge, prepare=prepare, eval_steps=3, trainer=logger, **options)
+        )
     trainer.train()
     return model, trainer.state.log_history
 

@@ -13,23 +13,24 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import LinearSVC
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_tl.data import Samples
 from hf_tl.embedding.full_network import FullNetworkEmbedding
-from hf_tl.embedding.loaders import Loader, loaders_of_trainer, rows_of_loader
 from hf_tl.embedding.processes import alone
 from hf_tl.embedding.recipe import Recipe
 from hf_tl.embedding.tap import Selection
 from hf_tl.errors import InputError
 from hf_tl.models import Network
+from hf_tl.probes.loaders import loaders_of_trainer, rows_of_loader
 from hf_tl.trace import Batch
 
 
 class EmbeddingCallback(TrainerCallback):
     """Embeds two labelled sets with the network being trained, every so many steps, and logs what heads make of them.
 
-        trainer.add_callback(EmbeddingCallback.from_trainer(trainer, every=500))
+        trainer.add_callback(EmbeddingCallback.from_trainer(trainer, eval_steps=500))
 
     The log gets "embedding/svm" and "embedding/knn", accuracies on the validation rows of heads that were fitted on
     the training rows. Process 0 does it alone, and the others wait for it at their next step, for `ddp_timeout`
@@ -39,7 +40,7 @@ class EmbeddingCallback(TrainerCallback):
         train: labelled rows to fit the heads on.
         val: labelled rows to judge them by.
         prepare: a list of raw inputs -> the batch that the network is called with, as in `Network`.
-        every: steps of the optimiser between two measurements; there is one at the end of training too.
+        eval_steps: steps of the optimiser between two measurements; there is one at the end of training too.
         taps: which layers are read, as in `FullNetworkEmbedding`.
         recipe: how they are scaled.
         batch_size: rows a forward pass.
@@ -56,7 +57,7 @@ class EmbeddingCallback(TrainerCallback):
         val: Samples,
         *,
         prepare: object,
-        every: int = 500,
+        eval_steps: int = 500,
         taps: Selection = "auto",
         recipe: Recipe | str = "paper",
         batch_size: int = 32,
@@ -66,9 +67,9 @@ class EmbeddingCallback(TrainerCallback):
         for rows in (train, val):
             if rows.labels is None:
                 raise InputError(f"{rows.name} has no labels; heads are fitted on and judged by labelled rows")
-        if every < 1:
-            raise InputError(f"every must be at least 1 step, got {every}")
-        self.train, self.val, self.prepare, self.every = train, val, prepare, every
+        if eval_steps < 1:
+            raise InputError(f"eval_steps must be at least 1, got {eval_steps}")
+        self.train, self.val, self.prepare, self.eval_steps = train, val, prepare, eval_steps
         self.taps, self.recipe, self.batch_size, self.trainer = taps, recipe, batch_size, trainer
         self.heads = heads or {"svm": LinearSVC(random_state=0), "knn": KNeighborsClassifier()}
 
@@ -77,7 +78,7 @@ class EmbeddingCallback(TrainerCallback):
         cls,
         trainer: Trainer,
         *,
-        every: int = 500,
+        eval_steps: int = 500,
         limit: int = 512,
         taps: Selection = "auto",
         recipe: Recipe | str = "paper",
@@ -88,18 +89,18 @@ class EmbeddingCallback(TrainerCallback):
             InputError: a Trainer without evaluation rows, rows without classes.
         """
         train, judged = loaders_of_trainer(trainer)
-        made = cls.from_loaders(train, judged, every=every, limit=limit, taps=taps, recipe=recipe)
+        made = cls.from_loaders(train, judged, eval_steps=eval_steps, limit=limit, taps=taps, recipe=recipe)
         made.trainer = trainer
         return made
 
     @classmethod
     def from_loaders(
         cls,
-        train: Loader,
-        val: Loader,
+        train: DataLoader,
+        val: DataLoader,
         *,
         inputs: Callable[[object], Batch] | None = None,
-        every: int = 500,
+        eval_steps: int = 500,
         limit: int = 512,
         taps: Selection = "auto",
         recipe: Recipe | str = "paper",
@@ -110,7 +111,7 @@ class EmbeddingCallback(TrainerCallback):
             train: a loader of labelled rows to fit the heads on; at most `limit` of them, evenly spread, are used.
             val: likewise, to judge by.
             inputs: a collated batch -> what the network is called with; by default the batch without its labels.
-            every: steps between two measurements, where a Trainer calls.
+            eval_steps: steps between two measurements, where a Trainer calls.
             limit: rows of each.
             taps: which layers are read.
             recipe: how they are scaled.
@@ -121,20 +122,20 @@ class EmbeddingCallback(TrainerCallback):
         with _undisturbed():
             fitted, prepare = rows_of_loader(train, inputs=inputs, limit=limit, name="training rows")
             judged, _ = rows_of_loader(val, inputs=inputs, limit=limit, name="evaluation rows")
-        return cls(fitted, judged, prepare=prepare, every=every, taps=taps, recipe=recipe)
+        return cls(fitted, judged, prepare=prepare, eval_steps=eval_steps, taps=taps, recipe=recipe)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs
     ) -> None:
-        """Measures every `every` steps."""
-        if state.global_step % self.every == 0:
+        """Measures every `eval_steps` steps."""
+        if state.global_step % self.eval_steps == 0:
             self._report(state, control, model)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs
     ) -> None:
         """Measures at the end, unless the last step just did."""
-        if state.global_step % self.every:
+        if state.global_step % self.eval_steps:
             self._report(state, control, model)
 
     def measure(self, model: nn.Module) -> dict[str, float]:
