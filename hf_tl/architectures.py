@@ -84,6 +84,11 @@ def is_convolution(module: nn.Module) -> bool:
     return isinstance(without_adapter(module), (*CONVOLUTIONS, *TRANSPOSED))
 
 
+def is_container(module: nn.Module) -> bool:
+    """True for a list or a dictionary of modules, which is never called itself."""
+    return type(module).forward is nn.Module.forward
+
+
 def is_conv1d(module: nn.Module) -> TypeGuard[Conv1D]:
     """True for GPT-2's `Conv1D`, a fully connected layer whose weight is (in_features, out_features)."""
     return _is_a(module, "transformers.pytorch_utils.Conv1D")

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hf_tl"
 LEVELS = [  # a module imports from levels above its own in this list, or from its own part
     {"errors", "table", "dataflow", "intervals"},
+    {"files"},
     {"architectures", "names", "plots", "hub", "plugins", "arguments"},
     {"trace", "card"},
     {"example"},

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_tl.errors import InputError, in_one_line
-from hf_tl.lora.loading import load_adapter
+from hf_tl.lora.load import load_adapter
 from hf_tl.lora.merge import delete_adapter
 from hf_tl.table import format_table
 from hf_tl.trace import Batch, first_float, forward
@@ -56,7 +56,7 @@ def verify_adapter(model: nn.Module, folder: str | Path, batch: Batch) -> list[C
     """
     from peft import PeftModel
 
-    ours = load_adapter(copy.deepcopy(model), folder, trainable=True).eval()
+    ours = load_adapter(copy.deepcopy(model), folder, is_trainable=True).eval()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_tl.errors import InputError
-from hf_tl.lora.adapter import Adapter, LayerUpdate
-from hf_tl.lora.adapter_config import is_split
+from hf_tl.lora.adapter import Adapter, LayerUpdate, is_split
 from hf_tl.lora.low_rank import rank_for, singular_values
 from hf_tl.table import format_table
 
@@ -239,9 +238,9 @@ def difference_table(difference: AdapterDifference) -> str:
 
 
 def _measure(update: LayerUpdate, weight: Tensor | None = None) -> LayerSpectrum:
-    values = update.scale * singular_values(*update.factors())
+    values = singular_values(*update.factors())
     norm = None if weight is None else math.sqrt(float(weight.detach().double().square().sum()))
-    return LayerSpectrum(update.name, update.shape, update.rank, values.abs(), norm, update.n_parameters)
+    return LayerSpectrum(update.name, update.shape, update.rank, values, norm, update.n_parameters)
 
 
 def _compare_layer(name: str, first: LayerUpdate | None, second: LayerUpdate | None) -> LayerDifference:
@@ -255,7 +254,6 @@ def _compare_layer(name: str, first: LayerUpdate | None, second: LayerUpdate | N
             f"{second.shape[0]} x {second.shape[1]} in the second; they belong to different networks"
         )
     (B, A), (other_B, other_A) = first.factors(), second.factors()
-    B, other_B = first.scale * B, second.scale * other_B
     together = singular_values(torch.cat([B, -other_B], dim=1), torch.cat([A, other_A]))
     distance = 0.0 if torch.equal(B, other_B) and torch.equal(A, other_A) else float(together.norm())
     product = float(((B.T @ other_B) * (A @ other_A.T)).sum())

@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     from hf_tl.analysis.weight_change import measure_updates, plot_spectra, rank_advice, spectrum_table
     from hf_tl.lora.adapter import read_adapter
-    from hf_tl.lora.base_network import load_base
+    from hf_tl.lora.load import load_base
     from hf_tl.lora.placement import base_weights
 
     adapter = read_adapter(options.adapter)
@@ -110,7 +110,7 @@ def _verify(options: argparse.Namespace) -> None:
     from hf_tl.analysis.verify_adapter import verification_table, verify_adapter
     from hf_tl.example import dummy_batch
     from hf_tl.lora.adapter import read_adapter
-    from hf_tl.lora.base_network import load_base
+    from hf_tl.lora.load import load_base
 
     model = load_base(options.model, read_adapter(options.adapter))
     found = verify_adapter(model, options.adapter, dummy_batch(model))
@@ -127,9 +127,9 @@ def _verify(options: argparse.Namespace) -> None:
 def _merge(options: argparse.Namespace) -> None:
     from hf_tl.example import dummy_batch
     from hf_tl.lora.adapter import read_adapter
-    from hf_tl.lora.base_network import load_base, save_network
-    from hf_tl.lora.loading import put_adapter
+    from hf_tl.lora.load import load_base, put_adapter
     from hf_tl.lora.merge import delete_adapter, merge_adapter
+    from hf_tl.lora.save import save_network
 
     adapter = read_adapter(options.adapter)
     model = load_base(options.model, adapter, dtype="auto")
@@ -137,7 +137,7 @@ def _merge(options: argparse.Namespace) -> None:
     make_folder(options.out)
     merge = merge_adapter(model, safe_merge=True, reversible=False, example=dummy_batch(model))
     delete_adapter(model, merge=True)
-    save_network(model, options.out, adapter)
+    save_network(model, options.out, n_labels=adapter.n_labels)
     print(f"merged {merge.layers} layers; on a dummy batch the output moved by {merge.largest_change:.2e} at most")
     print(f"wrote {options.out}")
 

@@ -4,11 +4,11 @@ from .combine import combine_adapters as combine_adapters
 from .config import LoraConfig as LoraConfig
 from .eva import initialize_eva as initialize_eva
 from .inject import add_lora as add_lora
-from .loading import load_adapter as load_adapter
+from .load import load_adapter as load_adapter
 from .merge import delete_adapter as delete_adapter
 from .merge import merge_adapter as merge_adapter
 from .merge import unmerge_adapter as unmerge_adapter
 from .plus import create_loraplus_groups as create_loraplus_groups
 from .push import push_adapter as push_adapter
-from .saving import save_adapter as save_adapter
+from .save import save_adapter as save_adapter
 from .trainer_callback import AdapterCallback as AdapterCallback

@@ -1,10 +1,12 @@
-"""An adapter as it is on disk: the update of each layer, what else was trained, and the configuration."""
+"""An adapter on disk in PEFT's format, adapter_config.json and adapter_model.safetensors, read as untrusted files."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,15 +14,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hf_tl.errors import InputError
+from hf_tl.errors import InputError, in_one_line
+from hf_tl.files import read_untrusted, write_whole
 from hf_tl.hub import is_hub_id, pull_files
-from hf_tl.lora.adapter_config import CONFIG_NAME, read_config, write_config
-from hf_tl.lora.adapter_file import TENSORS_NAME, read_tensors, write_tensors
+from hf_tl.lora.config import NOT_IMPLEMENTED, PEFT_FIELDS, WITHOUT_EFFECT, LoraConfig, check_field
 from hf_tl.names import match_pattern
 
 
-DEFAULT_RANK = 8
-DEFAULT_ALPHA = 8
+CONFIG_NAME = "adapter_config.json"
+TENSORS_NAME = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""Stands before every name in the file of tensors."""
 
 _PARTS = {
     "lora_A.weight": "A",
@@ -31,6 +35,29 @@ _PARTS = {
     "lora_magnitude_vector": "magnitude",
 }
 _ENDING = re.compile(rf"(?:^|\.)({'|'.join(re.escape(name) for name in _PARTS)})$")
+
+_LARGEST_CONFIG = 4 * 2**20  # bytes; real ones hold a few kB
+_LARGEST_TENSORS = 64 * 2**30
+_MOST_TENSORS = 200_000
+_LONGEST_NAME = 512
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.bool)
+
+_UNCHANGED_BASE = ("gaussian", "gaussian_b", "kaiming", "orthogonal", "eva")
+_SPLIT_BASE = ("pissa", "olora")
+_WHICH_MODULES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+_OTHER_FIELDS = {  # of PEFT's files, beside those of LoraConfig, and PEFT's values: some readers take them for granted
+    "auto_mapping": None,
+    "peft_version": None,
+    "megatron_core": "megatron.core",
+    "loftq_config": {},
+    "eva_config": None,
+    "corda_config": None,
+    "lora_ga_config": None,
+    "qalora_group_size": 16,
+    **dict.fromkeys(NOT_IMPLEMENTED),
+    "use_qalora": False,
+    "ensure_weight_tying": False,
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +71,7 @@ class LayerUpdate:
         scale: alpha / rank, or alpha / sqrt(rank) with rsLoRA.
         embedding: whether it updates an embedding, whose weight is (vocabulary, out).
         bias: (out,) bias of B, or None.
-        magnitude: DoRA's norm of each row of W, or None.
+        magnitude: DoRA's L2 norm of each row of W, or None.
     """
 
     name: str
@@ -73,30 +100,28 @@ class LayerUpdate:
     @property
     def n_parameters(self) -> int:
         """Number of scalars that are stored for this layer."""
-        parts = (self.A, self.B, self.bias, self.magnitude)
-        return sum(part.numel() for part in parts if part is not None)
+        return sum(part.numel() for part in self.tensors().values())
 
-    def matrix(self) -> Tensor:
-        """scale * B A in float64, (out, in); the rows of a grouped B meet their own rows of A only."""
-        B, A = self.factors()
-        return self.scale * (B @ A)
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors under their names in a file, without that of the layer."""
+        names = ("lora_embedding_A", "lora_embedding_B") if self.embedding else ("lora_A.weight", "lora_B.weight")
+        found = {names[0]: self.A, names[1]: self.B}
+        if self.bias is not None:
+            found["lora_B.bias"] = self.bias
+        if self.magnitude is not None:
+            found["lora_magnitude_vector"] = self.magnitude
+        return found
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """B (out, rank) and A (rank, in) in float64, such that the update is scale * B A."""
+        """B (out, rank) with the scale in it, and A (rank, in), in float64: the update is B A.
+
+        The rows of a grouped B meet their own rows of A only.
+        """
         A = self.A.reshape(self.rank, -1).double()
-        B = self.B.reshape(self.B.shape[:2]).double()
+        B = self.scale * self.B.reshape(self.B.shape[:2]).double()
         if self.groups > 1:
             B = torch.block_diag(*B.chunk(self.groups))
         return B, A
-
-    def weight(self) -> Tensor:
-        """The update as a weight, in float64: (out, in, *kernel), (vocabulary, out) for an embedding.
-
-        A grouped convolution's weight is smaller than this: there every group of the update sees all inputs.
-        """
-        if self.embedding:
-            return self.matrix().T
-        return self.matrix().reshape(self.B.shape[0], *self.A.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -114,6 +139,16 @@ class Adapter:
     folder: str = "adapter"
 
     @cached_property
+    def settings(self) -> LoraConfig:
+        """The fields that `LoraConfig` has, but for those that choose modules: the tensors name theirs."""
+        values = {
+            name: value
+            for name, value in self.config.items()
+            if name in PEFT_FIELDS and name not in _WHICH_MODULES and value is not None
+        }
+        return LoraConfig(**values)
+
+    @cached_property
     def updates(self) -> dict[str, LayerUpdate]:
         """Layer name -> its update, in the order of the file.
 
@@ -123,19 +158,27 @@ class Adapter:
         parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
         embeddings = set()
         for key, tensor in self.tensors.items():
-            name, part = split_key(key)
-            if part is None:
+            name, ending = split_key(key)
+            if ending is None:
                 continue
-            if _PARTS[part] in parts[name]:
-                raise InputError(f"{self.folder}: layer {name!r} has its {_PARTS[part]} twice")
-            parts[name][_PARTS[part]] = tensor
-            if part.startswith("lora_embedding"):
+            if _PARTS[ending] in parts[name]:
+                raise InputError(f"{self.folder}: layer {name!r} has its {_PARTS[ending]} twice")
+            parts[name][_PARTS[ending]] = tensor
+            if ending.startswith("lora_embedding"):
                 embeddings.add(name)
         if not parts:
-            raise InputError(
-                f"{self.folder} holds no lora_A and lora_B; its first tensor is {next(iter(self.tensors))!r}"
-            )
-        return {name: self._update(name, found, name in embeddings) for name, found in parts.items()}
+            first = next(iter(self.tensors), "none")
+            raise InputError(f"{self.folder} holds no lora_A and lora_B; its first tensor is {first!r}")
+        updates = {}
+        for name, found in parts.items():
+            problem = next(self._problems(name, found, embedding=name in embeddings), None)
+            if problem is not None:
+                raise InputError(f"{self.folder}: {problem}")
+            A, B = found["A"], found["B"]
+            scale = self.settings.scaling(A.shape[0], self.alpha_of(name))
+            bias, magnitude = found.get("bias"), found.get("magnitude")
+            updates[name] = LayerUpdate(name, A, B, scale, name in embeddings, bias, magnitude)
+        return updates
 
     @cached_property
     def others(self) -> dict[str, Tensor]:
@@ -147,58 +190,56 @@ class Adapter:
         """Number of scalars in the file."""
         return sum(tensor.numel() for tensor in self.tensors.values())
 
+    @property
+    def n_labels(self) -> int | None:
+        """Outputs of the head among the modules that come whole: rows of the matrix that no other one follows."""
+        wanted = self.settings.modules_to_save or ()
+        sizes = [
+            tuple(tensor.shape)
+            for key, tensor in self.others.items()
+            if tensor.ndim == 2 and any(f"{entry}." in f"{key}." for entry in wanted)
+        ]
+        read = [{size[1] for size in sizes[:i] + sizes[i + 1 :]} for i in range(len(sizes))]
+        last = [out for (out, _), others in zip(sizes, read, strict=True) if out not in others]
+        return (last or [out for out, _ in sizes] or [None])[-1]
+
     def alpha_of(self, name: str) -> float:
         """alpha of a layer: of the first pattern that matches its name, or lora_alpha."""
-        found = match_pattern(self.config.get("alpha_pattern") or {}, _patterned(name))
-        return float(self.config.get("lora_alpha", DEFAULT_ALPHA) if found is None else found)
+        found = match_pattern(self.settings.alpha_pattern, _patterned(name))
+        return float(self.settings.lora_alpha if found is None else found)
 
     def rank_of(self, name: str) -> int:
         """The rank that the configuration promises for a layer."""
-        found = match_pattern(self.config.get("rank_pattern") or {}, _patterned(name))
-        return int(self.config.get("r", DEFAULT_RANK) if found is None else found)
+        found = match_pattern(self.settings.rank_pattern, _patterned(name))
+        return self.settings.r if found is None else found
 
-    def _update(self, name: str, parts: Mapping[str, Tensor], embedding: bool) -> LayerUpdate:
-        missing = [letter for letter in "AB" if letter not in parts]
-        if missing:
-            kind = "lora_embedding" if embedding else "lora"
-            raise InputError(f"{self.folder}: layer {name!r} has no {kind}_{missing[0]}; the file is incomplete")
-        A, B = parts["A"], parts["B"]
+    def _problems(self, name: str, parts: Mapping[str, Tensor], *, embedding: bool) -> Iterator[str]:
+        """What is wrong with a layer's tensors; a check counts on those before it, so only the first one holds."""
+        for part in "AB":
+            if part not in parts:
+                factor = f"lora_embedding_{part}" if embedding else f"lora_{part}"
+                yield f"layer {name!r} has no {factor}; the file is incomplete"
         for part, tensor in parts.items():
             if not tensor.is_floating_point():
-                raise InputError(
-                    f"{self.folder}: {part} of layer {name!r} is of {tensor.dtype}, expected floating point"
-                )
-        kernel = A.ndim - 2
-        fits = (
-            (A.ndim == B.ndim == 2 if embedding else 2 <= A.ndim <= 5 and A.ndim == B.ndim)
-            and A.shape[0] % B.shape[1] == 0
-            and B.shape[0] % (A.shape[0] // B.shape[1]) == 0
-            and tuple(B.shape[2:]) == (1,) * kernel
-            and (kernel > 0 or A.shape[0] == B.shape[1])
-        )
-        if not fits:
-            raise InputError(
-                f"{self.folder}: the factors of layer {name!r} do not fit together: A is {tuple(A.shape)}, "
-                f"B is {tuple(B.shape)}; expected (rank, in) and (out, rank)"
+                yield f"{part} of layer {name!r} is of {tensor.dtype}, expected floating point"
+        A, B = parts["A"], parts["B"]
+        if not _fit_together(A, B, embedding=embedding):
+            yield (
+                f"the factors of layer {name!r} do not fit together: A is {tuple(A.shape)}, B is {tuple(B.shape)}; "
+                f"expected (rank, in) and (out, rank)"
             )
-        rank, promised = A.shape[0], self.rank_of(name)
-        if rank != promised:
-            raise InputError(
-                f"{self.folder}: layer {name!r} has rank {rank} in the tensors, {promised} in adapter_config.json"
-            )
-        for part in ("bias", "magnitude"):
+        if A.shape[0] != self.rank_of(name):
+            yield f"layer {name!r} has rank {A.shape[0]} in the tensors, {self.rank_of(name)} in {CONFIG_NAME}"
+        for part, option, wanted in (
+            ("bias", "lora_bias", self.settings.lora_bias),
+            ("magnitude", "use_dora", self.settings.use_dora),
+        ):
             if part in parts and parts[part].numel() != B.shape[0]:
-                raise InputError(
-                    f"{self.folder}: {part} of layer {name!r} is {tuple(parts[part].shape)}; "
-                    f"expected {B.shape[0]} values, one a row of B"
-                )
-        for part, option in (("bias", "lora_bias"), ("magnitude", "use_dora")):
-            if (part in parts) != bool(self.config.get(option, False)):
-                says = str(bool(self.config.get(option, False))).lower()
-                holds = "a" if part in parts else "no"
-                raise InputError(f"{self.folder}: layer {name!r} has {holds} {part}, but {option} is {says}")
-        scale = self.alpha_of(name) / (rank**0.5 if self.config.get("use_rslora", False) else rank)
-        return LayerUpdate(name, A, B, scale, embedding, parts.get("bias"), parts.get("magnitude"))
+                shape = tuple(parts[part].shape)
+                yield f"{part} of layer {name!r} is {shape}; expected {B.shape[0]} values, one per row of B"
+            if (part in parts) != wanted:
+                has = "a" if part in parts else "no"
+                yield f"layer {name!r} has {has} {part}, but {option} is {str(wanted).lower()}"
 
 
 def read_adapter(folder: str | Path, *, revision: str | None = None) -> Adapter:
@@ -212,36 +253,68 @@ def read_adapter(folder: str | Path, *, revision: str | None = None) -> Adapter:
         InputError: files that are missing, damaged or of another method than LoRA; a repository that cannot be had.
     """
     if is_hub_id(folder):
-        place = pull_files(folder, [CONFIG_NAME, TENSORS_NAME], revision=revision)
+        place = pull_files(str(folder), [CONFIG_NAME, TENSORS_NAME], revision=revision)
     else:
-        place = _folder(folder, revision)
-    adapter = Adapter(read_config(place), read_tensors(place), str(folder))
+        place = _existing(folder, revision)
+    adapter = Adapter(_read_config(place), _read_tensors(place), str(folder))
     adapter.updates  # noqa: B018  # checks every factor, now rather than at first use
     return adapter
 
 
-def _folder(folder: str | Path, revision: str | None) -> Path:
-    try:
-        there = Path(folder).is_dir()
-    except ValueError as error:  # a null byte in the name
-        raise InputError(f"{str(folder)!r} is not a folder name: {error}") from error
-    if not there:
-        raise InputError(f"adapter folder {str(folder)!r} does not exist; give a folder with an adapter_config.json")
-    if revision is not None:
-        raise InputError(f"revision={revision!r} is for a repository of the Hub, and {str(folder)!r} is a folder here")
-    return Path(folder)
-
-
 def write_adapter(adapter: Adapter, folder: str | Path) -> Path:
-    """Writes both files into a folder, which is made; returns the folder."""
+    """Writes both files into a folder, which is made; returns the folder. The same adapter gives the same bytes."""
     place = Path(folder)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{str(folder)!r} cannot be made a folder: {error.strerror}") from error
-    write_tensors(place, adapter.tensors)
-    write_config(place, adapter.config)
+    defaults = {name: value for name, value in vars(LoraConfig()).items() if name in PEFT_FIELDS}
+    defaults |= _OTHER_FIELDS | {"peft_type": "LORA", "inference_mode": True, "init_lora_weights": True}
+    text = json.dumps({**defaults, **adapter.config}, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    write_whole(place / TENSORS_NAME, pack({PREFIX + name: tensor for name, tensor in adapter.tensors.items()}))
+    write_whole(place / CONFIG_NAME, f"{text}\n".encode())
     return place
+
+
+def pack(tensors: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file, sorted by name; of tensors that share memory, each is written."""
+    from safetensors.torch import save
+
+    packed: dict[str, Tensor] = {}
+    memory = set()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        packed[name] = tensor.clone() if address in memory else tensor
+        memory.add(address)
+    return save(packed, metadata={"format": "pt"})
+
+
+def rank_fields(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, object]:
+    """r, lora_alpha and their patterns, such that every layer has this rank and alpha."""
+    fields: dict[str, object] = {}
+    for field, pattern, values in (("r", "rank_pattern", ranks), ("lora_alpha", "alpha_pattern", alphas)):
+        common = Counter(values.values()).most_common(1)[0][0]
+        fields[field] = common
+        fields[pattern] = {f"^{re.escape(name)}": value for name, value in values.items() if value != common}
+    return fields
+
+
+def alpha_for(scale: float, rank: int, *, use_rslora: bool) -> float:
+    """The alpha that gives a layer of this rank its scale, without the last digits that rounding leaves."""
+    alpha = float(f"{scale * (math.sqrt(rank) if use_rslora else rank):.12g}")
+    return int(alpha) if alpha.is_integer() else alpha
+
+
+def is_split(config: Mapping[str, object]) -> bool:
+    """Whether the adapter was trained beside a base weight that its init had changed (PiSSA, OLoRA)."""
+    return config.get("init_lora_weights") in _SPLIT_BASE
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    # a finite sum proves it in one pass without a mask; half precision may overflow on sound values
+    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
 def split_key(key: str) -> tuple[str, str | None]:
@@ -250,11 +323,157 @@ def split_key(key: str) -> tuple[str, str | None]:
     return (key, None) if found is None else (key[: found.start()], found.group(1))
 
 
-def layer_names(keys: Iterable[str]) -> list[str]:
-    """The layers that have an update among these tensors."""
-    return list(dict.fromkeys(name for name, part in map(split_key, keys) if part is not None))
-
-
 def _patterned(name: str) -> str:
     """The name that patterns are matched with: the output projection of attention goes with the attention."""
     return name.partition(".base_layer.")[0]
+
+
+def _fit_together(A: Tensor, B: Tensor, *, embedding: bool) -> bool:
+    if A.ndim != B.ndim or not 2 <= A.ndim <= (2 if embedding else 5):
+        return False
+    rank, kernel = A.shape[0], A.ndim - 2
+    groups = rank // B.shape[1]
+    whole = groups > 0 and rank == groups * B.shape[1] and B.shape[0] % groups == 0
+    return whole and tuple(B.shape[2:]) == (1,) * kernel and (kernel > 0 or groups == 1)
+
+
+def _existing(folder: str | Path, revision: str | None) -> Path:
+    try:
+        there = Path(folder).is_dir()
+    except ValueError as error:  # a null byte in the name
+        raise InputError(f"{str(folder)!r} is not a folder name: {error}") from error
+    if not there:
+        raise InputError(f"adapter folder {str(folder)!r} does not exist; give a folder with an {CONFIG_NAME}")
+    if revision is not None:
+        raise InputError(f"revision={revision!r} is for a repository of the Hub, and {str(folder)!r} is a folder here")
+    return Path(folder)
+
+
+def _read(path: Path, *, largest: int) -> bytes:
+    try:
+        return read_untrusted(path, largest=largest)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{str(path.parent)!r} holds no adapter: {path.name} is missing; give a folder that save_adapter, "
+            f"hf-tl or peft wrote"
+        ) from error
+
+
+def _read_config(folder: Path) -> dict[str, object]:
+    """The checked fields of a LoRA adapter's configuration, under PEFT's names.
+
+    Fields that only matter before training (`eva_config`, ...) are left out; so are unknown ones that are null, false
+    or empty. Nothing that the file names is imported, opened or fetched.
+
+    Raises:
+        InputError: no such file, not JSON, another method than LoRA, a value of the wrong kind, or an option that
+            changes what the tensors mean and is not implemented here.
+    """
+    path = folder / CONFIG_NAME
+    data = _read(path, largest=_LARGEST_CONFIG)
+    try:
+        raw = json.loads(data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_doubles)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} should hold an object, got {type(raw).__name__}")
+    method = raw.get("peft_type")
+    if method != "LORA":
+        raise InputError(f"{path} has peft_type={method!r}; hf_tl loads LORA only, load other methods with peft")
+    checked: dict[str, object] = {"peft_type": method}
+    for name, value in raw.items():
+        if name in PEFT_FIELDS:
+            check_field(name, value, where=f"{path}: ")
+            checked[name] = value
+        elif name == "auto_mapping" and isinstance(value, dict):
+            checked[name] = value
+        elif name in NOT_IMPLEMENTED and not _is_inert(value):
+            raise InputError(
+                f"{path} has {name}={_short(value)}, {NOT_IMPLEMENTED[name]}, which hf_tl does not implement; "
+                f"load it with peft"
+            )
+        elif name not in ("peft_type", "peft_version", *WITHOUT_EFFECT) and not _is_inert(value):
+            raise InputError(f"{path} has {name}={_short(value)}, which hf_tl does not know; load it with peft")
+    init = checked.get("init_lora_weights")
+    if isinstance(init, str) and init not in (*_UNCHANGED_BASE, *_SPLIT_BASE):
+        raise InputError(
+            f"{path} has init_lora_weights={_short(init)}, after which the base weight is no longer the pre-trained "
+            f"one; hf_tl cannot repeat that: load it with peft, or save it with peft's "
+            f"path_initial_model_for_weight_conversion"
+        )
+    return checked
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Name in the network -> tensor, sorted, in memory of its own: a file that changes later changes nothing here.
+
+    Raises:
+        InputError: no such file, a pickle in its place, a file that is damaged, a tensor without values, of another
+            type than floating point, integer or boolean, or with NaN or infinite values.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path, pickled = folder / TENSORS_NAME, folder / "adapter_model.bin"
+    if not path.exists() and pickled.exists():
+        raise InputError(
+            f"{str(folder)!r} holds {pickled.name}, a pickle, which can run code when it is read; hf_tl reads "
+            f"{TENSORS_NAME} only: if you trust its author, load and save it again with peft"
+        )
+    data = _read(path, largest=_LARGEST_TENSORS)
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged or not a safetensors file: {in_one_line(error)}") from error
+    if not tensors:
+        raise InputError(f"{path} holds no tensors")
+    if len(tensors) > _MOST_TENSORS:
+        raise InputError(f"{path} holds {len(tensors):,} tensors; hf_tl reads at most {_MOST_TENSORS:,}")
+    found: dict[str, Tensor] = {}
+    for key, tensor in sorted(tensors.items(), key=lambda item: _by_number(item[0])):
+        _check_tensor(key, tensor, path)
+        name = key.removeprefix(PREFIX)
+        if name in found:
+            raise InputError(f"{path} holds {name!r} twice, with {PREFIX!r} before it and without")
+        found[name] = tensor
+    return found
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Sorts layer 2 before layer 10."""
+    return [(len(part), part) if part.isdecimal() else (0, part) for part in name.split(".")]
+
+
+def _check_tensor(key: str, tensor: Tensor, path: Path) -> None:
+    if len(key) > _LONGEST_NAME:
+        raise InputError(f"{path} holds a tensor whose name has {len(key):,} characters, from {key[:40]!r}")
+    if tensor.dtype not in _DTYPES:
+        raise InputError(f"{path}: {key!r} is of {tensor.dtype}; expected floating point, int64, int32 or bool")
+    if 0 in tensor.shape:
+        raise InputError(
+            f"{path}: {key!r} has shape {tuple(tensor.shape)} and no values; it was saved from a shard, "
+            f"gather the parameters before saving"
+        )
+    if tensor.is_floating_point() and not is_finite(tensor):
+        raise InputError(f"{path}: {key!r} holds NaN or infinite values")
+
+
+def _is_inert(value: object) -> bool:
+    return value is None or value is False or value == [] or value == {}
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _no_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name, times = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{_short(name)} stands {times} times in one object")
+    return found
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

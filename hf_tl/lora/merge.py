@@ -16,6 +16,7 @@ from hf_tl.lora.linear import LoraLinear
 from hf_tl.lora.low_rank import add_product
 from hf_tl.lora.record import RECORD, AdapterRecord, known, record_of
 from hf_tl.lora.targets import base_modules
+from hf_tl.lora.trainer import unfollow_trainer
 from hf_tl.trace import Batch, evaluating, first_float, forward
 
 
@@ -165,6 +166,7 @@ def _unwrap(record: AdapterRecord, kept: bool) -> nn.Module:
     record.put({name: unwrap(layer) for name, layer in record.layers.items() if ".base_layer." not in name})
     record.put({n: saved.current if kept else saved.original_module for n, saved in record.saved.items()})
     record.restore_settings()
+    unfollow_trainer(model)
     del model.__dict__[RECORD]
     record.thaw()
     return model

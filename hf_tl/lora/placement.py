@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from hf_tl.architectures import CONVOLUTIONS, is_conv1d
+from hf_tl.architectures import CONVOLUTIONS, find_output_embeddings, is_container, is_conv1d, is_transformers
 from hf_tl.errors import InputError
 from hf_tl.lora.adapter import Adapter, LayerUpdate
-from hf_tl.lora.kinds import is_linear
-from hf_tl.lora.renames import find_names
 from hf_tl.lora.targets import base_modules
-from hf_tl.names import closest
+from hf_tl.names import closest, peft_matcher
 
 
 _SHOWN = 5
@@ -24,35 +22,169 @@ class Placement:
     """An adapter's tensors under the names of one network.
 
     Attributes:
+        adapter: what was read.
+        model: the network, without adapters or with them; it is not changed.
+        modules: its modules by name, as they were before any adapter.
+        written: name of a layer in the network -> its name in the file.
         updates: name of a layer in the network -> its update.
-        alphas: name of a layer in the network -> lora_alpha.
         saved: names of the modules that come whole: heads, norms with their statistics.
         tensors: every tensor that is to be filled in, by its name in a file for this network.
-        base: name of a weight of the network itself -> what it is replaced with (embeddings that came along).
+        vocabulary: name of an embedding's weight, or that of the output embeddings -> what the file brings for it.
         problems: what does not fit, by kind: "missing", "unexpected", "mismatched".
-        renamed: whether any layer has another name in the file.
     """
 
+    adapter: Adapter
+    model: nn.Module
+    modules: Mapping[str, nn.Module]
+    written: dict[str, str] = field(default_factory=dict)
     updates: dict[str, LayerUpdate] = field(default_factory=dict)
-    alphas: dict[str, float] = field(default_factory=dict)
     saved: list[str] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    base: dict[str, Tensor] = field(default_factory=dict)
+    vocabulary: dict[str, Tensor] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=lambda: {"missing": [], "unexpected": [], "mismatched": []})
-    renamed: bool = False
 
-    def complaint(self, adapter: Adapter, model: nn.Module) -> str | None:
+    @property
+    def renamed(self) -> bool:
+        """Whether any layer has another name in the file."""
+        return any(name != _plain(written) for name, written in self.written.items())
+
+    def complaint(self) -> str | None:
         """Everything that does not fit in one sentence; None if all does."""
         parts = []
         for kind, found in self.problems.items():
             if found:
-                shown = "; ".join(found[:_SHOWN]) + (
-                    f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-                )
-                parts.append(f"{len(found)} {kind}: {shown}")
-        if not parts:
+                more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+                parts.append(f"{len(found)} {kind}: {'; '.join(found[:_SHOWN])}{more}")
+        fits = f"adapter {self.adapter.folder!r} does not fit this {type(self.model).__name__}"
+        return f"{fits}: {' | '.join(parts)}" if parts else None
+
+    def place_updates(self) -> None:
+        """Finds the layer of each update."""
+        plain = {written: _plain(written) for written in self.adapter.updates}
+        named = find_names(plain.values(), self.model, self.modules)
+        for written, update in self.adapter.updates.items():
+            name = named[plain[written]]
+            if name is None:
+                self._unexpected(f"layer {written!r} ({self._closest(plain[written])})")
+            elif name in self.written:
+                self._unexpected(f"layer {written!r} (it is {name!r}, which the file has already)")
+            else:
+                self._place_update(written, name, update)
+        for name in self.written.keys() - self.updates.keys():
+            owner = name.rpartition(".")[0]
+            if owner not in self.updates:
+                self.problems["missing"].append(f"layer {owner!r}, whose out_proj is in the file")
+            elif self.updates[owner].rank != self.adapter.updates[self.written[name]].rank:
+                self.problems["mismatched"].append(f"the ranks of layer {owner!r} and its out_proj")
+
+    def place_others(self) -> None:
+        """Finds the places of heads and other modules that come whole, of biases and of vocabularies."""
+        owners = {key: _plain(key.rpartition(".")[0]) for key in self.adapter.others}
+        named = find_names(dict.fromkeys(owners.values()), self.model, self.modules)
+        contents: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in self.adapter.others.items():
+            name, part = named[owners[key]], key.rpartition(".")[2]
+            own = None if name is None else _own_tensors(self.modules[name]).get(part)
+            if name is None or own is None:
+                self._unexpected(f"{key!r} ({self._closest(owners[key])})")
+            elif own.shape != tensor.shape or own.is_floating_point() != tensor.is_floating_point():
+                self._mismatched(key, name, own, tensor)
+            elif (whole := self._saved_parent(name)) is not None:
+                contents.setdefault(whole, {})[f"{name}.{part}"] = tensor
+            elif part == "bias" and self.adapter.settings.bias != "none":
+                self.tensors[f"{name}.base_layer.bias" if name in self.updates else f"{name}.bias"] = tensor
+            elif part == "weight" and self._is_vocabulary(name):
+                self.vocabulary[f"{name}.weight"] = tensor
+            else:
+                self._unexpected(f"{key!r} (not among modules_to_save={list(self._wanted)})")
+        for name, tensors in contents.items():
+            self.problems["missing"].extend(repr(key) for key in self._keys(name) if key not in tensors)
+            self.saved.append(name)
+            self.tensors |= tensors
+
+    def find_missing(self) -> None:
+        """Finds what the configuration names, layers or whole modules, and the file has nothing of."""
+        if not (self.problems["mismatched"] or self.problems["unexpected"]):
+            for name in self.modules:
+                if name and name not in self.saved and self._saved_parent(name) == name:
+                    self.problems["missing"].extend(map(repr, self._keys(name)))
+        wanted, excluded = (self.adapter.config.get(key) for key in ("target_modules", "exclude_modules"))
+        # patterns are not followed: those of an untrusted file may take long
+        by_name = isinstance(wanted, list) and self.adapter.config.get("layers_to_transform") is None
+        if self.renamed or not by_name or isinstance(excluded, str):
+            return
+        chosen, left_out = peft_matcher(wanted), peft_matcher(excluded or ())
+        for name, module in self.modules.items():
+            owner = self.modules.get(name.rpartition(".")[0])
+            if name in self.updates or not is_adaptable(module) or isinstance(owner, nn.MultiheadAttention):
+                continue
+            if chosen(name) and not left_out(name) and self._saved_parent(name) is None:
+                self.problems["missing"].append(f"layer {name!r}")
+
+    @property
+    def _wanted(self) -> Sequence[str]:
+        return self.adapter.settings.modules_to_save or ()
+
+    def _place_update(self, written: str, name: str, update: LayerUpdate) -> None:
+        expected = _expected_shapes(self.modules[name], update)
+        if isinstance(expected, str):
+            self._unexpected(f"layer {written!r} (in the network it is {expected})")
+            return
+        shapes = (tuple(update.A.shape), tuple(update.B.shape))
+        wrong = [
+            f"{part} is {found}, expected {wanted}"
+            for part, found, wanted in zip("AB", shapes, expected, strict=True)
+            if found != wanted
+        ]
+        if wrong:
+            self.problems["mismatched"].append(f"layer {written!r} ({' and '.join(wrong)})")
+            return
+        self.written[name] = written
+        owner, _, child = name.rpartition(".")
+        if isinstance(self.modules.get(owner), nn.MultiheadAttention):
+            place = f"{owner}.base_layer.{child}"  # it goes with the attention it lies in
+        else:
+            place = name
+            self.updates[name] = update
+        self.tensors |= {f"{place}.{ending}": tensor for ending, tensor in update.tensors().items()}
+
+    def _saved_parent(self, name: str) -> str | None:
+        """The module that comes whole which `name` is or lies in: the outermost that modules_to_save names.
+
+        PEFT takes any name that ends so. Of a container, which is never called, every child comes for itself.
+        """
+        if not any(entry in name for entry in self._wanted):
             return None
-        return f"adapter {adapter.folder!r} does not fit this {type(model).__name__}: {' | '.join(parts)}"
+        parts, chosen = name.split("."), False
+        for n in range(1, len(parts) + 1):
+            outer = ".".join(parts[:n])
+            chosen = chosen or any(outer.endswith(entry) for entry in self._wanted if entry)
+            if chosen and not is_container(self.modules[outer]):
+                return outer
+        return None
+
+    def _is_vocabulary(self, name: str) -> bool:
+        module = self.modules[name]
+        return isinstance(module, nn.Embedding) or module is find_output_embeddings(self.model)
+
+    def _keys(self, name: str) -> list[str]:
+        return [f"{name}.{key}" for key in self.modules[name].state_dict()]
+
+    def _unexpected(self, what: str) -> None:
+        self.problems["unexpected"].append(what)
+
+    def _mismatched(self, key: str, name: str, own: Tensor, tensor: Tensor) -> None:
+        written, here = (f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in (tensor, own))
+        hint = ""
+        if own.ndim > 0 and tensor.ndim > 0 and own.shape[1:] == tensor.shape[1:]:
+            if self._is_vocabulary(name):
+                hint = f"; resize_token_embeddings({tensor.shape[0]}) first"
+            elif self._saved_parent(name) is not None:
+                hint = f"; build the network with {tensor.shape[0]} outputs"
+        self.problems["mismatched"].append(f"{key!r} (is {written}, expected {here}{hint})")
+
+    def _closest(self, name: str) -> str:
+        return closest(name, [known for known in self.modules if known])
 
 
 def place(adapter: Adapter, model: nn.Module) -> Placement:
@@ -60,188 +192,11 @@ def place(adapter: Adapter, model: nn.Module) -> Placement:
 
     Nothing in the network is changed.
     """
-    modules = base_modules(model)
-    found = Placement()
-    _place_updates(adapter, model, modules, found)
-    _place_others(adapter, model, modules, found)
-    if not found.renamed:
-        _find_untouched(adapter, modules, found)
+    found = Placement(adapter, model, base_modules(model))
+    found.place_updates()
+    found.place_others()
+    found.find_missing()
     return found
-
-
-def _place_updates(adapter: Adapter, model: nn.Module, modules: Mapping, found: Placement) -> None:
-    plain = {name: name.replace(".base_layer", "") for name in adapter.updates}
-    named = find_names(plain.values(), model, modules)
-    names = [name for name in modules if name]
-    within: dict[str, LayerUpdate] = {}
-    for written, update in adapter.updates.items():
-        name = named[plain[written]]
-        if name is None:
-            found.problems["unexpected"].append(f"layer {written!r} ({closest(plain[written], names)})")
-            continue
-        if name in found.updates:
-            found.problems["unexpected"].append(f"layer {written!r} (it is {name!r}, which the file has already)")
-            continue
-        found.renamed |= name != plain[written]
-        expected = _expected_shapes(modules[name], update)
-        shapes = {"A": tuple(update.A.shape), "B": tuple(update.B.shape)}
-        if isinstance(expected, str):
-            found.problems["unexpected"].append(f"layer {written!r} (in the network it is {expected})")
-            continue
-        wrong = [
-            f"{part} is {shapes[part]}, expected {expected[part]}" for part in "AB" if shapes[part] != expected[part]
-        ]
-        if wrong:
-            found.problems["mismatched"].append(f"layer {written!r} ({' and '.join(wrong)})")
-            continue
-        place, owner = name, name.rpartition(".")[0]
-        if isinstance(modules.get(owner), nn.MultiheadAttention):
-            place = f"{owner}.base_layer.{name.rpartition('.')[2]}"  # it goes with the attention it lies in
-            within[owner] = update
-        else:
-            found.updates[name] = update
-            found.alphas[name] = adapter.alpha_of(written)
-        for ending, part in _endings(update):
-            found.tensors[f"{place}.{ending}"] = part
-    for owner, update in within.items():
-        if owner not in found.updates:
-            found.problems["missing"].append(f"layer {owner!r}, whose out_proj is in the file")
-        elif found.updates[owner].rank != update.rank:
-            found.problems["mismatched"].append(f"the ranks of layer {owner!r} and its out_proj")
-
-
-def _expected_shapes(module: nn.Module, update: LayerUpdate) -> dict[str, tuple[int, ...]] | str:
-    """The shapes of A and B that a module needs at the update's rank, or why it cannot have one."""
-    rank = update.rank
-    if isinstance(module, nn.Embedding):
-        if not update.embedding:
-            return "an embedding, whose factors are called lora_embedding_A and _B"
-        return {"A": (rank, module.num_embeddings), "B": (module.embedding_dim, rank)}
-    if update.embedding:
-        return f"a {type(module).__name__}, not an embedding"
-    if isinstance(module, CONVOLUTIONS):
-        ones = (1,) * len(module.kernel_size)
-        if rank % module.groups:
-            return f"a convolution in {module.groups} groups, which do not divide the rank {rank}"
-        return {
-            "A": (rank, module.in_channels, *module.kernel_size),
-            "B": (module.out_channels, rank // module.groups, *ones),
-        }
-    if isinstance(module, nn.MultiheadAttention):
-        return {"A": (rank, module.embed_dim), "B": (3 * module.embed_dim, rank)}
-    if isinstance(module, nn.Linear):
-        return {"A": (rank, module.in_features), "B": (module.out_features, rank)}
-    if is_conv1d(module):
-        inner, outer = module.weight.shape
-        return {"A": (rank, inner), "B": (outer, rank)}
-    return f"a {type(module).__name__}, which has no weight to update"
-
-
-def is_adaptable(module: nn.Module) -> bool:
-    """Whether a module is of a kind that PEFT puts factors on."""
-    return is_linear(module) or isinstance(module, (*CONVOLUTIONS, nn.Embedding, nn.MultiheadAttention))
-
-
-def _endings(update: LayerUpdate) -> Iterator[tuple[str, Tensor]]:
-    yield ("lora_embedding_A" if update.embedding else "lora_A.weight"), update.A
-    yield ("lora_embedding_B" if update.embedding else "lora_B.weight"), update.B
-    if update.bias is not None:
-        yield "lora_B.bias", update.bias
-    if update.magnitude is not None:
-        yield "lora_magnitude_vector", update.magnitude
-
-
-def _place_others(adapter: Adapter, model: nn.Module, modules: Mapping, found: Placement) -> None:
-    """Heads and other modules that come whole, biases, and embeddings that came along."""
-    wanted = adapter.config.get("modules_to_save") or ()
-    biases = adapter.config.get("bias", "none") != "none"
-    owners = {key: key.rpartition(".")[0].replace(".base_layer", "") for key in adapter.others}
-    named = find_names(dict.fromkeys(owners.values()), model, modules)
-    contents: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in adapter.others.items():
-        name, part = named[owners[key]], key.rpartition(".")[2]
-        module = None if name is None else modules[name]
-        own = None if module is None else {**module._parameters, **module._buffers}.get(part)
-        if own is None:
-            near = closest(owners[key], [name for name in modules if name])
-            found.problems["unexpected"].append(f"{key!r} ({near})")
-            continue
-        if own.shape != tensor.shape or own.is_floating_point() != tensor.is_floating_point():
-            is_written, is_here = (f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in (tensor, own))
-            hint = _resize_hint(module, key, wanted, own, tensor)
-            found.problems["mismatched"].append(f"{key!r} (is {is_written}, expected {is_here}{hint})")
-            continue
-        saved = _saved_parent(name, wanted)
-        if saved is not None:
-            contents.setdefault(saved, {})[f"{name}.{part}"] = tensor
-        elif part == "bias" and biases:
-            ending = ".base_layer.bias" if name in found.updates else ".bias"
-            found.tensors[name + ending] = tensor
-        elif part == "weight" and isinstance(module, (nn.Embedding, nn.Linear)):
-            if name in found.updates or isinstance(module, nn.Embedding):
-                found.base[f"{name}.weight"] = tensor
-            else:
-                found.problems["unexpected"].append(f"{key!r} (not among modules_to_save={list(wanted)})")
-        else:
-            found.problems["unexpected"].append(f"{key!r} (not among modules_to_save={list(wanted)})")
-    for saved, tensors in contents.items():
-        lacking = [key for key in _keys(modules[saved], saved) if key not in tensors]
-        found.problems["missing"].extend(repr(key) for key in lacking)
-        found.saved.append(saved)
-        found.tensors.update(tensors)
-    _find_unsaved(adapter, modules, found, wanted)
-
-
-def _saved_parent(name: str, wanted: Sequence[str]) -> str | None:
-    """The module of modules_to_save that `name` is or lies in: the outermost whose name ends so."""
-    if not any(entry in name for entry in wanted):
-        return None
-    parts = name.split(".")
-    for n in range(1, len(parts) + 1):
-        outer = ".".join(parts[:n])
-        if any(outer.endswith(entry) for entry in wanted if entry):
-            return outer
-    return None
-
-
-def _keys(module: nn.Module, name: str) -> list[str]:
-    return [f"{name}.{key}" for key in module.state_dict()]
-
-
-def _find_unsaved(adapter: Adapter, modules: Mapping, found: Placement, wanted: Sequence[str]) -> None:
-    """Modules that the configuration says come whole, and of which the file has nothing."""
-    troubled = bool(found.problems["mismatched"] or found.problems["unexpected"])
-    for name, module in modules.items():
-        if not name or troubled or _saved_parent(name, wanted) != name or name in found.saved:
-            continue
-        found.problems["missing"].extend(repr(key) for key in _keys(module, name))
-
-
-def _find_untouched(adapter: Adapter, modules: Mapping, found: Placement) -> None:
-    """Layers that the configuration names one by one, and of which the file has nothing."""
-    wanted = adapter.config.get("target_modules")
-    if not isinstance(wanted, list) or adapter.config.get("layers_to_transform") is not None:
-        return  # patterns are not followed: those of a stranger may never end
-    exact, excluded = set(wanted), adapter.config.get("exclude_modules") or []
-    if isinstance(excluded, str):
-        return
-    saved = adapter.config.get("modules_to_save") or ()
-    for name, module in modules.items():
-        inside = isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)
-        if name in found.updates or inside or not is_adaptable(module):
-            continue
-        chosen, left_out = (any(name == e or name.endswith(f".{e}") for e in some) for some in (exact, excluded))
-        if chosen and not left_out and _saved_parent(name, saved) is None:
-            found.problems["missing"].append(f"layer {name!r}")
-
-
-def _resize_hint(module: nn.Module, key: str, wanted: Sequence[str], own: Tensor, tensor: Tensor) -> str:
-    if own.ndim == 0 or tensor.ndim == 0 or own.shape[1:] != tensor.shape[1:]:
-        return ""
-    if isinstance(module, nn.Embedding):
-        return f"; resize_token_embeddings({tensor.shape[0]}) first"
-    is_head = _saved_parent(key.rpartition(".")[0], wanted) is not None
-    return f"; build the network with {tensor.shape[0]} outputs" if is_head else ""
 
 
 def base_weights(adapter: Adapter, model: nn.Module) -> dict[str, Tensor]:
@@ -250,17 +205,86 @@ def base_weights(adapter: Adapter, model: nn.Module) -> dict[str, Tensor]:
     Raises:
         InputError: layers that the network does not have, or that are of another shape there.
     """
-    modules, updates = base_modules(model), Placement()
-    _place_updates(adapter, model, modules, updates)
-    complaint = updates.complaint(adapter, model)
+    found = Placement(adapter, model, base_modules(model))
+    found.place_updates()
+    complaint = found.complaint()
     if complaint:
         raise InputError(complaint)
-    plain = {name.replace(".base_layer", ""): name for name in adapter.updates}
-    named = find_names(plain, model, modules)
-    written = {name: plain[old] for old, name in named.items() if name is not None}
-    found = {}
-    for name, module in modules.items():
-        if name in written:
-            weight = module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight
-            found[written[name]] = weight.detach()
+    weights = {}
+    for name, module in found.modules.items():
+        if name in found.written:
+            part = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+            weights[found.written[name]] = module.get_parameter(part).detach()
+    return weights
+
+
+def is_adaptable(module: nn.Module) -> bool:
+    """Whether a module is of a kind that PEFT puts factors on."""
+    kinds = (nn.Linear, *CONVOLUTIONS, nn.Embedding, nn.MultiheadAttention)
+    return isinstance(module, kinds) or is_conv1d(module)
+
+
+def find_names(names: Iterable[str], model: nn.Module, known: Collection[str]) -> dict[str, str | None]:
+    """Each name of a module in a file as the network has it now; None where nothing there corresponds.
+
+    A name that the network has stays. Another is renamed as transformers renames the keys of old checkpoints
+    (`encoder.layer.0.attention.attention.query` of ViT is `layers.0.attention.q_proj` since transformers 5), and
+    gets or loses the base model's prefix where that makes it one of the network's names.
+
+    Args:
+        names: modules, as the file has them.
+        model: the network without adapters, or with them: its class decides, not its modules.
+        known: the names that the network has.
+    """
+    found: dict[str, str | None] = {name: name for name in names if name in known}
+    strange = [name for name in names if name not in known]
+    if not strange or not is_transformers(model):
+        return found | dict.fromkeys(strange)
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    changes = get_model_conversion_mapping(model)
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+    prefix = f"{model.base_model_prefix}."
+    for name in strange:
+        key = f"{name}.weight"  # the patterns are written for names of tensors
+        for renaming in renamings:
+            key, _ = renaming.rename_source_key(key)
+        new = key.removesuffix(".weight")
+        candidates = (new, f"{prefix}{new}", new.removeprefix(prefix))
+        found[name] = next((candidate for candidate in candidates if candidate in known), None)
     return found
+
+
+def _plain(written: str) -> str:
+    return written.replace(".base_layer", "")
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    return dict(
+        [*module.named_parameters(recurse=False, remove_duplicate=False), *module.named_buffers(recurse=False)]
+    )
+
+
+def _expected_shapes(module: nn.Module, update: LayerUpdate) -> tuple[tuple[int, ...], tuple[int, ...]] | str:
+    """The shapes of A and B that a module needs at the update's rank, or why it cannot have one."""
+    rank = update.rank
+    if isinstance(module, nn.Embedding) and update.embedding:
+        return (rank, module.num_embeddings), (module.embedding_dim, rank)
+    if isinstance(module, nn.Embedding):
+        return "an embedding, whose factors are called lora_embedding_A and _B"
+    if update.embedding:
+        return f"a {type(module).__name__}, not an embedding"
+    if isinstance(module, CONVOLUTIONS):
+        if rank % module.groups:
+            return f"a convolution in {module.groups} groups, which do not divide the rank {rank}"
+        ones = (1,) * len(module.kernel_size)
+        return (rank, module.in_channels, *module.kernel_size), (module.out_channels, rank // module.groups, *ones)
+    if isinstance(module, nn.MultiheadAttention):
+        return (rank, module.embed_dim), (3 * module.embed_dim, rank)
+    if isinstance(module, nn.Linear):
+        return (rank, module.in_features), (module.out_features, rank)
+    if is_conv1d(module):
+        inner, outer = module.weight.shape
+        return (rank, inner), (outer, rank)
+    return f"a {type(module).__name__}, which has no weight to update"

@@ -43,12 +43,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_tl.errors import InputError
+from hf_tl.lora.adapter import PREFIX
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.layers import LoraLayer
 from hf_tl.lora.saved import SavedModule
 
 
-PREFIX = "base_model.model."
 RECORD = "_hf_tl_adapters"
 
 
@@ -67,6 +67,8 @@ class AdapterRecord:
     original_settings: list[tuple[nn.Module, str, object]] = field(default_factory=list)
     hooks: list[torch.utils.hooks.RemovableHandle] = field(default_factory=list)
     checkpointed: list[nn.Module] = field(default_factory=list)
+    follows_trainer: bool = False
+    took_checkpoint: bool = False
 
     def put(self, modules: Mapping[str, nn.Module]) -> None:
         """Puts modules in the places of others, by name, in this order."""

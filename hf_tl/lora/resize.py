@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from hf_tl.errors import InputError
-from hf_tl.lora.adapter import Adapter, LayerUpdate
+from hf_tl.lora.adapter import Adapter, LayerUpdate, alpha_for, rank_fields
 from hf_tl.lora.low_rank import rank_for, singular_values, truncate
 from hf_tl.table import format_table
 
@@ -68,36 +64,13 @@ def resize_adapter(
             B, A, error = _truncate(update, new)
         else:
             B, A, error = update.B, update.A, 0.0
-        key = "lora_embedding_{}" if update.embedding else "lora_{}.weight"
-        tensors[f"{name}.{key.format('A')}"] = A
-        tensors[f"{name}.{key.format('B')}"] = B
+        tensors |= {f"{name}.{ending}": tensor for ending, tensor in replace(update, A=A, B=B).tensors().items()}
         report.append(LayerResize(name, update.rank, new, error))
         ranks[name], scales[name] = new, update.scale
-    config = rank_fields(adapter.config, ranks, scales)
+    rslora = adapter.settings.use_rslora
+    alphas = {name: alpha_for(scales[name], rank, use_rslora=rslora) for name, rank in ranks.items()}
+    config = {**adapter.config, **rank_fields(ranks, alphas)}
     return Adapter(config, tensors, adapter.folder), report
-
-
-def rank_fields(
-    config: Mapping[str, object], ranks: Mapping[str, int], scales: Mapping[str, float]
-) -> dict[str, object]:
-    """The configuration with r, lora_alpha and their patterns such that every layer has this rank and scale."""
-    fields = {name: value for name, value in config.items() if name not in ("rank_pattern", "alpha_pattern")}
-    rslora = bool(config.get("use_rslora", False))
-    alphas = {name: scales[name] * (math.sqrt(rank) if rslora else rank) for name, rank in ranks.items()}
-    alphas = {name: _plain(alpha) for name, alpha in alphas.items()}
-    for field, pattern, values in (("r", "rank_pattern", ranks), ("lora_alpha", "alpha_pattern", alphas)):
-        common = Counter(values.values()).most_common(1)[0][0]
-        fields[field] = common
-        others = {f"^{re.escape(name)}": value for name, value in values.items() if value != common}
-        if others:
-            fields[pattern] = others
-    return fields
-
-
-def _plain(alpha: float) -> float:
-    """Without the last digits that dividing by a rank and multiplying by another leaves."""
-    alpha = float(f"{alpha:.12g}")
-    return int(alpha) if alpha == int(alpha) else alpha
 
 
 def resize_table(report: list[LayerResize]) -> str:

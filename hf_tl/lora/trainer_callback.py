@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_tl.lora.record import RECORD, record_of
-from hf_tl.lora.saving import save_adapter
+from hf_tl.lora.save import save_adapter
 from hf_tl.lora.trainer import adapter_in_use, follow_trainer, live_tensors
 
 
@@ -47,7 +47,7 @@ class AdapterCallback(TrainerCallback):
         """Completes the folder that Trainer wrote."""
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if args.should_save and self._hook is not None and folder.is_dir():
-            save_adapter(model, folder, adapter=adapter_in_use(model))
+            save_adapter(model, folder, adapter_name=adapter_in_use(model))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **events) -> None:
         """The state dict is that of the whole network again."""

@@ -8,7 +8,7 @@ from hf_tl.analysis.verify_adapter import verification_table, verify_adapter
 from hf_tl.errors import InputError
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.inject import add_lora
-from hf_tl.lora.saving import save_adapter
+from hf_tl.lora.save import save_adapter
 
 
 pytestmark = [

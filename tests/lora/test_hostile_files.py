@@ -12,7 +12,7 @@ from peft_zoo import ZOO, randomise, save_with_peft, tiny_bert
 
 from hf_tl.errors import InputError
 from hf_tl.lora.adapter import read_adapter
-from hf_tl.lora.loading import load_adapter
+from hf_tl.lora.load import load_adapter
 
 
 N = 1000  # mutations

@@ -10,8 +10,6 @@ from parity_rows import NETWORKS
 from torch import nn
 
 from hf_tl import InputError, LoraConfig, add_lora, combine_adapters, delete_adapter, merge_adapter
-from hf_tl.lora.adapter_config import check_config
-from hf_tl.lora.config import NOT_IMPLEMENTED
 from hf_tl.trace import first_float, forward
 
 
@@ -157,10 +155,3 @@ def test_frozen_statistics_thaw_with_the_adapter_gone():
     assert model.bn0.momentum == 0
     delete_adapter(model)
     assert {n: m.momentum for n, m in model.named_modules() if n == "bn0"} == before["momentum"]
-
-
-@pytest.mark.parametrize("option", sorted(NOT_IMPLEMENTED))
-def test_an_option_that_changes_what_a_file_means_is_refused_by_name(option):
-    with pytest.raises(InputError, match=f"file has {option}=.*hf_tl does not implement; load it with peft"):
-        check_config({"peft_type": "LORA", option: {"some": "thing"}}, where="file")
-    assert check_config({"peft_type": "LORA", option: None}, where="file") == {"peft_type": "LORA"}

@@ -1,0 +1,62 @@
+"""Files: written whole or not at all, and read with care where others wrote them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from hf_tl.errors import InputError, in_one_line
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """Writes a file that is there whole or not at all, whenever the process ends; returns its path.
+
+    Raises:
+        InputError: a disk that is full, a folder that may not be written.
+    """
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        unfinished.write_bytes(data)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be written: {in_one_line(error)}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def read_untrusted(path: Path, *, largest: int) -> bytes:
+    """The content of a regular file of at most `largest` bytes; never a device, or a pipe that does not end.
+
+    Links are followed: the Hub's cache is made of them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: anything else that cannot be read.
+    """
+    try:
+        status = path.stat()
+        regular = stat.S_ISREG(status.st_mode)
+        data = path.read_bytes() if regular and status.st_size <= largest else b""
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # a ValueError for a null byte in the name
+        raise InputError(f"{str(path)!r} cannot be read: {in_one_line(error)}") from error
+    if not regular:
+        raise InputError(f"{str(path)!r} is not a regular file")
+    if status.st_size > largest:
+        raise InputError(f"{str(path)!r} has {status.st_size:,} bytes; hf_tl reads at most {largest:,}")
+    return data
+
+
+def leads_out(path: Path) -> bool:
+    """Whether a file is a link out of its folder, other than into the blobs of the Hub's cache."""
+    if not path.is_symlink():
+        return False
+    try:
+        folder, target = path.parent.resolve(), path.resolve()
+    except (OSError, RuntimeError):  # links in a circle
+        return True
+    blobs = folder.parents[1] / "blobs" if len(folder.parents) > 1 else folder
+    return not (target.is_relative_to(folder) or target.parent == blobs)

@@ -1,0 +1,181 @@
+"""load_adapter: a saved adapter onto a network, at the places that the file's own tensors name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_tl.errors import InputError
+from hf_tl.lora.adapter import PREFIX, Adapter, is_finite, is_split, rank_fields, read_adapter, split_key
+from hf_tl.lora.config import LoraConfig
+from hf_tl.lora.inject import Plan, inject
+from hf_tl.lora.merge import delete_adapter
+from hf_tl.lora.placement import Placement, place
+from hf_tl.lora.record import adapter_state_dict, record_of
+from hf_tl.lora.targets import Target
+from hf_tl.models import load_model
+
+
+_WRAPPED = "timm_model."  # where transformers' wrapper of a timm network keeps it
+
+
+def load_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    adapter_name: str = "default",
+    revision: str | None = None,
+    strict: bool = True,
+    is_trainable: bool = False,
+) -> nn.Module:
+    """Puts a saved adapter on a network, changed in place, and makes it the one that runs.
+
+    Layers are found by the names of the tensors, ranks are those of the tensors, and names from before
+    transformers 5 are translated. A load that fails leaves the network as it was.
+
+    Args:
+        model: the network that the adapter was trained on, with or without other adapters.
+        folder: what `save_adapter`, PEFT or transformers wrote; or "user/name", a repository of the Hub.
+        adapter_name: its name on the network.
+        revision: branch, tag or commit of a repository; None for main.
+        strict: whether everything in the file must have its place, and every place its tensor. Where False, what
+            does not fit is left out with a warning.
+        is_trainable: whether its training can go on; otherwise nothing of it has a gradient.
+
+    Returns:
+        the same model.
+
+    Raises:
+        InputError: files that cannot be had, are damaged or of another method than LoRA, or, in one sentence, all
+            that is missing, unexpected or of another shape, each with the nearest name in the network.
+    """
+    saved = read_adapter(folder, revision=revision)
+    return put_adapter(model, saved, adapter_name=adapter_name, strict=strict, is_trainable=is_trainable)
+
+
+def put_adapter(
+    model: nn.Module,
+    saved: Adapter,
+    *,
+    adapter_name: str = "default",
+    strict: bool = True,
+    is_trainable: bool = False,
+) -> nn.Module:
+    """`load_adapter` for an adapter that is in memory."""
+    found = place(saved, model)
+    complaint = found.complaint()
+    if complaint and strict:
+        raise InputError(f"{complaint}; load_adapter(..., strict=False) loads the rest")
+    if not found.updates:
+        raise InputError(f"adapter {saved.folder!r} has no layer that this {type(model).__name__} has")
+    if complaint:
+        warnings.warn(f"left out of the load: {complaint}", stacklevel=3)
+    alphas = {name: saved.alpha_of(found.written[name]) for name in found.updates}
+    targets = [Target(name, update.rank, alphas[name]) for name, update in found.updates.items()]
+    plan = Plan(_config(found, alphas), targets, tuple(found.saved))
+    inject(model, plan, adapter_name=adapter_name, empty=not is_split(saved.config))
+    try:
+        _fill(model, found, adapter_name=adapter_name, strict=strict)
+    except BaseException:
+        delete_adapter(model, [adapter_name])
+        raise
+    if not is_trainable:
+        _freeze(model, adapter_name)
+    return model
+
+
+def load_base(name: str, adapter: Adapter, *, dtype: torch.dtype | str = torch.float32) -> nn.Module:
+    """The network with the head that an adapter fits, in eval mode.
+
+    The user's `name` decides what is loaded; of the adapter's file only the task, the size of its head, whether its
+    layers lie in transformers' wrapper of a timm network, and the name of the class count, the latter as a choice
+    among the classes that transformers lists for the network.
+
+    Args:
+        name: as for `load_network`.
+        adapter: what `read_adapter` returned.
+        dtype: of the weights; "auto" for that of the file.
+
+    Raises:
+        InputError: no such network.
+    """
+    torch.manual_seed(0)  # a head that is in neither file is random, and the same each time
+    mapping = adapter.config.get("auto_mapping")
+    return load_model(
+        name,
+        class_name=mapping.get("base_model_class") if isinstance(mapping, Mapping) else None,
+        task_type=adapter.settings.task_type,
+        n_labels=adapter.n_labels,
+        wrapped=any(layer.startswith(_WRAPPED) for layer in adapter.updates),
+        dtype=dtype,
+    )
+
+
+def _config(found: Placement, alphas: Mapping[str, float]) -> LoraConfig:
+    """The file's settings in the network's names; which layers they choose is settled already."""
+    changes: dict[str, Any] = {
+        "target_modules": tuple(found.updates),
+        "modules_to_save": tuple(found.saved),
+        "inference_mode": False,
+    }
+    if not is_split(found.adapter.config):
+        changes["init_lora_weights"] = True  # how it started does not matter any more
+    if found.renamed:
+        changes |= rank_fields({name: update.rank for name, update in found.updates.items()}, alphas)
+    return replace(found.adapter.settings, **changes)
+
+
+def _fill(model: nn.Module, found: Placement, *, adapter_name: str, strict: bool) -> None:
+    """Copies the tensors in; whatever the network has and the file has not is an error, or keeps its value."""
+    state = adapter_state_dict(model, adapter_name=adapter_name)
+    live = {key.removeprefix(PREFIX): tensor for key, tensor in state.items()}
+    lacking = [name for name in live if name not in found.tensors]
+    foreign = [name for name in found.tensors if name not in live]
+    if strict and (lacking or foreign):
+        raise InputError(
+            f"the adapter does not fit this {type(model).__name__}: {len(lacking)} tensors are missing, "
+            f"{lacking[:3]}, and {len(foreign)} unexpected, {foreign[:3]}"
+        )
+    with torch.no_grad():
+        for name, tensor in found.tensors.items():
+            if name in live:
+                live[name].copy_(_converted(name, tensor, live[name]))
+        for name in lacking:
+            if split_key(name)[1] is not None:
+                live[name].zero_()  # inject left it empty
+        parameters = dict(model.named_parameters()) if found.vocabulary else {}
+        for name, tensor in found.vocabulary.items():
+            owner, _, part = name.rpartition(".")
+            own = parameters.get(name, parameters.get(f"{owner}.base_layer.{part}"))
+            if own is not None and not torch.equal(own, tensor.to(own)):
+                own.copy_(tensor)
+
+
+def _converted(name: str, tensor: Tensor, own: Tensor) -> Tensor:
+    """The tensor in the network's dtype.
+
+    Raises:
+        InputError: values that this dtype cannot hold.
+    """
+    converted = tensor.to(own)
+    if converted.dtype != tensor.dtype and converted.is_floating_point() and not is_finite(converted):
+        largest = float(tensor.abs().max())
+        raise InputError(
+            f"{name!r} holds values up to {largest:.3g}, more than the network's {own.dtype} can hold; "
+            f"load the network in a wider dtype"
+        )
+    return converted
+
+
+def _freeze(model: nn.Module, adapter_name: str) -> None:
+    record = record_of(model)
+    for part in (*record.layers.values(), *record.saved.values()):
+        part.set_adapter(record.active, inference_mode=True)
+    for name in record.biases.get(adapter_name, ()):
+        record.model.get_parameter(name).requires_grad_(False)

@@ -1,0 +1,140 @@
+"""save_adapter: an adapter as a folder that PEFT, transformers and hf_tl load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from hf_tl.architectures import is_transformers
+from hf_tl.errors import InputError
+from hf_tl.lora.adapter import PREFIX, Adapter, alpha_for, is_finite, rank_fields, split_key, write_adapter
+from hf_tl.lora.record import AdapterRecord, exported_adapter, known, record_of
+from hf_tl.lora.targets import base_modules, exact_targets
+from hf_tl.names import is_inside, peft_matcher
+
+
+_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+"""What PEFT expects in the file by itself where the configuration names one of these tasks."""
+
+_SETTINGS = ("lora_dropout", "bias", "use_rslora", "use_dora", "lora_bias", "revision", "fan_in_fan_out")
+
+
+def save_adapter(model: nn.Module, folder: str | Path, *, adapter_name: str = "default") -> Path:
+    """Writes adapter_config.json and adapter_model.safetensors: the adapter, not the network.
+
+    The folder loads with `load_adapter`, `PeftModel.from_pretrained`, `AutoPeftModelFor...from_pretrained`,
+    transformers' `model.load_adapter` and, if the network has a name or folder that transformers finds,
+    `AutoModelFor...from_pretrained(folder)`. The same adapter gives the same bytes.
+
+    Args:
+        model: a network with adapters, also inside DistributedDataParallel or torch.compile.
+        folder: is made; an adapter that is in it is replaced.
+        adapter_name: which one.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: no such adapter, a folder that cannot be written, or values that are NaN or infinite.
+    """
+    return write_adapter(adapter_on(model, adapter_name=adapter_name), folder)
+
+
+def adapter_on(model: nn.Module, *, adapter_name: str = "default") -> Adapter:
+    """What `save_adapter` would write and `read_adapter` would read; the tensors are the live ones where they can be.
+
+    Raises:
+        InputError: no such adapter, or values that are NaN or infinite.
+    """
+    record = known(record_of(model), adapter_name)
+    _, exported = exported_adapter(model, adapter_name=adapter_name)
+    tensors = {key.removeprefix(PREFIX): value for key, value in exported.items()}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not is_finite(tensor):
+            raise InputError(f"{name!r} of adapter {adapter_name!r} holds NaN or infinite values; nothing was saved")
+    return Adapter(_config_fields(record, adapter_name, tensors), tensors, f"adapter {adapter_name!r}")
+
+
+def save_network(model: nn.Module, folder: Path, *, n_labels: int | None = None) -> None:
+    """Writes a whole network, with nothing of an adapter in it, as its own library loads it.
+
+    Args:
+        model: a network of transformers or timm.
+        folder: is made.
+        n_labels: outputs of the head of timm's, where they are not those of its architecture.
+    """
+    if is_transformers(model):
+        model.save_pretrained(folder)
+        return
+    from timm.models import save_for_hf
+
+    config = {} if n_labels is None else {"num_classes": n_labels}
+    save_for_hf(model, folder, model_config=config, safe_serialization=True)
+
+
+def _config_fields(record: AdapterRecord, adapter: str, tensors: Mapping[str, Tensor]) -> dict[str, object]:
+    """adapter_config.json, but for what is PEFT's default."""
+    model, config = record.model, record.configs[adapter]
+    saved = sorted(name for name, module in record.saved.items() if adapter in module.modules_to_save)
+    ranks = {}
+    for key, tensor in tensors.items():
+        name, part = split_key(key)
+        if part in ("lora_A.weight", "lora_embedding_A") and ".base_layer." not in name:
+            ranks[name] = tensor.shape[0]
+    base = config.base_model_name_or_path
+    if base is None and is_transformers(model):
+        base = model.name_or_path or None  # the Hub id or folder that it was loaded from
+    fields = {
+        "peft_type": "LORA",
+        **{name: getattr(config, name) for name in _SETTINGS},
+        **_rank_fields(record, adapter, ranks),
+        "base_model_name_or_path": base,
+        "task_type": _task_type(model, config.task_type, saved),
+        "target_modules": _targets(model, list(ranks), saved),
+        "modules_to_save": saved or None,
+    }
+    if base is not None and fields["task_type"] is None:
+        fields["auto_mapping"] = class_of(model)
+    return fields
+
+
+def class_of(model: nn.Module) -> dict[str, str]:
+    """What PEFT calls auto_mapping: the class of the network, where no task says how it is loaded."""
+    return {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
+
+
+def _rank_fields(record: AdapterRecord, adapter: str, ranks: Mapping[str, int]) -> dict[str, object]:
+    """r and lora_alpha with the config's own patterns if these give what the layers have, else with exact ones."""
+    config = record.configs[adapter]
+    alphas = {}
+    for name, rank in ranks.items():
+        layer = record.layers[name]
+        if rank == layer.r[adapter]:
+            alphas[name] = layer.lora_alpha[adapter]
+        else:  # exported with more factors than are live
+            alphas[name] = alpha_for(layer.scaling[adapter], rank, use_rslora=config.use_rslora)
+    patterns = {"rank_pattern": dict(config.rank_pattern), "alpha_pattern": dict(config.alpha_pattern)}
+    own = Adapter({"r": config.r, "lora_alpha": config.lora_alpha, **patterns}, {})
+    if all(own.rank_of(name) == rank and own.alpha_of(name) == alphas[name] for name, rank in ranks.items()):
+        return dict(own.config)
+    return rank_fields(ranks, alphas)
+
+
+def _targets(model: nn.Module, names: Sequence[str], saved: Sequence[str]) -> list[str] | str:
+    """The shortest way in PEFT's language to choose exactly these layers: last names, whole names or a pattern."""
+    # all modules, since PEFT takes words at their word and fails at a container that has the name of a convolution
+    free = {n: m for n, m in base_modules(model).items() if n and not is_inside(n, saved)}
+    shortest = sorted({name.rpartition(".")[2] for name in names})
+    matches = peft_matcher(shortest)
+    if {name for name in free if matches(name)} == set(names):
+        return shortest
+    return exact_targets(names, free)
+
+
+def _task_type(model: nn.Module, task: str | None, saved: Sequence[str]) -> str | None:
+    """The task's name, unless PEFT would then look for a head that is not in the file."""
+    children = {name for name, _ in model.named_children()}
+    heads = [name for name in _HEADS.get(task or "", ()) if name in children]
+    return task if all(head in saved for head in heads) else None
