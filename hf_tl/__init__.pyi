@@ -16,10 +16,7 @@ from .embedding import Recipe as Recipe
 from .embedding import Standardizer as Standardizer
 from .embedding import StreamedPCA as StreamedPCA
 from .embedding import TenCrops as TenCrops
-from .embedding import mean_feature as mean_feature
-from .embedding import mean_score as mean_score
 from .embedding import push_embedding as push_embedding
-from .embedding import vote as vote
 from .errors import InputError as InputError
 from .layers import Layer as Layer
 from .layers import Layers as Layers

@@ -224,4 +224,4 @@ def _pixels(canvases: Tensor) -> Embedding:
 
 
 def _part(embedding: Embedding, rows: np.ndarray) -> Embedding:
-    return replace(embedding, values=embedding.values[rows], rows=embedding.rows[rows])
+    return replace(embedding, values=embedding.values[rows], indices=embedding.indices[rows])

@@ -43,9 +43,9 @@ class Arguments:
     recipe: str = field(default="paper", metadata={"help": "paper, fne-package, standardize, l2 or raw"})
     taps: str = field(default="auto", metadata={"help": "auto, blocks, linear, conv or last"})
     batch_size: int = field(default=64, metadata={"help": "rows a forward pass"})
-    workers: int = field(default=0, metadata={"help": "processes that read and prepare batches, for each process"})
+    num_workers: int = field(default=0, metadata={"help": "processes that read and prepare batches, for each process"})
     dtype: str = field(default="float32", metadata={"help": "float32 or bfloat16"})
-    on_bad_rows: str = field(default="skip", metadata={"help": "skip or raise"})
+    on_bad_samples: str = field(default="skip", metadata={"help": "skip or raise"})
     keep_raw: bool = field(default=False, metadata={"help": "whether float32 activations are kept too"})
 
 
@@ -63,9 +63,9 @@ def main() -> None:
         recipe=args.recipe,
         taps=args.taps,
         batch_size=args.batch_size,
-        workers=args.workers,
+        num_workers=args.num_workers,
         dtype=args.dtype,
-        on_bad_rows=args.on_bad_rows,
+        on_bad_samples=args.on_bad_samples,
         device="cuda" if gpu else "cpu",
     )
     out = Path(args.out)

@@ -48,7 +48,7 @@ class Arguments:
     head: str = field(default="svm", metadata={"help": "svm, logreg, ridge, knn, lda, kernel or mlp"})
     C: float = field(default=1.0, metadata={"help": "of the head"})
     batch_size: int = field(default=32, metadata={"help": "rows a forward pass"})
-    workers: int = field(default=0, metadata={"help": "processes that read and prepare batches"})
+    num_workers: int = field(default=0, metadata={"help": "processes that read and prepare batches"})
     layers: bool = field(default=True, metadata={"help": "whether each layer is judged alone too"})
 
 
@@ -63,7 +63,7 @@ def main() -> None:
         recipe=replace(RECIPES["raw"], activation=find_recipe(args.recipe).activation),
         taps=args.taps if args.taps == "last" else [args.taps, "last"],
         batch_size=args.batch_size,
-        workers=args.workers,
+        num_workers=args.num_workers,
         device="cuda" if gpu else "cpu",
     )
     out = Path(args.out)

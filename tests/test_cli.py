@@ -90,12 +90,12 @@ def corrupt(image_folder):
 def test_skipped_rows_are_reported(timm_folder, image_folder, tmp_path, capsys):
     corrupt(image_folder)
     out = str(tmp_path / "out")
-    assert main(["embed", str(timm_folder), str(image_folder), "--on-bad-rows", "skip", "--out", out]) == 0
-    assert "note: left out 1 of 12 train rows: 7" in capsys.readouterr().out
+    assert main(["embed", str(timm_folder), str(image_folder), "--on-bad-samples", "skip", "--out", out]) == 0
+    assert "note: left out 1 of 12 train samples: 7" in capsys.readouterr().out
     from hf_tl import Embedding
 
     train = Embedding.load(f"{out}/train")
-    assert train.rows.tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11]
+    assert train.indices.tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11]
     assert train.labels.tolist() == [0] * 6 + [1] * 5
 
 
@@ -201,11 +201,11 @@ def file_as_folder(tmp_path, model, data):
             one_class_folder,
             r"as the label among \['image'\]; .* each class of images in a sub-folder of its own, two or more",
         ),
-        (corrupt_image, "row 7 of train cannot be read: UnidentifiedImageError: .*--on-bad-rows skip"),
+        (corrupt_image, "sample 7 of train cannot be read: UnidentifiedImageError: .*--on-bad-samples skip"),
         (no_such_layer, r"'stage4.\*' matches none of the \d+ layers; the closest are 'layer"),
         (
             nan_weights,
-            "row 0 of train gives NaN or infinite activations, first in layer 'layer2.0.conv1'; expected finite",
+            "sample 0 of train gives NaN or infinite activations, first in layer 'layer2.0.conv1'; expected finite",
         ),
         (no_such_model, "'nobody/nothing' is not a folder.* HF_HUB_OFFLINE=1; check the spelling, or download it"),
         (no_such_data, "datasets could not load 'nobody/nothing'"),
@@ -243,7 +243,7 @@ def test_in_a_process_of_its_own_nothing_else_is_printed(timm_folder, image_fold
     assert (pattern, carets) == ("  stage4.*", "  ^^^^^^^^")
     done = run(["probe", str(timm_folder), str(image_folder)])
     assert done.returncode == 2
-    assert "row 7 of train cannot be read" in done.stderr
+    assert "sample 7 of train cannot be read" in done.stderr
     assert "Traceback" not in done.stderr
 
 

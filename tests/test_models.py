@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from hf_tl import InputError, load_network
-from hf_tl.embedding.taps import find_taps
+from hf_tl.embedding.anatomy import find_taps
 from hf_tl.example import dummy_batch
 
 

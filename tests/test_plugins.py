@@ -128,10 +128,10 @@ def test_a_pooling_by_name_by_path_and_as_an_object(site, network):
 
 
 def test_a_stored_pass_knows_whose_pooling_it_was(site, network, tmp_path):
-    from hf_tl.embedding.passes import _pooling_name
+    from hf_tl.embedding.fingerprint import fingerprint_pooling
 
-    assert _pooling_name("mean") == "mean"
-    assert _pooling_name("median") == "median of tl-extras 1.2 (tl_extras.poolings:median)"
+    assert fingerprint_pooling("mean") == "mean"
+    assert fingerprint_pooling("median") == "median of tl-extras 1.2 (tl_extras.poolings:median)"
 
 
 def test_a_verb_says_it_in_the_verbs_of_policies(site):
@@ -265,7 +265,7 @@ def test_one_that_misbehaves_is_said(site, network):
 
     (site / "faulty.py").write_text(MISBEHAVING)
     found = layers()
-    with pytest.raises(InputError, match=r"'faulty:flat' should give one number per row and channel, \(\d+, \d+\)"):
+    with pytest.raises(InputError, match=r"'faulty:flat' should give one number per sample and channel, \(\d+, \d+\)"):
         FullNetworkEmbedding(network, pool="faulty:flat", progress=False).fit(pictures(4))
     with pytest.raises(InputError, match="head 'faulty:nothing' should make a classifier with fit, predict and score"):
         make_head("faulty:nothing", (3, 3))

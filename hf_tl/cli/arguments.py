@@ -24,7 +24,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=32, help="rows a forward pass (default %(default)s)")
     add("--device", default="cpu", help="where the network runs (default %(default)s)")
     bad_help = "end at a row that cannot be read, or leave it out (default %(default)s)"
-    add("--on-bad-rows", choices=("raise", "skip"), default="raise", help=bad_help)
+    add("--on-bad-samples", choices=("raise", "skip"), default="raise", help=bad_help)
 
 
 def make_folder(folder: Path) -> None:

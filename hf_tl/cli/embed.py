@@ -13,7 +13,7 @@ from hf_tl.table import format_table
 
 EXAMPLES = """\
   hf-tl embed timm/mobilenetv2_100.ra_in1k beans --image-size 160 --out runs/beans
-  hf-tl embed path/to/model path/to/images --out runs/images --dtype bfloat16 --workers 2"""
+  hf-tl embed path/to/model path/to/images --out runs/images --dtype bfloat16 --num-workers 2"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         required=True,
-        help="folder for the embedding; a pass that was stopped goes on from what it holds",
+        help="folder for the embedding; a pass that was stopped resumes from what it holds",
     )
     taps_help = "auto, blocks, linear, conv, layers by place (..50%%, --taps=-2..) or by pattern (default auto)"
     add("--taps", nargs="+", default=["auto"], metavar="PATTERN", help=taps_help)
@@ -37,17 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     dtype_help = "precision of the network (default %(default)s)"
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help=dtype_help)
     add("--channels-last", action="store_true", help="convolutions with channels last: faster")
-    add("--workers", type=int, default=0, help="processes that read and prepare the next batches (default 0)")
+    add("--num-workers", type=int, default=0, help="processes that read and prepare the next batches (default 0)")
     add_reading(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
-    from hf_tl.embedding.processes import find_processes
+    from hf_tl.embedding.batches import find_processes
 
     make_folder(options.out)
     start = time.perf_counter()
-    how = {name: vars(options)[name] for name in ("pool", "dtype", "channels_last", "workers")}
+    how = {name: vars(options)[name] for name in ("pool", "dtype", "channels_last", "num_workers")}
     train, test, notes = read_task(options, taps=[*options.taps, "last"], out=options.out, how=how)
     if not find_processes(options.device)[0].main:
         return

@@ -73,8 +73,9 @@ def run(options: argparse.Namespace) -> None:
 
 def _read(network: Network, layers: Layers, recipe: str) -> dict[str, tuple[int, str]]:
     """The number of features that the embedding reads at each layer, and where; or why it reads none."""
+    from hf_tl.embedding.anatomy import find_taps
     from hf_tl.embedding.recipe import find_recipe
-    from hf_tl.embedding.taps import LAST, find_taps
+    from hf_tl.embedding.taps import LAST
     from hf_tl.example import dummy_batch
 
     taps, left_out = find_taps(network, dummy_batch(network.model), activation=find_recipe(recipe).activation)

@@ -143,7 +143,7 @@ def _judge_samples(train: Embedding, test: Embedding, options: argparse.Namespac
         def prepare(samples: np.ndarray, others: np.ndarray, fne=fne, raw=raw) -> tuple[np.ndarray, np.ndarray]:
             """Scales with the statistics of the few samples alone."""
             few, many = (
-                replace(raw, values=values, rows=np.arange(len(values)), labels=None) for values in (samples, others)
+                replace(raw, values=part, indices=np.arange(len(part)), labels=None) for part in (samples, others)
             )
             return np.asarray(fne.fit_transform(few)), np.asarray(fne.transform(many))
 

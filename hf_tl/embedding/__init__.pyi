@@ -1,7 +1,4 @@
 from .crops import TenCrops as TenCrops
-from .crops import mean_feature as mean_feature
-from .crops import mean_score as mean_score
-from .crops import vote as vote
 from .embedding import Embedding as Embedding
 from .full_network import FullNetworkEmbedding as FullNetworkEmbedding
 from .preprocessing import Discretizer as Discretizer

@@ -1,31 +1,199 @@
-"""Batches read and prepared, here or in worker processes; a row that cannot be is named, or skipped."""
+"""How samples go through a network: in which batches, by which processes, on which device, in which precision."""
 
 from __future__ import annotations
 
+import atexit
+import copy
+import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import torch
+from torch import nn
 
 from hf_tl.data import Samples
-from hf_tl.embedding.execution import Execution, OnBadRows
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.models import Network
 from hf_tl.trace import Batch
 
 
+OnBadSamples = Literal["raise", "skip"]
+Item = TypeVar("Item")
+_SINGLE: ContextVar[bool] = ContextVar("single", default=False)
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class Execution:
+    """How samples go through a network; nothing here but `dtype` changes the values beyond rounding.
+
+    Attributes:
+        batch_size: samples a forward pass.
+        device: where the network runs; "cuda" is each process's own GPU.
+        on_bad_samples: "raise" or "skip" samples that cannot be read, or whose activations are not finite.
+        progress: whether a progress bar is drawn on standard error.
+        dtype: "float32" or `torch.float32` for the network as it is; "bfloat16" or `torch.bfloat16` for a copy of it
+            in that precision: faster, other in the third digit.
+        channels_last: whether images and convolutions are laid out with channels last: faster.
+        torch_compile: whether the network runs through `torch.compile`.
+        num_workers: processes that read and prepare the next batches; 0 for none.
+    """
+
+    batch_size: int = 32
+    device: str = "cpu"
+    on_bad_samples: OnBadSamples = "raise"
+    progress: bool = True
+    dtype: torch.dtype | str = "float32"
+    channels_last: bool = False
+    torch_compile: bool = False
+    num_workers: int = 0
+
+    @property
+    def dtype_name(self) -> str:
+        """ "float32" or "bfloat16".
+
+        Raises:
+            InputError: another precision.
+        """
+        name = str(self.dtype).removeprefix("torch.")
+        if name not in ("float32", "bfloat16"):
+            raise InputError(f"dtype should be 'float32' or 'bfloat16', got {self.dtype!r}")
+        return name
+
+    def check(self) -> None:
+        """Raises an InputError that names the first setting out of range."""
+        if self.on_bad_samples not in ("raise", "skip"):
+            raise InputError(f"on_bad_samples should be 'raise' or 'skip', got {self.on_bad_samples!r}")
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.num_workers < 0:
+            raise InputError(f"num_workers must be at least 0, got {self.num_workers}")
+        self.dtype_name  # noqa: B018 it raises
+
+    def batches(self, n_samples: int) -> list[range]:
+        """The samples of each forward pass; the same for every run, whichever of them remain to be read."""
+        starts = range(0, n_samples, self.batch_size)
+        return [range(start, min(start + self.batch_size, n_samples)) for start in starts]
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """The network, or a copy of it in another precision or layout: the user's stays as it is."""
+        if self.dtype_name == "float32" and not self.channels_last:
+            return model
+        model = copy.deepcopy(model)
+        if self.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        return model.to(torch.bfloat16) if self.dtype_name == "bfloat16" else model
+
+    def placed(self, batch: Batch) -> Batch:
+        """The batch on the device, its images in the precision and layout of the network."""
+        if isinstance(batch, torch.Tensor):
+            return self._placed(batch)
+        return {key: self._placed(value) for key, value in batch.items()}
+
+    def _placed(self, value: torch.Tensor) -> torch.Tensor:
+        value = value.to(self.device, non_blocking=True)
+        if self.dtype_name == "bfloat16" and value.is_floating_point():
+            value = value.to(torch.bfloat16)
+        if self.channels_last and value.ndim == 4:
+            value = value.contiguous(memory_format=torch.channels_last)
+        return value
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share one pass over a dataset: one, or those that `accelerate launch` started.
+
+    Attributes:
+        rank: which one this is, from 0.
+        count: how many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that does what must be done once."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The part of some items that is this process's: a consecutive one, empty where there are too few."""
+        bounds = [len(items) * rank // self.count for rank in (self.rank, self.rank + 1)]
+        return items[bounds[0] : bounds[1]]
+
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
+    def gather(self, value: Item) -> list[Item]:
+        """What every process gave, by rank."""
+        if self.count == 1:
+            return [value]
+        found: list[Item | None] = [None] * self.count
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+
+@contextmanager
+def single_process() -> Iterator[None]:
+    """Inside, this process reads all samples by itself and waits for nobody."""
+    token = _SINGLE.set(True)
+    try:
+        yield
+    finally:
+        _SINGLE.reset(token)
+
+
+def find_processes(device: str = "cpu") -> tuple[Processes, str]:
+    """The processes of this run, and where this one's network belongs: "cuda" becomes its own device of several.
+
+    Who starts a process group ends it: one that is started here is ended when the interpreter is.
+
+    Args:
+        device: where the user wants the network.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if _SINGLE.get() or not (launched or grouped):
+        return Processes(), device
+    from accelerate import PartialState
+
+    state = PartialState(cpu=True) if device == "cpu" and not torch.cuda.is_available() else PartialState()
+    if not grouped:
+        atexit.register(_end_group)
+    own = str(state.device) if device == "cuda" else device
+    return Processes(state.process_index, state.num_processes), own
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    """The batch with its tensors on a device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    return {key: value.to(device) for key, value in batch.items()}
+
+
 def loaded_batches(
-    network: Network, rows: Samples, batches: Sequence[range], execution: Execution
+    network: Network, samples: Samples, batches: Sequence[range], execution: Execution
 ) -> Iterator[tuple[list[int], list[int], Batch | None]]:
     """For every batch the indices that were wanted, those that could be read, and what the network takes of them.
 
     Raises:
-        InputError: a row that cannot be read or prepared, unless such rows are to be skipped.
+        InputError: a sample that cannot be read or prepared, unless such samples are to be skipped.
     """
-    read, pinned = _Batches(network, rows, batches, execution.on_bad_rows), execution.device.startswith("cuda")
+    read = _Batches(network.prepare, samples, batches, execution.on_bad_samples)
+    pinned = execution.device.startswith("cuda")
     loader = (read[i] for i in range(len(read)))
-    if execution.workers or pinned:
-        loader = torch.utils.data.DataLoader(
-            read, batch_size=None, collate_fn=_as_it_is, num_workers=execution.workers, pin_memory=pinned
+    if execution.num_workers or pinned:
+        loader = _started(
+            torch.utils.data.DataLoader(
+                read, batch_size=None, collate_fn=_unchanged, num_workers=execution.num_workers, pin_memory=pinned
+            )
         )
     for loaded in loader:
         if isinstance(loaded, InputError):
@@ -34,31 +202,36 @@ def loaded_batches(
 
 
 def load_batch(
-    prepare: Callable[[list], Batch], rows: Samples, wanted: Sequence[int], *, on_bad_rows: OnBadRows
+    prepare: Callable[[list], Batch], samples: Samples, wanted: Sequence[int], *, on_bad_samples: OnBadSamples
 ) -> tuple[list[int], Batch | None]:
-    """Reads and prepares some rows: the indices of those that could be, and their batch (None for no row).
+    """Reads and prepares some samples: the indices of those that could be, and their batch (None for no sample).
 
     Raises:
-        InputError: a row that cannot be read or prepared, unless it is to be skipped.
+        InputError: a sample that cannot be read or prepared, unless it is to be skipped.
     """
     kept, inputs = [], []
     for index in wanted:
         try:
-            inputs.append(rows[index])
+            inputs.append(samples[index])
             kept.append(index)
         except Exception as error:  # a foreign file may break its decoder in any way
-            _refuse(rows, index, error, on_bad_rows)
+            _refuse(samples, index, error, on_bad_samples)
     if not inputs:
         return [], None
     try:
         return kept, prepare(inputs)
-    except Exception as error:  # which row it is shows when each is prepared alone
-        pairs = zip(kept, inputs, strict=True)
-        fine = [(i, value) for i, value in pairs if _is_preparable(prepare, rows, i, value, on_bad_rows)]
+    except Exception as error:  # which sample it is shows when each is prepared alone
+        fine = []
+        for index, value in zip(kept, inputs, strict=True):
+            try:
+                prepare([value])
+                fine.append((index, value))
+            except Exception as own:
+                _refuse(samples, index, own, on_bad_samples)
         if len(fine) == len(kept):
             raise InputError(
-                f"rows {kept[0]} to {kept[-1]} of {rows.name} cannot be put into one batch: {in_one_line(error)}; "
-                f"let prepare bring them to one shape, or use batch_size=1"
+                f"samples {kept[0]} to {kept[-1]} of {samples.name} cannot be put into one batch: "
+                f"{in_one_line(error)}; let prepare bring them to one shape, or use batch_size=1"
             ) from error
     return ([index for index, _ in fine], prepare([value for _, value in fine])) if fine else ([], None)
 
@@ -66,8 +239,14 @@ def load_batch(
 class _Batches(torch.utils.data.Dataset):
     """Reads and prepares batches, in a worker process or here; an error becomes a value, to keep its sentence."""
 
-    def __init__(self, network: Network, rows: Samples, batches: Sequence[range], on_bad_rows: OnBadRows):
-        self._prepare, self._rows, self._batches, self._on_bad_rows = network.prepare, rows, batches, on_bad_rows
+    def __init__(
+        self,
+        prepare: Callable[[list], Batch],
+        samples: Samples,
+        batches: Sequence[range],
+        on_bad_samples: OnBadSamples,
+    ):
+        self._prepare, self._samples, self._batches, self._on_bad_samples = prepare, samples, batches, on_bad_samples
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -75,30 +254,38 @@ class _Batches(torch.utils.data.Dataset):
     def __getitem__(self, i: int) -> tuple[list[int], list[int], Batch | None] | InputError:
         wanted = self._batches[i]
         try:
-            kept, batch = load_batch(self._prepare, self._rows, wanted, on_bad_rows=self._on_bad_rows)
+            kept, batch = load_batch(self._prepare, self._samples, wanted, on_bad_samples=self._on_bad_samples)
             return list(wanted), kept, batch
         except InputError as error:
             return error
 
 
-def _as_it_is(loaded: object) -> object:
+def _started(loader: torch.utils.data.DataLoader) -> Iterator:
+    try:
+        return iter(loader)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:  # where processes are spawned, not forked
+        raise InputError(
+            f"what reads or prepares the samples cannot be sent to worker processes: {in_one_line(error)}; define it "
+            f"at the top of a module, not as a lambda or inside a function, or use num_workers=0"
+        ) from error
+
+
+def _unchanged(loaded: object) -> object:
     return loaded
 
 
-def _is_preparable(
-    prepare: Callable[[list], Batch], rows: Samples, index: int, value: object, on_bad_rows: OnBadRows
-) -> bool:
-    try:
-        prepare([value])
-    except Exception as error:
-        _refuse(rows, index, error, on_bad_rows)
-        return False
-    return True
-
-
-def _refuse(rows: Samples, index: int, error: Exception, on_bad_rows: OnBadRows) -> None:
-    if on_bad_rows == "raise":
+def _refuse(samples: Samples, index: int, error: Exception, on_bad_samples: OnBadSamples) -> None:
+    if on_bad_samples == "raise":
         raise InputError(
-            f"row {index} of {rows.name} cannot be read: {in_one_line(error)}; "
-            f"mend it, or leave such rows out with on_bad_rows='skip' (--on-bad-rows skip)"
+            f"sample {index} of {samples.name} cannot be read: {in_one_line(error)}; "
+            f"mend it, or leave such samples out with on_bad_samples='skip' (--on-bad-samples skip)"
         ) from error
+
+
+def _end_group() -> None:
+    """Ends gloo's group, whose threads abort a process that leaves them (torch 2.15: one exit in ten).
+
+    NCCL's is left, as Accelerate leaves it: it only warns, and its end would wait for a process that has died.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()

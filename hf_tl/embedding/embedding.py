@@ -1,4 +1,4 @@
-"""The embedding of a set of rows: one row of features each, its columns by layer, its labels."""
+"""The embedding of samples: a row of features each, its columns by layer, its labels; in memory or on disk."""
 
 from __future__ import annotations
 
@@ -11,19 +11,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from hf_tl.embedding.codec import Codec
-from hf_tl.embedding.store import INDEX, Store, replace_file
-from hf_tl.embedding.stored_array import StoredArray
-from hf_tl.embedding.tap import Selection
-from hf_tl.embedding.taps import select_names
+from hf_tl.embedding.store import INDEX, ROWS_AT_ONCE, Store, writing
+from hf_tl.embedding.stored_array import Codec, StoredArray
+from hf_tl.embedding.taps import TapSelection, select_names
 from hf_tl.errors import InputError
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
-
-ROWS_AT_ONCE = 256
+    import pyarrow as pa
+    from datasets import Dataset, Features
 
 
 @dataclass(frozen=True)
@@ -48,14 +44,14 @@ class LayerColumns:
 
 @dataclass(frozen=True)
 class Embedding:
-    """Features of a set of rows; `np.asarray(embedding)` is its values.
+    """Features of a set of samples; `np.asarray(embedding)` is its values.
 
     Attributes:
-        values: (rows, n_features), float32 or, discretised, int8 in {-1, 0, 1}; an array, or rows that stay in
+        values: (n_samples, n_features), float32 or, discretised, int8 in {-1, 0, 1}; an array, or rows that stay in
             their file until they are asked for.
         layers: the columns of each layer, in column order.
-        rows: (rows,) the index of each row in the dataset it came from; rows that were skipped are missing.
-        labels: (rows,) integers or strings, or None.
+        indices: (n_samples,) of each sample in the dataset it came from; samples that were skipped are missing.
+        labels: (n_samples,) integers or strings, or None.
         class_names: names of the integer labels, or None.
         activation: whether layers were read "after" their activation or "before" it.
         network: the name of the network.
@@ -63,7 +59,7 @@ class Embedding:
 
     values: np.ndarray | StoredArray
     layers: tuple[LayerColumns, ...]
-    rows: np.ndarray
+    indices: np.ndarray
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
     activation: Literal["after", "before"] = "after"
@@ -75,23 +71,23 @@ class Embedding:
         return np.array(self.values, dtype=dtype, copy=copy)
 
     def __getitem__(self, rows: slice | np.ndarray | Sequence[int]) -> Embedding:
-        """Some of the rows, with their labels: `embedding[:100]`, `embedding[mask]`; rows in a file stay there."""
+        """Some of the samples, with their labels: `embedding[:100]`, `embedding[mask]`; rows in a file stay there."""
         rows = rows if isinstance(rows, slice) else np.asarray(rows)
         if not isinstance(rows, slice) and rows.ndim != 1:
             raise InputError(
-                f"rows are chosen by a slice, indices or a mask, got {rows!r}; one row is embedding[i : i + 1]"
+                f"samples are chosen by a slice, indices or a mask, got {rows!r}; one sample is embedding[i : i + 1]"
             )
         values = self.values.take(rows) if isinstance(self.values, StoredArray) else self.values[rows]
         labels = None if self.labels is None else self.labels[rows]
-        return replace(self, values=values, rows=self.rows[rows], labels=labels)
+        return replace(self, values=values, indices=self.indices[rows], labels=labels)
 
     def __len__(self) -> int:
         return len(self.values)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(rows, n_features)."""
-        return self.values.shape
+        """(n_samples, n_features)."""
+        return len(self.values), self.values.shape[1]
 
     @property
     def dtype(self) -> np.dtype:
@@ -103,8 +99,8 @@ class Embedding:
         """Number of features of each layer, in column order."""
         return [layer.stop - layer.start for layer in self.layers]
 
-    def select(self, taps: Selection, *, top: float = 1.0) -> Embedding:
-        """The columns of some layers only; see `hf_tl.embedding.taps.Selection`.
+    def select(self, taps: TapSelection, *, top: float = 1.0) -> Embedding:
+        """The columns of some layers only; see `hf_tl.embedding.taps.TapSelection`.
 
         Args:
             taps: presets, places such as "-2..", or patterns over layer names.
@@ -113,45 +109,73 @@ class Embedding:
         Raises:
             InputError: a pattern that matches nothing, with the closest names.
         """
-        names = [layer.name for layer in self.layers]
-        kinds, places = [layer.kind for layer in self.layers], [layer.place for layer in self.layers]
-        chosen = set(select_names(names, taps, top, kinds=kinds, places=places))
-        kept = [layer for layer in self.layers if layer.name in chosen]
+        kept = select_columns(self.layers, taps, top)
         if len(kept) == len(self.layers):
             return self
-        stops = np.cumsum([layer.stop - layer.start for layer in kept]).tolist()
-        moved = tuple(
-            replace(layer, start=stop - (layer.stop - layer.start), stop=stop)
-            for layer, stop in zip(kept, stops, strict=True)
-        )
         if isinstance(self.values, StoredArray):
             values = self.values.columns([(layer.start, layer.stop) for layer in kept])
         else:
             values = np.concatenate([self.values[:, layer.start : layer.stop] for layer in kept], axis=1)
-        return replace(self, values=values, layers=moved)
+        return replace(self, values=values, layers=moved_together(kept))
 
-    @property
-    def blocks(self) -> Iterator[np.ndarray]:
-        """The values, 256 rows at a time."""
-        return (self.values[start : start + ROWS_AT_ONCE] for start in range(0, len(self), ROWS_AT_ONCE))
+    def chunks(self, n: int = ROWS_AT_ONCE) -> Iterator[np.ndarray]:
+        """The values, `n` samples at a time."""
+        return (self.values[start : start + n] for start in range(0, len(self), n))
 
     def to_dataset(self, path: str | Path | None = None) -> Dataset:
-        """A `datasets.Dataset` with the columns "row", "embedding" (lists of one length) and "label".
+        """A `datasets.Dataset` with the columns "index", "embedding" (lists of one length) and "label".
 
         Args:
-            path: an Arrow file to write and to map into memory, block by block; without it the table is in memory.
+            path: an Arrow file to write and to map into memory, chunk by chunk; without it the table is in memory.
         """
-        from hf_tl.embedding.arrow import to_dataset
+        import pyarrow as pa
+        from datasets import Dataset
 
-        return to_dataset(self, path)
+        schema = self._arrow_features().arrow_schema
+        if path is None:
+            return Dataset(pa.Table.from_batches(self._arrow_batches(schema), schema))
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for batch in self._arrow_batches(schema):
+                writer.write_batch(batch)
+        return Dataset.from_file(str(path))
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the embedding as a store, see `hf_tl.embedding.store`; returns the folder, which is made.
+        """Writes the values, labels and layers into a folder; a folder that holds just that is left as it is.
 
         Raises:
             InputError: the folder holds another embedding.
         """
-        return save_embedding(self, folder)
+        with writing(folder):
+            return self._save(folder)
+
+    def _save(self, folder: str | Path) -> Path:
+        codec = Codec("float32" if self.dtype.kind == "f" else "int8", self.shape[1])
+        store = Store.create(
+            folder,
+            {
+                "network": self.network,
+                "activation": self.activation,
+                "n_samples": len(self),
+                **describe_labels(self.labels, self.class_names),
+                "layers": [asdict(layer) for layer in self.layers],
+                "fingerprints": {"values": self._digest()},
+            },
+        )
+        if codec.name == "int8":
+            store.allot_features(codec)
+        n = 0
+        for chunk in self.chunks():
+            rows = np.arange(n, n := n + len(chunk))
+            if codec.name == "int8":
+                store.write_features(rows, chunk, codec)
+            else:
+                store.write_rows(rows, chunk)
+        if codec.name == "int8":
+            store.finish_features({"codec": codec.name})
+            store.drop_raw()
+            store.declare_rows(np.arange(n))
+        store.write_tensors(INDEX, index_tensors(self.indices, self.labels))
+        return store.folder
 
     @classmethod
     def load(cls, folder: str | Path, *, values: Literal["features", "raw"] | None = None) -> Embedding:
@@ -162,9 +186,84 @@ class Embedding:
             values: "features", "raw" activations, or None for the features if there are any.
 
         Raises:
-            InputError: files that are missing, damaged, unfinished or do not fit together.
+            InputError: files that are missing, damaged, unfinished or do not fit together. A row that is damaged is
+                found when it is read.
         """
-        return load_embedding(folder, values=values)
+        store = Store.open(folder)
+        try:
+            return cls._of_store(store, values)
+        except InputError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise InputError(
+                f"the embedding in {str(folder)!r} is damaged: {error!r}; make it again with hf-tl embed"
+            ) from error
+
+    @classmethod
+    def _of_store(cls, store: Store, values: Literal["features", "raw"] | None) -> Embedding:
+        folder, about = str(store.folder), store.manifest
+        missing = int((store.sums == 0).sum())
+        if missing or not (store.folder / INDEX).exists():
+            raise InputError(
+                f"the embedding in {folder!r} is not finished: {missing} of {store.n_rows} samples are missing; "
+                f"repeat the command that makes it, and it resumes there"
+            )
+        positions = store.positions
+        index = store.read_tensors(INDEX)
+        labels = index.get("labels")
+        if index["indices"].shape != (store.n_rows,) or (labels is not None and labels.shape != (store.n_rows,)):
+            raise ValueError("indices and labels differ in length")
+        if labels is not None:
+            labels = _decode_labels(labels[positions], about["label_values"])
+        if values is None:
+            values = "raw" if about["features"] is None else "features"
+        if (values == "raw" and not store.has_raw) or (values == "features" and about["features"] is None):
+            raise InputError(f"{folder!r} holds no {values}; make them again with hf-tl embed")
+        made = store.raw(positions) if values == "raw" else store.features(positions)
+        if made.path.stat().st_size != store.n_rows * made.codec.n_bytes:
+            raise ValueError(f"{made.path.name} does not have the size of {store.n_rows} rows")
+        names = about["class_names"]
+        return cls(
+            values=made,
+            layers=tuple(read_layer(item) for item in about["layers"]),
+            indices=index["indices"][positions],
+            labels=labels,
+            class_names=None if names is None else tuple(str(name) for name in names),
+            activation=about["activation"],
+            network=str(about["network"]),
+        )
+
+    def _digest(self) -> str:
+        """Digest of the values of all samples, which samples they are and their labels."""
+        digest = hashlib.sha256(str(self.dtype).encode())
+        for chunk in self.chunks():
+            digest.update(np.ascontiguousarray(chunk).data)
+        digest.update(np.ascontiguousarray(self.indices).data)
+        digest.update(json.dumps(None if self.labels is None else self.labels.tolist()).encode())
+        return digest.hexdigest()
+
+    def _arrow_features(self) -> Features:
+        from datasets import ClassLabel, Features, List, Value
+
+        columns = {"index": Value("int64"), "embedding": List(Value(str(self.dtype)), length=self.shape[1])}
+        if self.labels is not None:
+            strings = self.labels.dtype.kind == "U"
+            named = None if self.class_names is None else ClassLabel(names=list(self.class_names))
+            columns["label"] = named or Value("string" if strings else "int64")
+        return Features(columns)
+
+    def _arrow_batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
+
+        start = 0
+        for chunk in self.chunks():
+            rows = slice(start, start := start + len(chunk))
+            flat = pa.array(np.ascontiguousarray(chunk).reshape(-1))
+            arrays = [pa.array(self.indices[rows]), pa.FixedSizeListArray.from_arrays(flat, self.shape[1])]
+            if self.labels is not None:
+                arrays.append(pa.array(self.labels[rows].tolist(), schema.field("label").type))
+            columns = [array.cast(field.type) for array, field in zip(arrays, schema, strict=True)]
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def feature_names(layers: Sequence[LayerColumns]) -> list[str]:
@@ -172,74 +271,25 @@ def feature_names(layers: Sequence[LayerColumns]) -> list[str]:
     return [f"{layer.name}[{i}]" for layer in layers for i in range(layer.stop - layer.start)]
 
 
-def save_embedding(embedding: Embedding, folder: str | Path) -> Path:
-    """See `Embedding.save`."""
-    real, n = embedding.values.dtype.kind == "f", len(embedding)
-    about = {
-        "network": embedding.network,
-        "activation": embedding.activation,
-        "n_rows": n,
-        **describe_labels(embedding.labels, embedding.class_names),
-        "layers": [asdict(layer) for layer in embedding.layers],
-        "fingerprints": {"values": digest_of(embedding)},
-    }
-    store = Store.create(folder, about)
-    if real:
-        for start, block in zip(range(0, n, ROWS_AT_ONCE), embedding.blocks, strict=True):
-            store.write_rows(np.arange(start, start + len(block)), block)
-    else:
-        codec = Codec("int8", embedding.shape[1])
-        store.allot_features(codec)
-        for start, block in zip(range(0, n, ROWS_AT_ONCE), embedding.blocks, strict=True):
-            store.write_features(np.arange(start, start + len(block)), block, codec)
-        store.finish_features({"codec": codec.name})
-        store.drop_raw()
-        store.declare_rows(np.arange(n))
-    write_index(store.folder, embedding.rows, embedding.labels)
-    return store.folder
+def select_columns(layers: Sequence[LayerColumns], taps: TapSelection, top: float = 1.0) -> list[LayerColumns]:
+    """Those of some layers that a selection names, where they stand.
+
+    Raises:
+        InputError: a term that chooses nothing, with the closest names.
+    """
+    names = [layer.name for layer in layers]
+    kinds, places = [layer.kind for layer in layers], [layer.place for layer in layers]
+    chosen = set(select_names(names, taps, top, kinds=kinds, places=places))
+    return [layer for layer in layers if layer.name in chosen]
 
 
-def load_embedding(folder: str | Path, *, values: Literal["features", "raw"] | None = None) -> Embedding:
-    """See `Embedding.load`."""
-    store = Store.open(folder)
-    about = store.manifest
-    try:
-        missing = int((store.checksums == 0).sum())
-        if missing or not (store.folder / INDEX).exists():
-            raise InputError(
-                f"the embedding in {str(folder)!r} is not finished: {missing} of {store.n_rows} rows are missing; "
-                f"repeat the command that makes it, and it goes on from there"
-            )
-        positions = store.positions
-        index = _read_index(store.folder)
-        rows, labels = index["rows"][positions], index.get("labels")
-        if len(index["rows"]) != store.n_rows or (labels is not None and labels.shape != index["rows"].shape):
-            raise ValueError("rows and labels differ in length")
-        if labels is not None:
-            labels = _decode_labels(labels[positions], about["label_values"])
-        if values is None:
-            values = "raw" if about["features"] is None else "features"
-        if (values == "raw" and not store.has_raw) or (values == "features" and about["features"] is None):
-            raise InputError(f"{str(folder)!r} holds no {values}; make them again with hf-tl embed")
-        made = store.raw(positions) if values == "raw" else store.features(positions)
-        if made.path.stat().st_size != store.n_rows * made.codec.n_bytes:
-            raise ValueError(f"{made.path.name} does not have the size of {store.n_rows} rows")
-        names = about["class_names"]
-        return Embedding(
-            values=made,
-            layers=tuple(read_layer(item) for item in about["layers"]),
-            rows=rows,
-            labels=labels,
-            class_names=None if names is None else tuple(str(name) for name in names),
-            activation=about["activation"],
-            network=str(about["network"]),
-        )
-    except InputError:
-        raise
-    except (OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise InputError(
-            f"the embedding in {str(folder)!r} is damaged: {error!r}; make it again with hf-tl embed"
-        ) from error
+def moved_together(layers: Sequence[LayerColumns]) -> tuple[LayerColumns, ...]:
+    """Layers whose columns follow one another from 0 on."""
+    stop, moved = 0, []
+    for layer in layers:
+        start, stop = stop, stop + layer.stop - layer.start
+        moved.append(replace(layer, start=start, stop=stop))
+    return tuple(moved)
 
 
 def describe_labels(labels: np.ndarray | None, class_names: Sequence[str] | None) -> dict:
@@ -251,59 +301,25 @@ def describe_labels(labels: np.ndarray | None, class_names: Sequence[str] | None
     }
 
 
-def write_index(folder: Path, rows: np.ndarray, labels: np.ndarray | None) -> None:
-    """Writes which row of the dataset each row is, and its label."""
-    from safetensors.numpy import save
-
-    tensors = {"rows": np.ascontiguousarray(rows, dtype=np.int64)}
+def index_tensors(indices: np.ndarray, labels: np.ndarray | None) -> dict[str, np.ndarray]:
+    """What index.safetensors holds: which sample of the dataset each row is, and its label or the code of that."""
+    tensors = {"indices": np.ascontiguousarray(indices, dtype=np.int64)}
     if labels is not None:
         coded = labels if labels.dtype.kind in "iub" else np.unique(labels, return_inverse=True)[1]
         tensors["labels"] = np.ascontiguousarray(coded)
-    replace_file(folder / INDEX, save(tensors))
-
-
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file.
-
-    Raises:
-        InputError: a file that is missing or damaged.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{str(path)!r} cannot be read: {error}") from error
-
-
-def digest_of(embedding: Embedding) -> str:
-    """Digest of the values of all rows, which rows they are and their labels."""
-    digest = hashlib.sha256(str(embedding.values.dtype).encode())
-    for block in embedding.blocks:
-        digest.update(np.ascontiguousarray(block).data)
-    digest.update(np.ascontiguousarray(embedding.rows).data)
-    digest.update(json.dumps(None if embedding.labels is None else embedding.labels.tolist()).encode())
-    return digest.hexdigest()
+    return tensors
 
 
 def read_layer(item: Mapping) -> LayerColumns:
-    """A layer as a manifest holds it."""
+    """A layer as a file holds it."""
     return LayerColumns(
         str(item["name"]),
         int(item["start"]),
         int(item["stop"]),
         float(item["depth"]),
         str(item["kind"]),
-        str(item.get("place", "")),
+        str(item["place"]),
     )
-
-
-def _read_index(folder: Path) -> dict[str, np.ndarray]:
-    index = read_tensors(folder / INDEX)
-    if index["rows"].ndim != 1:
-        raise ValueError("the index should hold one number a row")
-    return index
 
 
 def _decode_labels(labels: np.ndarray, values: Sequence | None) -> np.ndarray:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_tl.data import Samples
+from hf_tl.embedding.pooling import POOLINGS, Pooling
+from hf_tl.plugins import plugin_origin
 from hf_tl.trace import Batch
 
 
@@ -19,7 +25,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS_AT_ONCE = 1000
-SAMPLE = 64  # rows of a plain sequence that are looked at: reading one may mean decoding an image
+LOOKED_AT = 64  # samples of a lazy sequence: reading one may mean decoding an image
+WHOLE_FILE = 2**20  # bytes up to which a file is read as a whole
 
 
 def fingerprint_weights(model: nn.Module) -> str:
@@ -33,37 +40,56 @@ def fingerprint_weights(model: nn.Module) -> str:
 
 
 def fingerprint_batch(batch: Batch) -> str:
-    """Digest of a prepared batch, and so of the preprocessing that made it from known rows."""
+    """Digest of a prepared batch, and so of the preprocessing that made it from known samples."""
     digest = hashlib.sha256()
     _add(digest, batch)
     return digest.hexdigest()
 
 
-def fingerprint_rows(rows: Samples) -> str:
-    """Digest of a dataset and its order: the number of rows, all their labels, and their inputs.
+def fingerprint_samples(samples: Samples) -> str:
+    """Digest of a dataset and its order: the number of samples, all their labels, and their inputs.
 
-    A `datasets.Dataset` is hashed row by row as it is stored, undecoded: for images that are files, their names.
-    Of any other sequence 64 evenly spaced rows are hashed, the first and the last among them.
+    A `datasets.Dataset` is hashed as it is stored, undecoded, and the files that it names with it; so is every item
+    of a list. Of any other sequence 64 evenly spaced samples are hashed, the first and the last among them. Of a file
+    of more than 1 MiB the size, the first and the last half MiB are.
     """
     from datasets import Dataset
 
-    digest = hashlib.sha256(str(len(rows)).encode())
-    if rows.labels is not None:
-        digest.update(json.dumps(rows.labels.tolist()).encode())
-    if isinstance(rows.dataset, Dataset):
-        _add_table(digest, rows.dataset, rows.input_column)
-    else:
-        for index in np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int)).tolist():
-            try:
-                _add(digest, rows[index])
-            except Exception as error:  # a row that cannot be read is known by how it fails
-                digest.update(type(error).__name__.encode())
+    digest = hashlib.sha256(str(len(samples)).encode())
+    if samples.labels is not None:
+        digest.update(json.dumps(samples.labels.tolist()).encode())
+    if isinstance(samples.dataset, Dataset):
+        _add_table(digest, samples.dataset, samples.input_column)
+        return digest.hexdigest()
+    count = len(samples) if isinstance(samples.dataset, (list, tuple)) else min(LOOKED_AT, len(samples))
+    for index in np.unique(np.linspace(0, len(samples) - 1, count).astype(int)).tolist():
+        try:
+            _add(digest, samples[index])
+        except Exception as error:  # a sample that cannot be read is known by how it fails
+            digest.update(type(error).__name__.encode())
+    return digest.hexdigest()
+
+
+def fingerprint_pooling(pool: str | Pooling) -> str:
+    """The name of a pooling of hf_tl; of any other a digest of its code, its defaults and the values that it holds.
+
+    What its code calls by a global name is not covered.
+    """
+    if isinstance(pool, str):
+        return pool if pool in POOLINGS else plugin_origin("pooling", pool)
+    digest = hashlib.sha256()
+    _add_callable(digest, pool)
     return digest.hexdigest()
 
 
 def fingerprint_json(value: object) -> str:
     """Digest of something that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return fingerprint_bytes(json.dumps(value, sort_keys=True).encode())
+
+
+def fingerprint_bytes(content: bytes) -> str:
+    """Digest of some bytes."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def _add_table(digest: hashlib._Hash, dataset: Dataset, column: str) -> None:
@@ -76,6 +102,49 @@ def _add_table(digest: hashlib._Hash, dataset: Dataset, column: str) -> None:
         with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
             writer.write_table(table.replace_schema_metadata(None))
         digest.update(sink.getvalue())
+        kind = table.schema.field(column).type
+        if pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}:  # images and recordings
+            for value in table.column(column).combine_chunks().flatten()[kind.get_field_index("path")].to_pylist():
+                _add_file(digest, value)
+
+
+def _add_file(digest: hashlib._Hash, path: str | None) -> None:
+    """Adds what a file holds, if there is one of that name."""
+    if not path or not os.path.isfile(path):
+        return
+    with open(path, "rb") as file:
+        size = os.path.getsize(path)
+        digest.update(str(size).encode())
+        digest.update(file.read(WHOLE_FILE if size <= WHOLE_FILE else WHOLE_FILE // 2))
+        if size > WHOLE_FILE:
+            file.seek(size - WHOLE_FILE // 2)
+            digest.update(file.read())
+
+
+def _add_callable(digest: hashlib._Hash, value: Callable) -> None:
+    if isinstance(value, partial):
+        _add_callable(digest, value.func)
+        _add(digest, [list(value.args), value.keywords])
+    elif isinstance(value, FunctionType):
+        digest.update(f"{value.__module__}.{value.__qualname__}".encode())
+        _add_code(digest, value.__code__)
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        _add(digest, [list(value.__defaults__ or ()), value.__kwdefaults__ or {}, cells])
+    else:
+        digest.update(f"{type(value).__module__}.{type(value).__qualname__}".encode())
+        _add(digest, vars(value))
+        call = type(value).__call__
+        if isinstance(call, FunctionType):
+            _add_callable(digest, call)
+
+
+def _add_code(digest: hashlib._Hash, code: CodeType) -> None:
+    digest.update(code.co_code + repr((code.co_names, code.co_varnames)).encode())
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            _add_code(digest, constant)
+        else:  # a set has no order
+            digest.update(repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant).encode())
 
 
 def _add(digest: hashlib._Hash, value: object) -> None:
@@ -90,13 +159,17 @@ def _add(digest: hashlib._Hash, value: object) -> None:
         for key in sorted(value):
             digest.update(str(key).encode())
             _add(digest, value[key])
-    elif isinstance(value, (str, bytes, int, float, bool, type(None))):
+    elif isinstance(value, (str, bytes, int, float, bool, type(None), Path)):
         digest.update(f"{type(value).__name__}:".encode())
         digest.update(value if isinstance(value, bytes) else str(value).encode())
+        if isinstance(value, (str, Path)):
+            _add_file(digest, str(value))
     elif isinstance(value, Sequence):
         digest.update(str(len(value)).encode())
         for item in value:
             _add(digest, item)
+    elif isinstance(value, (FunctionType, partial)):
+        _add_callable(digest, value)
     else:  # an image, or whatever numpy can look into
         array = np.asarray(value)
         if array.dtype == object:

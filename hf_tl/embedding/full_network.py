@@ -2,105 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
+from torch import nn
 
 from hf_tl.data import Samples, as_samples
+from hf_tl.embedding.anatomy import find_padding_leak, find_taps
+from hf_tl.embedding.batches import Execution, Processes, find_processes, to_device
 from hf_tl.embedding.embedding import Embedding, LayerColumns, feature_names
-from hf_tl.embedding.execution import Execution, OnBadRows
-from hf_tl.embedding.features import fit_statistics, fit_store, write_features
-from hf_tl.embedding.passes import Pass, plan_pass
+from hf_tl.embedding.fingerprint import fingerprint_json
+from hf_tl.embedding.passes import Pass
 from hf_tl.embedding.pooling import Pooling
-from hf_tl.embedding.pretrained import Fitted, find_fitted, load_fitted, push_embedding, save_fitted
-from hf_tl.embedding.processes import Processes, find_processes
-from hf_tl.embedding.recipe import Recipe, find_recipe
+from hf_tl.embedding.pretrained import find_fitted, push_embedding, read_fitted, save_fitted
+from hf_tl.embedding.recipe import Recipe, Scaler, find_recipe
 from hf_tl.embedding.statistics import Statistics
-from hf_tl.embedding.store import Store
-from hf_tl.embedding.tap import Selection
-from hf_tl.embedding.taps import describe_taps, find_taps, with_pooling
+from hf_tl.embedding.store import STATISTICS, Store, writing
+from hf_tl.embedding.stored_array import Codec
+from hf_tl.embedding.taps import Tap, TapSelection, describe_taps, with_pooling
 from hf_tl.errors import InputError
 from hf_tl.example import dummy_batch
-from hf_tl.hub import PushResult
 from hf_tl.models import Network, load_network
+from hf_tl.trace import Batch
 
 
-class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
+Data = Samples | Embedding | Sequence
+
+
+@dataclass(repr=False, eq=False)
+class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
     """Reads a pre-trained network at many layers at once (Garcia-Gasulla et al., ICBK 2018).
 
     Every convolution and fully connected layer is read, convolutions averaged over space; the parts are
-    concatenated, each feature is standardised with the statistics of the training rows and, in the paper's recipe,
-    discretised to {-1, 0, 1}.
+    concatenated, each feature is standardised with the statistics of the training samples and, in the paper's
+    recipe, discretised to {-1, 0, 1}.
 
-    Rows are given as a `datasets.Dataset`, as `hf_tl.Samples`, as a sequence of raw inputs, or as the raw
+    Samples are given as a `datasets.Dataset`, as `hf_tl.Samples`, as a sequence of raw inputs, or as the raw
     `Embedding` that `activations` returned, so that one pass serves many recipes and layer subsets.
 
-    With `out=FOLDER` rows go to disk as they are read: memory does not grow with their number, a pass that was
-    stopped goes on where it was, and the processes that `accelerate launch` starts share the work.
+    With `out=FOLDER` samples go to disk as they are read: memory does not grow with their number, a pass that was
+    stopped resumes where it was, and the processes that `accelerate launch` starts share the work.
 
     Args:
         network: from `hf_tl.load_network`, or `Network(model, prepare)` around any module of yours; None where
-            all rows are given as raw embeddings.
+            all samples are given as raw embeddings.
         recipe: a name in `hf_tl.embedding.recipe.RECIPES`, or a `Recipe`.
         taps: "auto", "blocks", "linear", "conv", "last", glob patterns over layer names, or a function of a
-            module's name and the module; see `hf_tl.embedding.taps.Selection`.
+            module's name and the module; see `hf_tl.embedding.taps.TapSelection`.
         top: the share of the chosen layers to keep, counted from the task side.
         pool: how a layer's positions become one number per channel: "mean", "max", "gem", "cls", "patch-mean",
             "last-token", a `Pooling` of your own, or one of these for each kind of tap, {"conv": "max"}.
-        batch_size: rows a forward pass.
-        device: where the network runs; "cuda" is each process's own GPU.
-        on_bad_rows: "raise" or "skip" rows that cannot be read or give NaN.
-        progress: whether progress bars are drawn.
-        dtype: "bfloat16" runs a copy of the network in that precision: faster, other in the third digit.
-        channels_last: whether convolutions run with channels last: faster, equal but for rounding.
-        compiled: whether the network runs through `torch.compile`.
-        workers: processes that read and prepare the next batches.
         codec: how discretised features are stored with `out`: "2bit" or "int8".
+        batch_size: samples a forward pass; this and the rest as in `hf_tl.embedding.batches.Execution`: `device`,
+            `on_bad_samples`, `progress`, `dtype`, `channels_last`, `torch_compile`, `num_workers`.
 
     Attributes:
+        taps_: what is read of the network, found when it is fitted; absent where only raw embeddings were seen.
         layers_: the columns of each layer in use.
         layer_names_: their names, in column order.
         n_features_: number of columns.
-        statistics_: count, mean and deviation of each raw feature over the training rows.
+        statistics_: count, mean and standard deviation of each raw feature over the training samples.
     """
 
-    def __init__(
-        self,
-        network: Network | None = None,
-        *,
-        recipe: Recipe | str = "paper",
-        taps: Selection = "auto",
-        top: float = 1.0,
-        pool: str | Pooling | Mapping[str, str | Pooling] = "auto",
-        batch_size: int = 32,
-        device: str = "cpu",
-        on_bad_rows: OnBadRows = "raise",
-        progress: bool = True,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-        channels_last: bool = False,
-        compiled: bool = False,
-        workers: int = 0,
-        codec: Literal["2bit", "int8"] = "2bit",
-    ):
-        self.network = network
-        self.recipe = recipe
-        self.taps = taps
-        self.top = top
-        self.pool = pool
-        self.batch_size = batch_size
-        self.device = device
-        self.on_bad_rows = on_bad_rows
-        self.progress = progress
-        self.dtype = dtype
-        self.channels_last = channels_last
-        self.compiled = compiled
-        self.workers = workers
-        self.codec = codec
+    network: Network | None = None
+    _: KW_ONLY
+    recipe: Recipe | str = "paper"
+    taps: TapSelection = "auto"
+    top: float = 1.0
+    pool: str | Pooling | Mapping[str, str | Pooling] = "auto"
+    codec: Literal["2bit", "int8"] = "2bit"
 
     @classmethod
     def from_pretrained(
@@ -111,7 +88,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
         image_size: int | None = None,
         revision: str | None = None,
         recipe: Recipe | str = "paper",
-        taps: Selection = "auto",
+        taps: TapSelection = "auto",
         top: float = 1.0,
         pool: str | Pooling | Mapping[str, str | Pooling] = "auto",
     ) -> FullNetworkEmbedding:
@@ -133,16 +110,8 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
         """
         folder = find_fitted(name, revision)
         if folder is not None:
-            fitted = load_fitted(folder, network=network, pool=pool)
-            made = cls(
-                fitted.network,
-                recipe=fitted.recipe,
-                taps=fitted.taps,
-                top=fitted.top,
-                pool=fitted.pool,
-                dtype=fitted.dtype,
-            )
-            return made._fitted(fitted.layers, fitted.statistics)
+            settings, layers, statistics = read_fitted(folder, network=network, pool=pool)
+            return cls(**settings)._fitted(layers, statistics)
         find_recipe(recipe)
         loaded = network or load_network(name, image_size=image_size, revision=revision)
         return cls(loaded, recipe=recipe, taps=taps, top=top, pool=pool)
@@ -154,133 +123,120 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
             NotFittedError: `fit` comes first.
             InputError: a pooling of your own, which no file can hold.
         """
-        return save_fitted(self.as_fitted(), folder)
+        return save_fitted(self, folder)
 
-    def push_to_hub(self, repo_id: str, **options: object) -> PushResult:
-        """Puts the fitted embedding on the Hub; the options are those of `hf_tl.push_embedding`, which this is."""
-        return push_embedding(self, repo_id, **options)
+    push_to_hub = push_embedding
 
-    def describe(self, rows: Samples | Sequence | None = None) -> str:
-        """A table of what is read: each tap, what it is, how it is pooled, and its columns.
+    def describe(self, samples: Data | None = None) -> str:
+        """A table of what is read: each tap, what it is, how it is pooled, and its columns; and what is not, and why.
 
         Args:
-            rows: two rows or more to try the network on; not needed for networks that read images or text.
+            samples: two or more to try the network on; not needed for networks that read images or text.
         """
-        if rows is None and self.network is not None:
-            example = dummy_batch(self.network.model)
-            taps, _ = find_taps(
-                self.network,
-                example,
-                activation=find_recipe(self.recipe).activation,
-                selection=self.taps,
-                top=self.top,
-            )
-            taps = with_pooling(taps, self.pool, self.network)
-        else:
-            taps = self._plan(self._as_samples(rows)).taps
-        return describe_taps(taps)
+        if samples is None and self.network is not None:
+            return describe_taps(*self._find_taps(dummy_batch(self.network.model)))
+        planned = self._plan(samples, taps=())
+        taps, left_out = self._find_taps(to_device(planned.example, planned.execution.device))
+        leak = find_padding_leak(planned.network, taps, planned.example, list(planned.alone.values()))
+        return describe_taps(taps, left_out) + (f"\n{leak}" if leak else "")
 
-    def activations(self, rows: Samples | Embedding | Sequence, *, out: str | Path | None = None) -> Embedding:
+    def activations(self, samples: Data, *, out: str | Path | None = None) -> Embedding:
         """The raw activations of the chosen layers: one pass, nothing fitted, nothing scaled.
 
         Args:
-            rows: what is read.
-            out: a folder that receives the rows as they are read, and from which a stopped pass goes on.
+            samples: what is read.
+            out: a folder that receives them as they are read, and in which a stopped pass resumes.
         """
-        if isinstance(rows, Embedding):
-            return self._kept(self._chosen(rows), out)
-        reading = self._plan(self._as_samples(rows))
+        if isinstance(samples, Embedding):
+            return _kept(self._chosen(samples), out)
+        planned = self._plan(samples)
         if out is None:
-            return reading.into_memory()
-        return Embedding.load(reading.into_store(out).folder, values="raw")
+            return planned.into_memory()
+        with _writing(out, planned.processes):
+            return Embedding.load(planned.into_store(out).folder, values="raw")
 
-    def fit(self, rows: Samples | Embedding | Sequence, y: object = None) -> FullNetworkEmbedding:
-        """Learns mean and deviation of each feature from the training rows, in one pass that keeps no activations.
+    def fit(self, samples: Data, y: object = None) -> FullNetworkEmbedding:
+        """Learns mean and standard deviation of each feature, in one pass that keeps no activations.
 
         Args:
-            rows: what `load_task` gives, a list of the network's inputs, or an `Embedding` of raw activations.
-            y: not looked at.
+            samples: the training samples: what `load_task` gives, a list of the network's inputs, or an `Embedding`
+                of raw activations.
+            y: ignored, as scikit-learn wants it.
 
         Raises:
-            InputError: fewer than two rows; rows that cannot be read.
+            InputError: fewer than two samples; samples that cannot be read.
         """
-        return self._fitted(*self._statistics(rows))
+        return self._fitted(*self._statistics(samples, at_least=2))
 
-    def partial_fit(self, rows: Samples | Embedding | Sequence, y: object = None) -> FullNetworkEmbedding:
-        """Adds training rows to those of earlier calls, as in `fit`; y is not looked at.
+    def partial_fit(self, samples: Data, y: object = None) -> FullNetworkEmbedding:
+        """Adds training samples to those of earlier calls, as in `fit`; y is ignored.
 
         Raises:
-            InputError: rows of other layers.
+            InputError: samples of other layers.
         """
-        layers, statistics = self._statistics(rows, at_least=1)
+        layers, statistics = self._statistics(samples, at_least=1)
         if self.__sklearn_is_fitted__():
-            self._check_layers([layer.name for layer in layers])
+            self._check_layers(layers)
             statistics = self.statistics_.merge(statistics)
         return self._fitted(layers, statistics)
 
     def merge(self, other: FullNetworkEmbedding) -> FullNetworkEmbedding:
-        """An embedding fitted on the training rows of both, without reading any again.
+        """An embedding fitted on the training samples of both, without reading any again.
 
         Raises:
             NotFittedError: one of the two is not fitted.
             InputError: they read other layers.
         """
-        self._check_fitted()
-        other._check_fitted()
-        self._check_layers(other.layer_names_)
+        self.check_fitted()
+        other.check_fitted()
+        self._check_layers(other.layers_)
         merged = type(self)(**self.get_params(deep=False))
         return merged._fitted(self.layers_, self.statistics_.merge(other.statistics_))
 
     def fit_transform(
-        self,
-        rows: Samples | Embedding | Sequence,
-        y: object = None,
-        *,
-        out: str | Path | None = None,
-        keep_raw: bool = True,
+        self, samples: Data, y: object = None, *, out: str | Path | None = None, keep_raw: bool = True
     ) -> Embedding:
-        """`fit`, then the features of the same rows, with one pass through the network for both.
+        """`fit`, then the features of the same samples, with one pass through the network for both.
 
         Args:
-            rows: the training rows.
+            samples: the training samples.
             y: ignored, as scikit-learn wants it.
-            out: a folder that receives the rows as they are read, and from which a stopped pass goes on.
+            out: a folder that receives the samples as they are read, and in which a stopped pass resumes.
             keep_raw: whether the folder keeps the raw activations too, for other recipes.
         """
-        if out is None or isinstance(rows, Embedding):
-            raw = self.activations(rows)
-            statistics = fit_statistics(raw.blocks, raw.shape[1], Processes())
-            self._fitted(raw.layers, statistics)
-            return self._kept(self._scaled(raw), out)
-        reading = self._plan(self._as_samples(rows))
-        store = reading.into_store(out)
-        self._fitted(reading.columns, fit_store(store, reading.processes))
-        return self._features(store, reading, keep_raw)
+        if isinstance(samples, Embedding):
+            raw = self._chosen(samples)
+            return _kept(self._scaled(raw, fit=True), out)
+        planned = self._plan(samples, anew=True)
+        if out is None:
+            return self._scaled(planned.into_memory(), fit=True)
+        with _writing(out, planned.processes):
+            store = planned.into_store(out)
+            self._fitted(planned.columns, _statistics_of_store(store, planned.processes))
+            return self._features(store, planned.processes, keep_raw)
 
-    def transform(
-        self, rows: Samples | Embedding | Sequence, *, out: str | Path | None = None, keep_raw: bool = True
-    ) -> Embedding:
-        """The features of further rows, scaled with the training statistics.
+    def transform(self, samples: Data, *, out: str | Path | None = None, keep_raw: bool = True) -> Embedding:
+        """The features of further samples, scaled with the training statistics.
 
         Args:
-            rows: what is read.
-            out: a folder that receives the rows as they are read, and from which a stopped pass goes on.
+            samples: what is read.
+            out: a folder that receives the samples as they are read, and in which a stopped pass resumes.
             keep_raw: whether the folder keeps the raw activations too, for other recipes.
 
         Raises:
             NotFittedError: `fit` comes first.
-            InputError: rows that cannot be read, or an embedding of other layers.
+            InputError: samples that cannot be read, or an embedding of other layers.
         """
-        self._check_fitted()
-        if isinstance(rows, Embedding):
-            return self._kept(self._scaled(self._chosen(rows)), out)
-        reading = self._plan(self._as_samples(rows))
-        self._check_layers([tap.name for tap in reading.taps])
-        if out is not None:
-            return self._features(reading.into_store(out), reading, keep_raw)
-        recipe = find_recipe(self.recipe)
-        scale = recipe.scaler(self.statistics_, [tap.n_features for tap in reading.taps])
-        return reading.into_memory(scale, dtype=recipe.dtype)
+        self.check_fitted()
+        if isinstance(samples, Embedding):
+            return _kept(self._scaled(self._chosen(samples)), out)
+        planned = self._plan(samples)
+        self._check_layers(planned.columns)
+        if out is None:
+            scaler = self._scaler()
+            return planned.into_memory(scaler, dtype=scaler.recipe.dtype)
+        with _writing(out, planned.processes):
+            return self._features(planned.into_store(out), planned.processes, keep_raw)
 
     def __call__(self, inputs: list) -> dict[str, np.ndarray]:
         """The features of a batch of raw inputs, for `dataset.map(fne, batched=True, input_columns="image")`."""
@@ -289,13 +245,24 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
                 f"expected a list of raw inputs, got {type(inputs).__name__}; "
                 f'name the column: dataset.map(fne, batched=True, input_columns="image")'
             )
-        quiet = type(self)(**{**self.get_params(deep=False), "progress": False, "on_bad_rows": "raise"})
-        return {"embedding": np.asarray(quiet._fitted(self.layers_, self.statistics_).transform(inputs))}
+        self.check_fitted()
+        planned = self._plan(inputs, progress=False, on_bad_samples="raise")
+        self._check_layers(planned.columns)
+        scaler = self._scaler()
+        return {"embedding": np.asarray(planned.into_memory(scaler, dtype=scaler.recipe.dtype))}
 
     def get_feature_names_out(self, input_features: object = None) -> np.ndarray:
         """A name for each column: the layer's, and the number of its channel."""
-        self._check_fitted()
+        self.check_fitted()
         return np.asarray(feature_names(self.layers_), dtype=object)
+
+    def check_fitted(self) -> None:
+        """Raises a NotFittedError before `fit`."""
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError(
+                "features of new samples are scaled with training statistics, and there are none yet: "
+                "call fit or fit_transform on the training samples first"
+            )
 
     def __sklearn_is_fitted__(self) -> bool:
         return "statistics_" in vars(self)
@@ -303,65 +270,48 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
     def __sklearn_clone__(self) -> FullNetworkEmbedding:
         return type(self)(**self.get_params(deep=False))  # the network is shared, never copied
 
-    def _check_fitted(self) -> None:
-        if not self.__sklearn_is_fitted__():
-            raise NotFittedError(
-                "features of new rows are scaled with training statistics, and there are none yet: "
-                "call fit or fit_transform on the training rows first"
-            )
-
-    def as_fitted(self) -> Fitted:
-        """What its files hold: everything but its speed.
-
-        Raises:
-            NotFittedError: `fit` comes first.
-        """
-        self._check_fitted()
-        chosen = callable(self.taps)  # a function is not kept, but what it chose
-        return Fitted(
-            self.network,
-            find_recipe(self.recipe),
-            self.layer_names_ if chosen else self.taps,
-            1.0 if chosen else self.top,
-            self.pool,
-            self.dtype,
-            self.layers_,
-            self.statistics_,
-        )
-
-    def _plan(self, rows: Samples) -> Pass:
+    def _plan(
+        self,
+        samples: Data | None,
+        *,
+        anew: bool = False,
+        taps: Sequence[Tap] | None = None,
+        **settings: object,
+    ) -> Pass:
+        """A pass over some samples with the taps that were found before; else, or `anew`, with those found on them."""
         processes, device = find_processes(self.device)
-        execution = Execution(
-            batch_size=self.batch_size,
-            device=device,
-            on_bad_rows=self.on_bad_rows,
-            progress=self.progress and processes.main,
-            dtype=self.dtype,
-            channels_last=self.channels_last,
-            compiled=self.compiled,
-            workers=self.workers,
-        )
-        return plan_pass(
-            self.network,
-            rows,
-            selection=self.taps,
-            top=self.top,
+        own = {field.name: vars(self)[field.name] for field in fields(Execution)}
+        shown = {"device": device, "progress": self.progress and processes.main}
+        planned = Pass(
+            *self._as_samples(samples),
             activation=find_recipe(self.recipe).activation,
-            pool=self.pool,
-            execution=execution,
+            execution=Execution(**{**own, **shown, **settings}),
             processes=processes,
         )
+        made_for = [self.taps, self.top, self.pool, planned.activation, _signature(planned.network.model)]
+        if taps is None and (anew or vars(self).get("_taps_made_for") != made_for):
+            example = to_device(planned.example, device)
+            self.taps_ = tuple(self._find_taps(example)[0])
+            alone = [to_device(batch, device) for batch in planned.alone.values()]
+            leak = find_padding_leak(planned.network, self.taps_, example, alone)
+            if leak is not None:
+                warnings.warn(leak, stacklevel=3)
+            self._taps_made_for = made_for
+        planned.taps = self.taps_ if taps is None else taps
+        return planned
 
-    def _statistics(
-        self, rows: Samples | Embedding | Sequence, *, at_least: int = 2
-    ) -> tuple[tuple[LayerColumns, ...], Statistics]:
-        if isinstance(rows, Embedding):
-            raw = self._chosen(rows)
-            return raw.layers, fit_statistics(raw.blocks, raw.shape[1], Processes(), at_least=at_least)
-        reading = self._plan(self._as_samples(rows))
-        blocks = (block.values for block in reading.blocks())
-        statistics = fit_statistics(blocks, reading.columns[-1].stop, reading.processes, at_least=at_least)
-        return reading.columns, statistics
+    def _find_taps(self, example: Batch) -> tuple[list[Tap], dict[str, str]]:
+        activation = find_recipe(self.recipe).activation
+        taps, left_out = find_taps(self.network, example, activation=activation, selection=self.taps, top=self.top)
+        return with_pooling(taps, self.pool, self.network), left_out
+
+    def _statistics(self, samples: Data, *, at_least: int) -> tuple[Sequence[LayerColumns], Statistics]:
+        if isinstance(samples, Embedding):
+            raw = self._chosen(samples)
+            return raw.layers, _fit_statistics(raw.chunks(), raw.shape[1], Processes(), at_least=at_least)
+        planned = self._plan(samples, anew=True)
+        columns, chunks = planned.columns, (chunk.values for chunk in planned.chunks())
+        return columns, _fit_statistics(chunks, columns[-1].stop, planned.processes, at_least=at_least)
 
     def _fitted(self, layers: Sequence[LayerColumns], statistics: Statistics) -> FullNetworkEmbedding:
         self.layers_ = tuple(layers)
@@ -370,15 +320,34 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
         self.statistics_ = statistics
         return self
 
-    def _features(self, store: Store, reading: Pass, keep_raw: bool) -> Embedding:
-        recipe = find_recipe(self.recipe)
-        write_features(
-            store, recipe, self.statistics_, codec=self.codec, keep_raw=keep_raw, processes=reading.processes
-        )
-        return Embedding.load(store.folder, values="features")
+    def _scaler(self) -> Scaler:
+        widths = [layer.stop - layer.start for layer in self.layers_]
+        return Scaler(find_recipe(self.recipe), self.statistics_, widths)
 
-    def _kept(self, embedding: Embedding, out: str | Path | None) -> Embedding:
-        return embedding if out is None else Embedding.load(embedding.save(out))
+    def _scaled(self, raw: Embedding, *, fit: bool = False) -> Embedding:
+        if fit:
+            self._fitted(raw.layers, _fit_statistics(raw.chunks(), raw.shape[1], Processes()))
+        self._check_layers(raw.layers)
+        scaler = self._scaler()
+        values = np.empty(raw.shape, scaler.recipe.dtype)
+        n = 0
+        for chunk in raw.chunks():
+            values[n : (n := n + len(chunk))] = scaler(chunk)
+        return replace(raw, values=values)
+
+    def _features(self, store: Store, processes: Processes, keep_raw: bool) -> Embedding:
+        """The features of a store, made where they are not there yet; when it returns, all processes have."""
+        scaler = self._scaler()
+        state = {name: values.tolist() for name, values in self.statistics_.state().items()}
+        thresholds = scaler.recipe.thresholds
+        recipe = asdict(scaler.recipe) | {"thresholds": None if thresholds is None else list(thresholds)}
+        about = processes.gather({"recipe": recipe, "statistics": fingerprint_json(state)})[0]
+        codec = Codec("float32" if thresholds is None else self.codec, store.width)
+        store.make_features(scaler, about, codec=codec, processes=processes)
+        if processes.main and not keep_raw:
+            store.drop_raw()
+        processes.wait()
+        return Embedding.load(store.folder, values="features")
 
     def _chosen(self, raw: Embedding) -> Embedding:
         wanted = find_recipe(self.recipe).activation
@@ -391,28 +360,71 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator):
             raise InputError(f"expected raw activations, got {raw.values.dtype}; use what activations() returns")
         return raw.select(self.taps, top=self.top)
 
-    def _scaled(self, raw: Embedding) -> Embedding:
-        self._check_layers([layer.name for layer in raw.layers])
-        return replace(raw, values=find_recipe(self.recipe).apply(raw.values, self.statistics_, raw.widths))
-
-    def _check_layers(self, names: Sequence[str]) -> None:
-        if list(names) != self.layer_names_:
+    def _check_layers(self, layers: Sequence[LayerColumns]) -> None:
+        if [(layer.name, layer.stop) for layer in layers] != [(layer.name, layer.stop) for layer in self.layers_]:
             raise InputError(
-                f"expected the {len(self.layer_names_)} layers of training, {_span(self.layer_names_)}, got "
-                f"{len(names)}, {_span(names)}; use the same network and layers for both"
+                f"expected the {len(self.layers_)} layers of training, {_span(self.layers_)}, got "
+                f"{len(layers)}, {_span(layers)}; use the same network and layers for both"
             )
 
-    def _as_samples(self, rows: Samples | Sequence) -> Samples:
+    def _as_samples(self, samples: object) -> tuple[Network, Samples]:
         if self.network is None:
-            raise InputError(f"without a network only raw embeddings can be used, got {type(rows).__name__}")
-        if isinstance(rows, Samples):
-            return rows
+            raise InputError(f"without a network only raw embeddings can be used, got {type(samples).__name__}")
+        if isinstance(samples, Samples):
+            return self.network, samples
         from datasets import Dataset
 
-        if isinstance(rows, Dataset):
-            return as_samples(rows, modality=self.network.modality)
-        return Samples([{"input": value} for value in rows], "input")
+        if isinstance(samples, Dataset):
+            return self.network, as_samples(samples, modality=self.network.modality)
+        return self.network, Samples([{"input": value} for value in samples], "input")
 
 
-def _span(names: Sequence[str]) -> str:
-    return f"{names[0]!r} to {names[-1]!r}"
+def _fit_statistics(
+    chunks: Iterable[np.ndarray], width: int, processes: Processes, *, at_least: int = 2
+) -> Statistics:
+    """Statistics of the samples of all processes, from each one's own chunks (n, width); only sums travel."""
+    own = Statistics(width)
+    for chunk in chunks:
+        own.update(chunk)
+    merged = Statistics(width)
+    for state in processes.gather(own.state()):
+        merged = merged.merge(Statistics.from_state(state))
+    if merged.n < at_least:
+        raise InputError(f"training statistics need two samples or more, got {merged.n}")
+    return merged
+
+
+def _statistics_of_store(store: Store, processes: Processes) -> Statistics:
+    """Statistics of a store's raw activations; where those were dropped, the statistics that were kept."""
+    if not store.has_raw:
+        return Statistics.from_state(store.read_tensors(STATISTICS))
+    chunks = (values for _, values in store.raw_chunks(processes.share(store.positions)))
+    statistics = _fit_statistics(chunks, store.width, processes)
+    if processes.main:
+        store.write_tensors(STATISTICS, statistics.state())
+    return statistics
+
+
+@contextmanager
+def _writing(folder: str | Path, processes: Processes) -> Iterator[None]:
+    if not processes.main:
+        yield
+        return
+    with writing(folder):
+        yield
+
+
+def _kept(embedding: Embedding, out: str | Path | None) -> Embedding:
+    return embedding if out is None else Embedding.load(embedding.save(out))
+
+
+def _signature(model: nn.Module) -> list:
+    """What tells a network from a changed one: its modules' names and classes, and which tensors they hold."""
+    return [
+        (name, type(module), [id(value) for value in (*module._parameters.values(), *module._buffers.values())])
+        for name, module in model.named_modules()
+    ]
+
+
+def _span(layers: Sequence[LayerColumns]) -> str:
+    return f"{layers[0].name!r} to {layers[-1].name!r}"

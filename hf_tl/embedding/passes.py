@@ -1,52 +1,77 @@
-"""One pass of a dataset through a network: planned from an example, into memory or into a store."""
+"""One pass of a dataset through a network: raw activations with their indices, into memory or into a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from types import FunctionType
 
 import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
 
 from hf_tl.data import Samples
-from hf_tl.embedding.batches import load_batch
-from hf_tl.embedding.embedding import Embedding, LayerColumns, describe_labels, write_index
-from hf_tl.embedding.execution import Execution
-from hf_tl.embedding.extraction import Block, extract, move, to_device
-from hf_tl.embedding.fingerprint import fingerprint_batch, fingerprint_json, fingerprint_rows, fingerprint_weights
-from hf_tl.embedding.pooling import POOLINGS, Pooling
-from hf_tl.embedding.processes import Processes
-from hf_tl.embedding.store import Store
-from hf_tl.embedding.tap import Selection, Tap
-from hf_tl.embedding.taps import find_taps, with_pooling
-from hf_tl.errors import InputError
+from hf_tl.embedding.batches import Execution, Processes, load_batch, loaded_batches
+from hf_tl.embedding.embedding import Embedding, LayerColumns, describe_labels, index_tensors
+from hf_tl.embedding.fingerprint import (
+    fingerprint_batch,
+    fingerprint_json,
+    fingerprint_pooling,
+    fingerprint_samples,
+    fingerprint_weights,
+)
+from hf_tl.embedding.reader import TapReader, n_samples
+from hf_tl.embedding.store import INDEX, Store
+from hf_tl.embedding.taps import Tap
+from hf_tl.errors import InputError, in_one_line
 from hf_tl.models import Network
-from hf_tl.plugins import plugin_origin
 from hf_tl.trace import Batch
 
 
 @dataclass(frozen=True)
+class Chunk:
+    """Raw activations of some samples.
+
+    Attributes:
+        indices: (n,) of the samples in the dataset, ascending.
+        values: (n, n_features) float32; the next chunk writes over them unless `into` was given.
+        skipped: indices of samples of the same batch that were left out.
+    """
+
+    indices: np.ndarray
+    values: np.ndarray
+    skipped: np.ndarray
+
+
 class Pass:
     """A pass that is planned, not run.
 
-    Attributes:
-        network: what the rows go through.
-        rows: the dataset.
-        taps: what is read, found on the first two rows.
-        example: those rows, prepared.
+    Args:
+        network: what the samples go through; it is moved to the device.
+        samples: the dataset.
         activation: whether layers are read "after" their activation or "before" it.
         execution: how.
         processes: who takes part.
+
+    Attributes:
+        taps: what is read, to be set before the pass runs.
+
+    Raises:
+        InputError: no samples, settings out of range, or a device that does not exist here.
     """
 
-    network: Network
-    rows: Samples
-    taps: Sequence[Tap]
-    example: Batch
-    activation: str
-    execution: Execution
-    processes: Processes
+    def __init__(
+        self, network: Network, samples: Samples, *, activation: str, execution: Execution, processes: Processes
+    ):
+        execution.check()
+        if len(samples) == 0:
+            raise InputError(f"{samples.name} has no samples; there is nothing to embed")
+        _move(network.model, execution.device)
+        self.network, self.samples, self.activation = network, samples, activation
+        self.execution, self.processes = execution, processes
+        self.taps: Sequence[Tap] = ()
 
     @property
     def columns(self) -> tuple[LayerColumns, ...]:
@@ -57,50 +82,81 @@ class Pass:
             for tap, stop in zip(self.taps, stops, strict=True)
         )
 
-    def blocks(self, *, into: np.ndarray | None = None) -> Iterator[Block]:
-        """This process's share of the pass, block by block; as in `extract`."""
-        return self._extract(self.processes.share(self.execution.batches(len(self.rows))), into=into)
-
-    def into_memory(
-        self, change: Callable[[np.ndarray], np.ndarray] | None = None, *, dtype: np.dtype | str = "float32"
-    ) -> Embedding:
-        """The raw activations of all rows; with `change`, what it makes of each block of them, in `dtype`.
+    @cached_property
+    def alone(self) -> dict[int, Batch]:
+        """The first two usable samples, by index, each prepared by itself; one where there is only one.
 
         Raises:
-            InputError: no row can be used; several processes, which share no memory.
+            InputError: no sample can be used.
+        """
+        found: dict[int, Batch] = {}
+        for index in range(len(self.samples)):
+            how = self.execution.on_bad_samples
+            _, batch = load_batch(self.network.prepare, self.samples, [index], on_bad_samples=how)
+            if batch is not None:
+                found[index] = batch
+            if len(found) == 2:
+                break
+        if not found:
+            raise InputError(f"none of the {len(self.samples)} samples of {self.samples.name} can be used")
+        return found
+
+    @cached_property
+    def example(self) -> Batch:
+        """A batch of those two samples; of the same sample twice where there is only one."""
+        return self.network.prepare([self.samples[index] for index in (list(self.alone) * 2)[:2]])
+
+    def chunks(self, *, into: np.ndarray | None = None) -> Iterator[Chunk]:
+        """This process's share of the pass, one chunk of raw activations a batch.
+
+        Args:
+            into: (n, n_features) float32, in which the values of all chunks are put one below the other.
+
+        Raises:
+            InputError: a bad sample, named by its index, before its chunk is handed on.
+        """
+        return self._read(self.processes.share(self.execution.batches(len(self.samples))), into=into)
+
+    def into_memory(
+        self, scale: Callable[[np.ndarray], np.ndarray] | None = None, *, dtype: np.dtype | str = "float32"
+    ) -> Embedding:
+        """The raw activations of all samples; with `scale`, what it makes of each chunk of them, in `dtype`.
+
+        Raises:
+            InputError: no sample can be used; several processes, which share no memory.
         """
         if self.processes.count > 1:
             raise InputError(
                 f"{self.processes.count} processes share a folder, not memory: give out=..., a folder they all see"
             )
-        values = np.empty((len(self.rows), self.columns[-1].stop), dtype)
-        kept, n = np.empty(len(self.rows), np.int64), 0
-        for block in self.blocks(into=values if change is None else None):
-            here = slice(n, n + len(block.rows))  # from the top; what skipped rows left over is cut
-            if change is not None:
-                values[here] = change(block.values)
-            kept[here] = block.rows
+        columns = self.columns
+        values = np.empty((len(self.samples), columns[-1].stop), dtype)
+        indices, n = np.empty(len(self.samples), np.int64), 0
+        for chunk in self.chunks(into=values if scale is None else None):
+            here = slice(n, n + len(chunk.indices))  # from the top; what skipped samples left over is cut off
+            if scale is not None:
+                values[here] = scale(chunk.values)
+            indices[here] = chunk.indices
             n = here.stop
         self._check_some(n)
-        labels = self.rows.labels
+        labels = self.samples.labels
         return Embedding(
             values=values[:n],
-            layers=self.columns,
-            rows=kept[:n],
-            labels=None if labels is None else labels[kept[:n]],
-            class_names=self.rows.class_names,
+            layers=columns,
+            indices=indices[:n],
+            labels=None if labels is None else labels[indices[:n]],
+            class_names=self.samples.class_names,
             activation=self.activation,
             network=self.network.name,
         )
 
     def into_store(self, folder: str | Path) -> Store:
-        """Reads the rows that the folder does not hold yet; when it returns, all processes have.
+        """Reads the samples that the folder does not hold yet; when it returns, all processes have.
 
         Raises:
-            InputError: the folder holds an embedding of something else; a bad row; no row can be used.
+            InputError: the folder holds an embedding of something else; a bad sample; no sample can be used.
         """
-        manifest = self._manifest()
-        store = Store.create(folder, manifest) if self.processes.main else None
+        store = Store.create(folder, self._manifest()) if self.processes.main else None
         self.processes.wait()
         store = store or Store.open(folder)
         done = np.ones(store.n_rows, bool)
@@ -108,99 +164,139 @@ class Pass:
             done = store.verify() if self.processes.main else done
             done = self.processes.gather(done)[0]
         missing = [wanted for wanted in self.execution.batches(store.n_rows) if not done[wanted].all()]
-        for block in self._extract(self.processes.share(missing)):
-            store.write_rows(block.rows, block.values)
-            store.skip_rows(block.skipped)
+        for chunk in self._read(self.processes.share(missing)):
+            store.write_rows(chunk.indices, chunk.values)
+            store.skip_rows(chunk.skipped)
         self.processes.wait()
-        if (store.checksums == 0).any():
+        if (store.sums == 0).any():
             raise InputError(
-                f"{str(folder)!r} lacks rows that another process has written: give a folder that all machines share"
+                f"{str(folder)!r} lacks samples that another process has written: give a folder that all machines "
+                f"share"
             )
         self._check_some(len(store.positions))
         if self.processes.main:
-            write_index(store.folder, np.arange(store.n_rows), self.rows.labels)
+            store.write_tensors(INDEX, index_tensors(np.arange(store.n_rows), self.samples.labels))
         self.processes.wait()
         return store
 
-    def _extract(self, batches: Sequence[range], *, into: np.ndarray | None = None) -> Iterator[Block]:
+    def _read(self, batches: Sequence[range], *, into: np.ndarray | None = None) -> Iterator[Chunk]:
         if not len(batches):
-            return iter(())
-        return extract(self.network, self.rows, self.taps, batches, execution=self.execution, into=into)
+            return
+        network, samples, execution = self.network, self.samples, self.execution
+        model = execution.network(network.model)
+        _move(model, execution.device)
+        skipped = 0
+        with (
+            TapReader(model, self.taps, torch_compile=execution.torch_compile) as read,
+            tqdm(
+                total=len(samples),
+                initial=len(samples) - sum(len(wanted) for wanted in batches),
+                desc=f"embedding {samples.name}",
+                unit="sample",
+                disable=not execution.progress,
+            ) as bar,
+        ):
+            landing = _Landing(execution, (max(len(wanted) for wanted in batches), read.n_features), into)
+            for wanted, kept, batch in loaded_batches(network, samples, batches, execution):
+                used, values = np.asarray(kept, np.int64), np.empty((0, read.n_features), np.float32)
+                if batch is not None:
+                    values = landing.read(read, execution.placed(batch))
+                    finite = self._finite(values, kept)
+                    used, values = used[finite], landing.keep(values, finite)
+                left_out = np.setdiff1d(wanted, used) if len(used) < len(wanted) else np.empty(0, np.int64)
+                yield Chunk(used, values, left_out)
+                skipped += len(left_out)
+                if skipped:
+                    bar.set_postfix(skipped=skipped)
+                bar.update(len(wanted))
+
+    def _finite(self, values: np.ndarray, kept: Sequence[int]) -> np.ndarray:
+        """(n,) bool: which samples have finite activations only."""
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all() and self.execution.on_bad_samples == "raise":
+            row = int(np.flatnonzero(~finite)[0])
+            column = int(np.flatnonzero(~np.isfinite(values[row]))[0])
+            layer = next(layer for layer in self.columns if column < layer.stop)
+            raise InputError(
+                f"sample {kept[row]} of {self.samples.name} gives NaN or infinite activations, first in layer "
+                f"{layer.name!r}; expected finite numbers: check the sample and the network's dtype, or leave such "
+                f"samples out with on_bad_samples='skip' (--on-bad-samples skip)"
+            )
+        return finite
 
     def _check_some(self, n: int) -> None:
         if n == 0:
-            raise InputError(f"none of the {len(self.rows)} rows of {self.rows.name} can be used; all were skipped")
+            raise InputError(
+                f"none of the {len(self.samples)} samples of {self.samples.name} can be used; all were skipped"
+            )
 
     def _manifest(self) -> dict:
         taps = [
-            [tap.name, tap.n_features, _reading(tap), _pooling_name(tap.pool), tap.prefix, list(tap.strides)]
+            [tap.name, tap.n_features, _reading(tap), fingerprint_pooling(tap.pool), tap.prefix, list(tap.strides)]
             for tap in self.taps
         ]
-        layers = [asdict(layer) for layer in self.columns]
         return {
             "network": self.network.name,
             "activation": self.activation,
-            "n_rows": len(self.rows),
-            **describe_labels(self.rows.labels, self.rows.class_names),
-            "layers": layers,
+            "n_samples": len(self.samples),
+            **describe_labels(self.samples.labels, self.samples.class_names),
+            "layers": [asdict(layer) for layer in self.columns],
             "fingerprints": {
                 "weights": fingerprint_weights(self.network.model),
                 "taps": fingerprint_json([self.activation, taps]),
                 "preprocessing": fingerprint_batch(self.example),
-                "dataset": fingerprint_rows(self.rows),
-                "dtype": self.execution.dtype,
+                "dataset": fingerprint_samples(self.samples),
+                "dtype": self.execution.dtype_name,
             },
         }
 
 
-def plan_pass(
-    network: Network,
-    rows: Samples,
-    *,
-    selection: Selection,
-    top: float,
-    activation: str,
-    pool: str | Pooling | Mapping[str, str | Pooling],
-    execution: Execution,
-    processes: Processes,
-) -> Pass:
-    """Finds the taps on the first two usable rows.
+class _Landing:
+    """Where batches come to lie on the host: one below the other in an array of the caller, or all in one buffer.
 
-    Raises:
-        InputError: no usable row; a network that cannot run on them; a selection that chooses nothing.
+    A reader on the CPU writes there itself. From a GPU there is one copy, through pinned memory.
     """
-    if len(rows) == 0:
-        raise InputError(f"{rows.name} has no rows; there is nothing to embed")
-    example = _example(network, rows, on_bad_rows=execution.on_bad_rows)
-    move(network.model, execution.device)
-    placed = to_device(example, execution.device)
-    taps, _ = find_taps(network, placed, activation=activation, selection=selection, top=top)
-    return Pass(network, rows, with_pooling(taps, pool, network), example, activation, execution, processes)
+
+    def __init__(self, execution: Execution, shape: tuple[int, int], into: np.ndarray | None):
+        kind = torch.device(execution.device).type
+        self._direct = kind == "cpu" and not execution.torch_compile
+        self._pinned = torch.empty(shape, pin_memory=True) if kind == "cuda" else None
+        self._below = into is not None
+        self._array = np.empty(shape, np.float32) if into is None else into
+        self._next = 0
+
+    def read(self, read: TapReader, batch: Batch) -> np.ndarray:
+        """(n, n_features) float32, of the next batch."""
+        n = n_samples(batch)
+        space = torch.from_numpy(self._array[self._next : self._next + n])
+        if self._direct:
+            return read(batch, out=space).numpy()
+        values = read(batch)
+        if self._pinned is not None:
+            self._pinned[:n].copy_(values, non_blocking=True)
+            torch.cuda.current_stream(values.device).synchronize()
+            values = self._pinned[:n]
+        return space.copy_(values).numpy()
+
+    def keep(self, values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """Those of the samples just read for which `kept` is true, from the top; the next batch goes below them."""
+        if not kept.all():
+            values[: kept.sum()] = values[kept]
+            values = values[: kept.sum()]
+        self._next += len(values) if self._below else 0
+        return values
+
+
+def _move(model: nn.Module, device: str) -> None:
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise InputError(
+            f"device {device!r} cannot be used here: {in_one_line(error)}; use 'cpu', or 'cuda' where there is one"
+        ) from error
 
 
 def _reading(tap: Tap) -> list:
     """Where a tap is read, as JSON can hold it."""
     reading = tap.reading
     return [reading.module, reading.call, reading.side, [step.function.__name__ for step in reading.steps]]
-
-
-def _pooling_name(pool: str | Pooling) -> str:
-    if isinstance(pool, str):
-        return pool if pool in POOLINGS else plugin_origin("pooling", pool)
-    if isinstance(pool, FunctionType):
-        return f"{pool.__module__}.{pool.__qualname__}"
-    settings = sorted(vars(pool).items())
-    return f"{type(pool).__module__}.{type(pool).__qualname__}{settings}"
-
-
-def _example(network: Network, rows: Samples, *, on_bad_rows: str) -> Batch:
-    """A batch of the first two usable rows; of the same row twice where there is only one."""
-    found: list[int] = []
-    for index in range(len(rows)):
-        kept, _ = load_batch(network.prepare, rows, [index], on_bad_rows=on_bad_rows)
-        found += kept
-        if len(found) == 2:
-            break
-    if not found:
-        raise InputError(f"none of the {len(rows)} rows of {rows.name} can be used")
-    return network.prepare([rows[index] for index in (found * 2)[:2]])

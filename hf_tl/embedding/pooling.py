@@ -1,4 +1,4 @@
-"""A layer's output -> one number per channel and row."""
+"""A layer's output -> one number per channel and sample."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from hf_tl.names import closest
 from hf_tl.plugins import find_plugin, plugin_names
 
 
+Stride = tuple[int, int, int, int]  # kernel, stride, padding of both sides together, dilation
 EPSILON = 1e-6
 GEM_POWER = 3.0
 
 
 class Pooling(Protocol):
-    """How the positions of a row become one number per channel; pass one of your own as `pool`."""
+    """How the positions of a sample become one number per channel; pass one of your own as `pool`."""
 
     def __call__(self, values: Tensor, mask: Tensor | None) -> Tensor:
-        """(rows, positions, channels), mask (rows, positions) bool or None for all -> (rows, channels)."""
+        """(n, positions, channels), mask (n, positions) bool or None for all -> (n, channels)."""
         ...
 
 
@@ -56,7 +57,7 @@ def first(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def last(values: Tensor, mask: Tensor | None) -> Tensor:
-    """The last position that counts, whichever side is padded: where a decoder has read the whole row."""
+    """The last position that counts, whichever side is padded: where a decoder has read the whole text."""
     if mask is None:
         return values[:, -1]
     final = mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)
@@ -91,62 +92,62 @@ def find_pooling(name: str | Pooling) -> Pooling:
 def pool(
     value: Tensor,
     *,
-    rows: int,
+    n: int,
     channels_last: bool,
     mask: Tensor | None = None,
     how: str | Pooling = "mean",
     prefix: int = 0,
-    strides: Sequence[tuple[int, int, int, int]] = (),
+    strides: Sequence[Stride] = (),
 ) -> Tensor:
-    """Pools everything but rows and channels, by the mean in float32 at least.
+    """Pools everything but samples and channels, by the mean in float32 at least.
 
-    A leading axis of several pieces a row (windows, frames), row by row, counts as positions of its row.
+    A leading axis of several pieces a sample (windows, frames), sample by sample, counts as positions of that.
     The poolings of tokens ("cls", "patch-mean", "last-token") fall back to the mean for maps.
 
     Args:
-        value: (rows * pieces, channels, ...) or, with `channels_last`, (rows * pieces, ..., channels).
-        rows: number of rows in the batch.
+        value: (n * pieces, channels, ...) or, with `channels_last`, (n * pieces, ..., channels).
+        n: number of samples in the batch.
         channels_last: whether channels are the last axis, as in a fully connected layer's output.
-        mask: (rows, tokens), 1 where a token counts, 0 where it pads; None where all count.
+        mask: (n, tokens), 1 where a token counts, 0 where it pads; None where all count.
         how: a name that `find_pooling` knows, or a pooling of your own.
         prefix: number of tokens before the patches, which "patch-mean" leaves out.
         strides: the convolutions over time between the mask's positions and the value's, see `resample`.
 
     Returns:
-        (rows, channels).
+        (n, channels).
 
     Raises:
         ValueError: the mask has padding, but the value's positions are not its tokens.
-        InputError: a pooling that does not give (rows, channels).
+        InputError: a pooling that does not give (n, channels).
     """
-    if value.ndim == 2 and value.shape[0] == rows:
+    if value.ndim == 2 and value.shape[0] == n:
         return value if value.dtype == torch.float32 else value.to(torch.promote_types(value.dtype, torch.float32))
-    tokens = channels_last and value.ndim == 3 and len(value) == rows
+    tokens = channels_last and value.ndim == 3 and len(value) == n
     if how in TOKEN_POOLINGS and not tokens:
         how = "mean"
     if mask is not None:
-        positions = value.shape[1 if channels_last else 2] if value.ndim == 3 and len(value) == rows else None
+        positions = value.shape[1 if channels_last else 2] if value.ndim == 3 and len(value) == n else None
         mask = _at_positions(mask.bool(), positions, strides, shape=value.shape)
     if how == "patch-mean" and value.shape[1] > prefix:
         value, mask = value[:, prefix:], None if mask is None else mask[:, prefix:]
     if how == "mean" and mask is None and not channels_last:
         pooled = _mean_of_maps(value)  # in the layout it comes in
-        return pooled if len(pooled) == rows else pooled.unflatten(0, (rows, -1)).mean(dim=1)
+        return pooled if len(pooled) == n else pooled.unflatten(0, (n, -1)).mean(dim=1)
     if not channels_last:
         value = value.flatten(2).transpose(1, 2) if value.ndim > 2 else value[:, None]
-    pooled = find_pooling(how)(value.reshape(rows, -1, value.shape[-1]), mask)
-    if tuple(pooled.shape) != (rows, value.shape[-1]):
+    pooled = find_pooling(how)(value.reshape(n, -1, value.shape[-1]), mask)
+    if tuple(pooled.shape) != (n, value.shape[-1]):
         raise InputError(
-            f"pooling {how!r} should give one number per row and channel, {(rows, value.shape[-1])}, "
+            f"pooling {how!r} should give one number per sample and channel, {(n, value.shape[-1])}, "
             f"got {tuple(pooled.shape)}"
         )
     return pooled.to(torch.promote_types(pooled.dtype, torch.float32))
 
 
 def _at_positions(
-    mask: Tensor, positions: int | None, strides: Sequence[tuple[int, int, int, int]], *, shape: torch.Size
+    mask: Tensor, positions: int | None, strides: Sequence[Stride], *, shape: torch.Size
 ) -> Tensor | None:
-    """The mask (rows, positions) of a sequence's positions; None where all count, so that they need not be known."""
+    """The mask (n, positions) of a sequence's positions; None where all count, so that they need not be known."""
     if strides and positions != mask.shape[1]:
         mask = resample(mask, strides)
     if positions == mask.shape[1]:
@@ -156,11 +157,11 @@ def _at_positions(
     raise ValueError(f"positions of shape {tuple(shape)} cannot be matched with tokens {tuple(mask.shape)}")
 
 
-def resample(mask: Tensor, strides: Sequence[tuple[int, int, int, int]]) -> Tensor:
-    """The mask of a signal after convolutions over time: a frame counts if it exists for the row by itself.
+def resample(mask: Tensor, strides: Sequence[Stride]) -> Tensor:
+    """The mask of a signal after convolutions over time: a frame counts if it exists for the sample by itself.
 
     Args:
-        mask: (rows, samples) bool, padded on the right.
+        mask: (n, positions) bool, padded on the right.
         strides: (kernel, stride, padding on both sides together, dilation) of each convolution.
 
     Raises:
@@ -208,7 +209,7 @@ def _sum_of_maps(maps: Tensor) -> Tensor:
 
 
 def _sum(values: Tensor) -> Tensor:
-    """Over positions, (rows, positions, channels) -> (rows, channels), in float32 at least."""
+    """Over positions, (n, positions, channels) -> (n, channels), in float32 at least."""
     if values.dtype == torch.bfloat16 and values.device.type == "cpu":
         return _split_sum(values)
     return values.sum(dim=1, dtype=torch.promote_types(values.dtype, torch.float32))

@@ -9,22 +9,25 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from hf_tl.card import CardInfo, data_sentence, footprint_table, in_time, results_table, write_card
-from hf_tl.embedding.embedding import LayerColumns, read_layer, read_tensors
+from hf_tl.embedding.embedding import LayerColumns, read_layer
 from hf_tl.embedding.fingerprint import fingerprint_weights
 from hf_tl.embedding.pooling import POOLINGS, Pooling
-from hf_tl.embedding.recipe import Recipe
+from hf_tl.embedding.recipe import Recipe, find_recipe
 from hf_tl.embedding.statistics import Statistics
-from hf_tl.embedding.store import STATISTICS
+from hf_tl.embedding.store import STATISTICS, read_tensors
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.hub import CARD, PushResult, check_repo_id, is_hub_id, is_hub_name, pull_files, push_files
 from hf_tl.models import Network, load_network
 
+
+if TYPE_CHECKING:
+    from hf_tl.embedding.full_network import FullNetworkEmbedding
 
 FORMAT = "hf_tl fitted embedding 1"
 CONFIG = "embedding_config.json"
@@ -32,41 +35,16 @@ TAGS = ("feature-extraction", "full-network-embedding", "transfer-learning")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w.-]+)?")
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """What a fitted `FullNetworkEmbedding` is, its speed apart; the names are those of its arguments."""
-
-    network: Network
-    recipe: Recipe
-    taps: str | Sequence[str]
-    top: float
-    pool: str | Pooling | Mapping[str, str | Pooling]
-    dtype: str
-    layers: Sequence[LayerColumns]
-    statistics: Statistics
-
-
-class FittedEmbedding(Protocol):
-    """A `FullNetworkEmbedding`, which this file is beneath."""
-
-    def as_fitted(self) -> Fitted:
-        """What its files hold."""
-
-
-def save_fitted(fitted: Fitted, folder: str | Path) -> Path:
+def save_fitted(embedding: FullNetworkEmbedding, folder: str | Path) -> Path:
     """See `FullNetworkEmbedding.save_pretrained`."""
-    from safetensors.numpy import save_file
-
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(fitted.statistics.state(), folder / STATISTICS)
-    (folder / CONFIG).write_text(json.dumps(_config(fitted), indent=1) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(_card(fitted, info=CardInfo()), encoding="utf-8")
+    _write_files(embedding, folder, name=embedding.network.name)
+    (folder / CARD).write_text(_card(embedding, info=CardInfo(), name=embedding.network.name), encoding="utf-8")
     return folder
 
 
 def push_embedding(
-    embedding: FittedEmbedding,
+    embedding: FullNetworkEmbedding,
     repo_id: str,
     *,
     info: CardInfo | None = None,
@@ -94,16 +72,15 @@ def push_embedding(
         NotFittedError: `fit` comes first.
         InputError: a pooling of your own, which no file can hold; or whatever the Hub objects to.
     """
-    fitted = embedding.as_fitted()
     check_repo_id(repo_id)
     info = info or CardInfo()
-    public = replace(fitted, network=replace(fitted.network, name=_public_name(fitted.network.name)))
-    with tempfile.TemporaryDirectory() as made:
-        folder = save_fitted(public, made)
+    name = _public_name(embedding.network.name)
+    with tempfile.TemporaryDirectory() as folder:
+        _write_files(embedding, Path(folder), name=name)
         return push_files(
-            {name: folder / name for name in (CONFIG, STATISTICS)},
+            {file: Path(folder, file) for file in (CONFIG, STATISTICS)},
             repo_id,
-            card=lambda there: _card(public, info=info, repo_id=repo_id, old=there),
+            card=lambda there: _card(embedding, info=info, name=name, repo_id=repo_id, old=there),
             message=message,
             private=private,
             revision=revision,
@@ -125,10 +102,10 @@ def find_fitted(name: str, revision: str | None) -> Path | None:
     return folder if (folder / CONFIG).is_file() else None
 
 
-def load_fitted(
+def read_fitted(
     folder: Path, *, network: Network | None, pool: str | Pooling | Mapping[str, str | Pooling] = "auto"
-) -> Fitted:
-    """The embedding that `save_fitted` wrote, fitted, around its network.
+) -> tuple[dict, list[LayerColumns], Statistics]:
+    """The arguments, layers and statistics of the embedding that `save_fitted` wrote, its network among the first.
 
     Args:
         folder: where the files are.
@@ -176,26 +153,35 @@ def load_fitted(
             f"the embedding in {str(folder)!r} was fitted on {base!r} with other weights than {network.name!r} has "
             f"here; load the network of the fit, or fit again"
         )
-    return Fitted(network, recipe, taps, top, saved, dtype, layers, statistics)
+    settings = {"network": network, "recipe": recipe, "taps": taps, "top": top, "pool": saved, "dtype": dtype}
+    return settings, layers, statistics
 
 
-def _config(fitted: Fitted) -> dict:
-    parts = fitted.pool.values() if isinstance(fitted.pool, Mapping) else [fitted.pool]
-    if not all(isinstance(part, str) for part in parts):
+def _write_files(embedding: FullNetworkEmbedding, folder: Path, *, name: str) -> None:
+    from safetensors.numpy import save_file
+
+    embedding.check_fitted()
+    network, pool, taps, top = embedding.network, embedding.pool, embedding.taps, embedding.top
+    if callable(taps):  # what it chose is kept
+        taps, top = embedding.layer_names_, 1.0
+    if not all(isinstance(part, str) for part in (pool.values() if isinstance(pool, Mapping) else [pool])):
         raise InputError("a pooling of your own cannot be written to a file; use one of the named poolings")
-    return {
+    config = {
         "format": FORMAT,
-        "base_model": fitted.network.name,
-        "revision": fitted.network.revision,
-        "image_size": fitted.network.image_size,
-        "weights": fingerprint_weights(fitted.network.model),
-        "recipe": asdict(fitted.recipe),
-        "taps": fitted.taps if isinstance(fitted.taps, str) else list(fitted.taps),
-        "top": fitted.top,
-        "pool": dict(fitted.pool) if isinstance(fitted.pool, Mapping) else fitted.pool,
-        "dtype": fitted.dtype,
-        "layers": [asdict(layer) for layer in fitted.layers],
+        "base_model": name,
+        "revision": network.revision,
+        "image_size": network.image_size,
+        "weights": fingerprint_weights(network.model),
+        "recipe": asdict(find_recipe(embedding.recipe)),
+        "taps": taps if isinstance(taps, str) else list(taps),
+        "top": top,
+        "pool": dict(pool) if isinstance(pool, Mapping) else pool,
+        "dtype": embedding.dtype_name,
+        "layers": [asdict(layer) for layer in embedding.layers_],
     }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(embedding.statistics_.state(), folder / STATISTICS)
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def _check_name(base: str, folder: Path) -> None:
@@ -219,20 +205,21 @@ def _public_name(name: str) -> str:
     return f"a folder: {place.name}" if place.exists() else name
 
 
-def _card(fitted: Fitted, *, info: CardInfo, repo_id: str | None = None, old: str | None = None) -> str:
-    named = fitted.network.name if is_hub_name(fitted.network.name) else None
-    recipe = fitted.recipe
-    steps = {"standardize": "standardised", "l2-layer": "each layer at length 1", "none": "not scaled"}[recipe.scale]
-    span = f"{fitted.layers[0].name} to {fitted.layers[-1].name}"
+def _card(
+    embedding: FullNetworkEmbedding, *, info: CardInfo, name: str, repo_id: str | None = None, old: str | None = None
+) -> str:
+    named = name if is_hub_name(name) else None
+    recipe, layers, n = find_recipe(embedding.recipe), embedding.layers_, embedding.statistics_.n
+    steps = {"standardize": "standardised", "l2-layer": "each layer at L2 norm 1", "none": "not scaled"}[recipe.scale]
+    span = f"{layers[0].name} to {layers[-1].name}"
     if recipe.thresholds is not None:
         steps += f", discretised to -1, 0, 1 at {recipe.thresholds[0]} and {recipe.thresholds[1]}"
-    rows = {"features": f"{fitted.layers[-1].stop:,}", "layers": f"{len(fitted.layers)}, {span}"}
-    rows["training rows"] = f"{fitted.statistics.n:,}"
+    rows = {"features": f"{layers[-1].stop:,}", "layers": f"{len(layers)}, {span}", "training samples": f"{n:,}"}
     if info.training_seconds is not None:
         rows["fitted in"] = in_time(info.training_seconds)
     body = f"""\
-{fitted.layers[-1].stop:,} features of {len(fitted.layers)} layers, {span}, read {recipe.activation} their activation,
-{steps}, with the statistics of {fitted.statistics.n:,} training rows
+{layers[-1].stop:,} features of {len(layers)} layers, {span}, read {recipe.activation} their activation,
+{steps}, with the statistics of {n:,} training samples
 (Garcia-Gasulla et al., ICBK 2018). The network itself is not in here.
 {data_sentence(info)}
 {results_table(info)}{footprint_table(rows)}## How to load it
@@ -241,7 +228,7 @@ def _card(fitted: Fitted, *, info: CardInfo, repo_id: str | None = None, old: st
 from hf_tl import FullNetworkEmbedding
 
 fne = FullNetworkEmbedding.from_pretrained("{repo_id or "PATH_OR_HUB_ID_OF_THIS"}")
-features = fne.transform(rows)
+features = fne.transform(samples)
 ```
 """
     return write_card(
@@ -250,5 +237,5 @@ features = fne.transform(rows)
         body=body,
         info=info,
         metadata={"library_name": "hf_tl", "base_model": named, "tags": TAGS},
-        task={"image": "image-feature-extraction", "text": "feature-extraction"}.get(fitted.network.modality),
+        task={"image": "image-feature-extraction", "text": "feature-extraction"}.get(embedding.network.modality),
     )

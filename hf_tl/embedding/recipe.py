@@ -8,14 +8,13 @@ from typing import Literal
 
 import numpy as np
 
-from hf_tl.embedding.cut_points import find_cut_points
 from hf_tl.embedding.statistics import Statistics
 from hf_tl.errors import InputError
 from hf_tl.names import closest
 
 
 CONSTANT = 2.0**-20  # a std this small beside its mean is float32 rounding, not signal
-ROWS_AT_ONCE = 16  # of 10,000 features, in float64, they stay in a processor's cache
+SAMPLES_AT_ONCE = 16  # of 10,000 features, in float64, they stay in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class Recipe:
 
     Attributes:
         activation: read each layer "after" its norm and activation, or "before" them.
-        scale: "standardize" each feature with the training rows' mean and standard deviation, "l2-layer" to give
-            each layer's part of a row Euclidean length 1, or "none".
+        scale: "standardize" each feature with the training samples' mean and standard deviation, "l2-layer" to
+            divide each layer's part of a sample by its L2 norm, or "none".
         ddof: 0 for the population's standard deviation, 1 for the sample's.
         thresholds: (low, high): standardised features above `high` become 1, below `low` -1, the rest 0; None to
             keep them real.
@@ -51,76 +50,6 @@ class Recipe:
         """int8 where the features are discretised, float32 otherwise."""
         return np.dtype(np.float32 if self.thresholds is None else np.int8)
 
-    def apply(self, values: np.ndarray, statistics: Statistics, widths: Sequence[int]) -> np.ndarray:
-        """Raw activations -> features; `scaler` gives the same as a function, for many blocks of rows.
-
-        Args:
-            values: (rows, n_features) raw activations.
-            statistics: of the training rows' raw activations.
-            widths: number of features of each layer, in column order.
-
-        Returns:
-            (rows, n_features) int8 in {-1, 0, 1}, or float32 without thresholds. A feature that is constant over
-            the training rows is 0 wherever it is standardised.
-        """
-        return self.scaler(statistics, widths)(values)
-
-    def scaler(self, statistics: Statistics, widths: Sequence[int]) -> Scaler:
-        """What `apply` does with these statistics, as a function of the values alone."""
-        return Scaler(self, statistics, widths)
-
-
-class Scaler:
-    """Raw activations -> features, by a recipe with its training statistics.
-
-    Every feature is standardised and compared in float64. Where float32 activations are discretised, each is
-    compared with the float32 number at which the outcome of that arithmetic changes, which gives the same.
-
-    Args:
-        recipe: what is done.
-        statistics: of the training rows' raw activations.
-        widths: number of features of each layer, in column order.
-    """
-
-    def __init__(self, recipe: Recipe, statistics: Statistics, widths: Sequence[int]):
-        self.recipe = recipe
-        self._widths = list(widths)
-        self._mean, self._spread = np.zeros(sum(widths)), np.ones(sum(widths))
-        if recipe.scale == "standardize":
-            self._mean, std = statistics.mean, statistics.std(ddof=recipe.ddof)
-            self._spread = np.where(std > CONSTANT * np.abs(self._mean), std, np.inf)  # x / infinity is 0
-        self._cuts: tuple[np.ndarray, np.ndarray] | None = None
-        if recipe.thresholds is not None and recipe.scale != "l2-layer":
-            low, high = recipe.thresholds
-            self._cuts = (
-                find_cut_points(self._mean, self._spread, low, closed=not recipe.low_closed),
-                find_cut_points(self._mean, self._spread, high, closed=False),
-            )
-
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        """(rows, n_features) -> (rows, n_features) of the recipe's dtype; the values are left as they are."""
-        out = np.empty(values.shape, self.recipe.dtype)
-        for start in range(0, len(values), ROWS_AT_ONCE):
-            block, part = values[start : start + ROWS_AT_ONCE], out[start : start + ROWS_AT_ONCE]
-            if self._cuts is not None and block.dtype == np.float32:
-                low, high = self._cuts
-                np.subtract((block >= high).view(np.int8), (block < low).view(np.int8), out=part)
-            else:
-                part[...] = self._compute(block)
-        return out
-
-    def _compute(self, block: np.ndarray) -> np.ndarray:
-        block = block.astype(np.float64)
-        if self.recipe.scale == "l2-layer":
-            normalise_layers(block, self._widths)
-        block -= self._mean
-        block /= self._spread
-        if self.recipe.thresholds is None:
-            return block
-        low, high = self.recipe.thresholds
-        below = block <= low if self.recipe.low_closed else block < low
-        return (block > high).view(np.int8) - below.view(np.int8)
-
 
 RECIPES = {
     "paper": Recipe(),
@@ -131,7 +60,7 @@ RECIPES = {
 }
 """Named recipes. "paper": Garcia-Gasulla et al., "An Out-of-the-box Full-Network Embedding for Convolutional Neural
 Networks" (ICBK 2018). "fne-package": the conventions of that group's PyTorch package. "standardize": the paper's
-without discretising. "l2": each layer's part of a row at length 1, the usual baseline. "raw": nothing."""
+without discretising. "l2": each layer's part of a sample at L2 norm 1, the usual baseline. "raw": nothing."""
 
 
 def find_recipe(recipe: Recipe | str) -> Recipe:
@@ -147,10 +76,70 @@ def find_recipe(recipe: Recipe | str) -> Recipe:
     return RECIPES[recipe]
 
 
-def normalise_layers(block: np.ndarray, widths: Sequence[int]) -> None:
-    """Gives each layer's part of each row length 1, in place: block (rows, n_features) float64."""
+class Scaler:
+    """Raw activations -> features, by a recipe with its training statistics.
+
+    A feature that is constant over the training samples is 0 wherever it is standardised. Everything is computed in
+    float64: a value is above a threshold t if it is above mean + t std.
+
+    Args:
+        recipe: what is done.
+        statistics: of the training samples' raw activations.
+        widths: number of features of each layer, in column order.
+    """
+
+    def __init__(self, recipe: Recipe, statistics: Statistics, widths: Sequence[int]):
+        self.recipe = recipe
+        self._widths = list(widths)
+        self._mean, self._spread = np.zeros(sum(widths)), np.ones(sum(widths))
+        if recipe.scale == "standardize":
+            self._mean, std = statistics.mean, statistics.std(ddof=recipe.ddof)
+            self._spread = np.where(std > CONSTANT * np.abs(self._mean), std, np.inf)  # x / infinity is 0
+        if recipe.thresholds is not None:
+            low, high = recipe.thresholds
+            bounds = self._raw_value(low, of_zero=np.inf if recipe.low_closed else -np.inf), self._raw_value(high)
+            # a float32 number is above a float64 one if it is above the float32 number next below that
+            rounded = (
+                (_round_down(bounds[0]) if recipe.low_closed else -_round_down(-bounds[0])),
+                _round_down(bounds[1]),
+            )
+            self._bounds = {np.dtype(np.float64): bounds, np.dtype(np.float32): rounded}
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """(n, n_features) of any float dtype -> (n, n_features) int8 in {-1, 0, 1}, or float32 without thresholds."""
+        out = np.empty(values.shape, self.recipe.dtype)
+        for start in range(0, len(values), SAMPLES_AT_ONCE):
+            chunk, part = values[start : start + SAMPLES_AT_ONCE], out[start : start + SAMPLES_AT_ONCE]
+            if self.recipe.scale == "l2-layer" or chunk.dtype != np.float32 or self.recipe.thresholds is None:
+                chunk = chunk.astype(np.float64)
+            if self.recipe.scale == "l2-layer":
+                normalise_layers(chunk, self._widths)
+            if self.recipe.thresholds is None:
+                part[...] = (chunk - self._mean) / self._spread
+            else:
+                low, high = self._bounds[chunk.dtype]
+                below = chunk <= low if self.recipe.low_closed else chunk < low
+                np.subtract((chunk > high).view(np.int8), below.view(np.int8), out=part)
+        return out
+
+    def _raw_value(self, threshold: float, *, of_zero: float = np.inf) -> np.ndarray:
+        """(n_features,) the raw value that is `threshold` once standardised; for a constant feature an infinity."""
+        constant = np.isinf(self._spread)
+        infinity = np.inf * threshold if threshold else of_zero
+        return np.where(constant, infinity, self._mean + threshold * np.where(constant, 0, self._spread))
+
+
+def normalise_layers(values: np.ndarray, widths: Sequence[int]) -> None:
+    """Divides each layer's part of each row by its L2 norm, in place: values (n, n_features) float64."""
     stop = 0
     for width in widths:
-        part = block[:, stop : (stop := stop + width)]
-        length = np.linalg.norm(part, axis=1, keepdims=True)
-        np.divide(part, length, out=part, where=length > 0)
+        part = values[:, stop : (stop := stop + width)]
+        norm = np.linalg.norm(part, axis=1, keepdims=True)
+        np.divide(part, norm, out=part, where=norm > 0)
+
+
+def _round_down(values: np.ndarray) -> np.ndarray:
+    """The largest float32 numbers that are not above some float64 ones."""
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float32)
+    return np.where(rounded > values, np.nextafter(rounded, np.float32(-np.inf)), rounded)

@@ -1,35 +1,107 @@
-"""An array whose rows stay in a file until they are asked for."""
+"""An array whose rows stay in a file until they are asked for: float32, int8, or four values in a byte."""
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from hf_tl.embedding.codec import Codec
+from hf_tl.errors import InputError
 
 
+CodecName = Literal["float32", "int8", "2bit"]
 Key = int | slice | np.ndarray | list
+SKIPPED = np.uint32(0xFFFFFFFF)  # in place of the checksum of a row that cannot be read
+PER_BYTE = 4  # values of two bits each
+_UNPACK = (np.arange(256)[:, None] >> np.array([0, 2, 4, 6]) & 3).astype(np.int8) - 1  # (256, 4)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Rows of one width, as bytes.
+
+    Attributes:
+        name: "float32"; "int8"; or "2bit", which holds -1, 0 and 1 only and packs four of them into a byte.
+        width: number of features of a row.
+
+    Raises:
+        InputError: an unknown name.
+    """
+
+    name: CodecName
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.name not in ("float32", "int8", "2bit"):
+            raise InputError(f"codec should be 'float32', 'int8' or '2bit', got {self.name!r}")
+
+    @property
+    def dtype(self) -> np.dtype:
+        """What rows are decoded to."""
+        return np.dtype(np.float32 if self.name == "float32" else np.int8)
+
+    @property
+    def stored_dtype(self) -> np.dtype:
+        """The items of a row in the file."""
+        return np.dtype({"float32": "<f4", "int8": np.int8, "2bit": np.uint8}[self.name])
+
+    @property
+    def n_items(self) -> int:
+        """Items of a row in the file."""
+        return -(-self.width // PER_BYTE) if self.name == "2bit" else self.width
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of a row in the file."""
+        return self.n_items * self.stored_dtype.itemsize
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """(n, width) -> (n, n_items) of `stored_dtype`.
+
+        Raises:
+            ValueError: values that "2bit" cannot hold.
+        """
+        if self.name != "2bit":
+            return np.ascontiguousarray(values, dtype=self.stored_dtype)
+        if values.size and (values.min() < -1 or values.max() > 1):
+            raise ValueError(f"two bits hold -1, 0 and 1, got values from {values.min()} to {values.max()}")
+        codes = np.ones((len(values), self.n_items * PER_BYTE), np.uint8)  # what fills the last byte reads as 0
+        codes[:, : self.width] = values.astype(np.int8) + np.int8(1)
+        codes = codes.reshape(len(values), self.n_items, PER_BYTE)
+        return codes[..., 0] | codes[..., 1] << 2 | codes[..., 2] << 4 | codes[..., 3] << 6
+
+    def decode(self, stored: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """(n, n_items) -> the columns from `start` to `stop`, (n, stop - start), a copy."""
+        if self.name != "2bit":
+            return np.array(stored[:, start:stop], dtype=self.dtype)
+        first, last = start // PER_BYTE, -(-stop // PER_BYTE)
+        values = _UNPACK[stored[:, first:last]].reshape(len(stored), -1)
+        return values[:, start - first * PER_BYTE : stop - first * PER_BYTE]
 
 
 @dataclass(frozen=True, eq=False)
 class StoredArray:
     """Some rows and columns of a file, read when they are asked for: `array[10:20]`, `array[mask, 5:9]`.
 
-    The file is mapped for the time of one reading only, so that a loop over blocks needs the memory of a block.
+    The file is mapped for the time of one reading only, so that a loop over chunks needs the memory of a chunk. A
+    row is compared with its checksum when it is read for the first time.
 
     Attributes:
         path: the file: one row after the other.
         codec: how a row stands in it.
         positions: (rows,) where in the file each row of the array stands.
         spans: the columns of the file, as (start, stop), that are the columns of the array.
+        checksums: (rows of the file,) uint32, of each; what was found right is set to 0.
     """
 
     path: Path
     codec: Codec
     positions: np.ndarray
     spans: tuple[tuple[int, int], ...]
+    checksums: np.ndarray
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -95,8 +167,29 @@ class StoredArray:
         stored = np.memmap(self.path, self.codec.stored_dtype, "r").reshape(-1, n_items)
         run = positions[-1] - positions[0] + 1 == len(positions) and (np.diff(positions) == 1).all()
         chosen = stored[positions[0] : positions[-1] + 1] if run else stored[positions]
+        self._check(positions, chosen)
         column = 0
         for a, b in spans:
             out[:, column : column + b - a] = self.codec.decode(chosen, a, b)
             column += b - a
         return out
+
+    def _check(self, positions: np.ndarray, stored: np.ndarray) -> None:
+        unread = np.flatnonzero(self.checksums[positions])
+        if not len(unread):
+            return
+        damaged = positions[unread][checksums(stored[unread]) != self.checksums[positions[unread]]]
+        if len(damaged):
+            raise InputError(
+                f"{self.path.name} in {str(self.path.parent)!r} is damaged: {len(damaged)} rows differ from their "
+                f"checksums, the first is row {damaged[0]}; repeat the command that made it, and they are made again"
+            )
+        self.checksums[positions] = 0
+
+
+def checksums(stored: np.ndarray) -> np.ndarray:
+    """(n,) uint32, CRC-32 of each row; the two values that mean something else are moved by one."""
+    sums = np.fromiter((zlib.crc32(row.data) for row in np.ascontiguousarray(stored)), np.uint32, len(stored))
+    sums[sums == 0] = 1
+    sums[sums == SKIPPED] = SKIPPED - np.uint32(1)
+    return sums

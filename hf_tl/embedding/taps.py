@@ -1,76 +1,110 @@
-"""Which values of a network are read."""
+"""A tap: one value that is read in each forward pass; and the ways to choose several, in a network or in a file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
-from hf_tl.embedding.places import select_places, towers_of
-from hf_tl.embedding.pooling import Pooling, find_pooling
-from hf_tl.embedding.strides import strides_of
-from hf_tl.embedding.survey import Survey
-from hf_tl.embedding.tap import LAST, PRESETS, Kind, Selection, Tap, match_term, terms_of
-from hf_tl.errors import InputError, in_one_line
-from hf_tl.layers.selection import find_place
+from hf_tl.embedding.pooling import Pooling, Stride, find_pooling
+from hf_tl.errors import InputError
+from hf_tl.layers import Layer, select
+from hf_tl.layers.selection import KINDS, find_place, point_at, split_terms
 from hf_tl.models import Network
-from hf_tl.names import closest
+from hf_tl.names import closest, match_names
 from hf_tl.table import format_table
-from hf_tl.trace import Batch, first_float, trace
+from hf_tl.trace import Reading
 
 
-PREFIX_TOKENS = {"cls_token", "class_token", "class_embedding", "dist_token", "distillation_token"}
-REGISTERS = {"reg_token", "register_tokens"}
+LAST = "last"  # the name of the tap on what the classifier reads
+Kind = Literal["conv", "linear", "attention", "hidden", "block", "norm", "other", "last"]
+PRESETS = {
+    "conv": ("conv",),
+    "linear": ("linear", "attention", "hidden"),
+    "blocks": ("block", "norm"),
+}
+TapSelection = str | Sequence[str] | Callable[[str, nn.Module], bool]
+"""Which taps:
+
+"auto"    of a CNN every convolution and fully connected layer; of a transformer, block by block, the attention's
+          output, the hidden layer of the MLP and the block's output, then the final norm
+"blocks"  each block's output, and the final norm
+"linear"  every fully connected layer
+"conv"    every convolution
+"last"    what the classifier reads
+..50%     what "auto" reads in some of the network's layers, in the words of `hf_tl.select_layers`: "..50%" is the
+          first half of the blocks, "-2.." the last two and the norm, "encoder.0..3", "stem"
+blocks.1* glob patterns over layer names, or a regular expression between slashes; a pattern that matches no layer
+          is matched with all modules, and what they return is read
+[...]     any of these together; in one string, a comma stands between them. A layer's own name always means that layer
+callable  from a module's name and the module to whether its output is read
+"""
+PLACE = re.compile(r"(?:(?P<tower>.+)\.)?(?:(?P<kind>stem|norm|head)|(?P<index>\d{1,4})/(?P<count>\d{1,4}))")
 
 
-def find_taps(
-    network: Network,
-    example: Batch,
-    *,
-    activation: Literal["after", "before"],
-    selection: Selection = ("auto", LAST),
-    top: float = 1.0,
-) -> tuple[list[Tap], dict[str, str]]:
-    """The chosen values outside the classifier, in execution order, and the tap "last" behind them.
+@dataclass(frozen=True)
+class Tap:
+    """One value that is read in each forward pass: a hook point, and how its positions are pooled.
 
-    Args:
-        network: any network.
-        example: a batch of two rows or more.
-        activation: whether a layer is read after its norm and activation, or its own output before them.
-        selection: see `Selection`.
-        top: the share of the chosen taps to keep, counted from the task side.
+    Attributes:
+        name: the layer's name, with "#2" for its second call in a pass and so on; "last" for the classifier's input.
+        depth: 0 for the first tap to be reached, 1 for the last.
+        reading: where the value is read.
+        n_features: its number of channels.
+        channels_last: whether channels are its last axis.
+        chain: what stands between the layer's own output and the value: a norm, an activation, both or nothing.
+        kind: what the value is in the network.
+        shape: of the value for the example's batch.
+        pool: how its positions become one number per channel.
+        prefix: number of tokens before the patches, which "patch-mean" leaves out.
+        strides: the convolutions over time between the attention mask and the value, see `pooling.resample`.
+        calls: how often its module runs in one pass.
+        auto: whether "auto" reads it.
+        place: where in the network it stands: "stem", "3/12" for the fourth of twelve blocks, "encoder.0/6", "norm".
+        final: whether no layer runs after it.
+    """
 
-    Returns:
-        The taps, and the layers that cannot be read: name -> reason.
+    name: str
+    depth: float
+    reading: Reading
+    n_features: int
+    channels_last: bool
+    chain: tuple[str, ...] = ()
+    kind: Kind = "other"
+    shape: tuple[int, ...] = ()
+    pool: str | Pooling = "mean"
+    prefix: int = 0
+    strides: tuple[Stride, ...] = ()
+    calls: int = 1
+    auto: bool = False
+    place: str = ""
+    final: bool = False
+
+
+def terms_of(selection: str | Sequence[str]) -> list[tuple[str, str, int]]:
+    """The terms of one selection or of several: each with the text that it is in, and its position there."""
+    parts = [selection] if isinstance(selection, str) else selection
+    return [(term, part, at) for part in parts for term, at in split_terms(part)]
+
+
+def match_term(term: str, names: Sequence[str], *, text: str, position: int) -> list[str]:
+    """The names that a term matches.
 
     Raises:
-        InputError: the network cannot run on the example, or the selection chooses nothing.
+        InputError: none, with a pointer to the term in its text.
     """
-    returned: dict[tuple[str, int], tuple[int, ...]] = {}
     try:
-        with _watching(network.model, returned):
-            record = trace(network.model, example)
-    except Exception as error:  # the network is the user's, and so are its errors
-        raise InputError(
-            f"{network.name} cannot run on its prepared inputs, {_shapes(example)}: {in_one_line(error)}; "
-            f"check the image size and what prepares the inputs"
-        ) from error
-    survey = Survey(network, record, returned, n_rows(example), activation)
-    taps = survey.select(selection)
-    strides = strides_of(record, example)
-    prefix = _n_prefix_tokens(network.model)
-    taps = [
-        replace(tap, prefix=prefix, strides=strides.get(_n_positions(tap), ())) for tap in _top(taps, top, selection)
-    ]
-    return taps, survey.left_out
+        return match_names([term], names)
+    except InputError as error:
+        raise InputError(f"{error}{point_at(text, term, position)}") from error
 
 
 def select_names(
     names: Sequence[str],
-    taps: Selection,
+    taps: TapSelection,
     top: float = 1.0,
     *,
     kinds: Sequence[str] = (),
@@ -80,7 +114,7 @@ def select_names(
 
     Args:
         names: tap names from data to task.
-        taps: see `Selection`; "auto" keeps all but "last", a callable cannot be asked again.
+        taps: see `TapSelection`; "auto" keeps all but "last", a callable cannot be asked again.
         top: the share of the selected taps to keep, counted from the task side, rounded down, at least one.
         kinds: what each tap is, for the presets.
         places: where each stands, for what is chosen by place.
@@ -92,19 +126,72 @@ def select_names(
         raise InputError("a function over modules cannot choose among stored layers; give patterns over their names")
     kept: set[str] = set()
     others = [name for name in names if name != LAST]
-    for text, selection, at in terms_of(taps):
-        if text in names:
-            kept.add(text)
-        elif text == "auto":
+    for term, text, at in terms_of(taps):
+        if term in names:
+            kept.add(term)
+        elif term == "auto":
             kept.update(others)
-        elif text in PRESETS and kinds:
-            kept.update(n for n, kind in zip(names, kinds, strict=True) if kind in PRESETS[text])
-        elif find_place(text, towers_of(places)):
-            chosen = select_places(places, text, selection=selection, position=at)
-            kept.update(n for n, place in zip(names, places, strict=True) if place in chosen)
+        elif term in PRESETS and kinds:
+            kept.update(name for name, kind in zip(names, kinds, strict=True) if kind in PRESETS[term])
+        elif find_place(term, towers_of(places)):
+            chosen = select_places(places, term, text=text, position=at)
+            kept.update(name for name, place in zip(names, places, strict=True) if place in chosen)
         else:
-            kept.update(match_term(text, names if text == LAST else others, selection=selection, position=at))
-    return _top([name for name in names if name in kept], top, taps)
+            kept.update(match_term(term, names if term == LAST else others, text=text, position=at))
+    return keep_top([name for name in names if name in kept], top, taps)
+
+
+def keep_top(taps: list, top: float, selection: TapSelection) -> list:
+    """The share of some taps that is nearest to the task, one at least.
+
+    Raises:
+        InputError: no taps, or a share outside (0, 1].
+    """
+    if not 0 < top <= 1:
+        raise InputError(f"top must be above 0 and at most 1, the share of layers to keep, got {top}")
+    if not taps:
+        raise InputError(f"taps={selection!r} selects none of the layers of the network")
+    return taps[-max(1, int(top * len(taps))) :]
+
+
+def towers_of(places: Sequence[str]) -> list[str]:
+    """The towers that some places name, in their order."""
+    return list(dict.fromkeys(layer.tower for layer in _layers_of(places) if layer.tower))
+
+
+def select_places(places: Sequence[str], term: str, *, text: str, position: int) -> set[str]:
+    """Those of some places that a term of the selection language names.
+
+    Places are words that a file can hold, so that stored layers are chosen by the same words, with the same meaning,
+    as those of the network itself.
+
+    Args:
+        places: of all taps there are, from data to task.
+        term: the term.
+        text: what it is a part of, for error messages.
+        position: where in there it begins.
+
+    Raises:
+        InputError: a term that names nothing, or no tap; the message points at it.
+    """
+    layers = _layers_of(places)
+    if not layers:
+        raise InputError(
+            f"{term!r} says where layers stand, which is not known of these; choose them by their names"
+            f"{point_at(text, term, position)}"
+        )
+    found = select(layers, text, start=position, stop=position + len(term))
+    chosen = {layer.name for layer in found} & set(places)
+    if not chosen:
+        known = ", ".join(dict.fromkeys(place for place in places if place))
+        raise InputError(f"nothing is read in {term!r}, but in {known}{point_at(text, term, position)}")
+    return chosen
+
+
+def write_place(tower: str, kind: str, index: int | None, count: int) -> str:
+    """The place of a layer: its kind, or a block's number and how many blocks there are."""
+    own = kind if index is None else f"{index}/{count}"
+    return f"{tower}.{own}" if tower else own
 
 
 def with_pooling(
@@ -134,63 +221,27 @@ def with_pooling(
     return made
 
 
-def describe_taps(taps: Sequence[Tap]) -> str:
-    """A table: each tap, what it is, after what it is read, its shape in a batch of two, its pooling and columns."""
-    rows, start = [], 0
+def describe_taps(taps: Sequence[Tap], left_out: Mapping[str, str]) -> str:
+    """A table of what is read, after what, its shape in a batch of two, its pooling and columns; and what is not."""
+    lines, start = [], 0
     for tap in taps:
         columns = f"{start}:{start + tap.n_features}"
         how = tap.pool if isinstance(tap.pool, str) else type(tap.pool).__name__
-        rows.append([tap.name, tap.kind, " + ".join(tap.chain), str(tap.shape), how, columns])
+        lines.append([tap.name, tap.kind, " + ".join(tap.chain), str(tap.shape), how, columns])
         start += tap.n_features
-    return format_table(["tap", "kind", "after", "shape", "pool", "columns"], rows)
+    table = format_table(["tap", "kind", "after", "shape", "pool", "columns"], lines)
+    reasons: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        reasons.setdefault(reason, []).append(name)
+    return "\n".join([table, *(f"not read: {', '.join(names)}: {reason}" for reason, names in reasons.items())])
 
 
-def n_rows(batch: Batch) -> int:
-    """Number of rows of a batch: the length of its first tensor."""
-    return len(batch) if isinstance(batch, Tensor) else len(next(iter(batch.values())))
-
-
-@contextmanager
-def _watching(model: nn.Module, returned: dict[tuple[str, int], tuple[int, ...]]) -> Iterator[None]:
-    """Fills in the shape of what each module call returns, in the order in which calls end."""
-    calls: dict[str, int] = {}
-
-    def watch(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: object) -> None:
-            call = calls.get(name, 0)
-            calls[name] = call + 1
-            value = first_float(output)
-            returned[name, call] = () if value is None else tuple(value.shape)
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            stack.callback(module.register_forward_hook(watch(name)).remove)
-        yield
-
-
-def _top(taps: list, top: float, selection: Selection) -> list:
-    if not 0 < top <= 1:
-        raise InputError(f"top must be above 0 and at most 1, the share of layers to keep, got {top}")
-    if not taps:
-        raise InputError(f"taps={selection!r} selects none of the layers of the network")
-    return taps[-max(1, int(top * len(taps))) :]
-
-
-def _n_positions(tap: Tap) -> int | None:
-    return tap.shape[1 if tap.channels_last else 2] if len(tap.shape) == 3 else None
-
-
-def _n_prefix_tokens(model: nn.Module) -> int:
-    """Tokens before the patches: class, distillation and register tokens, by the names of their parameters."""
-    count = 0
-    for name, parameter in model.named_parameters():
-        leaf = name.rpartition(".")[2]
-        count += 1 if leaf in PREFIX_TOKENS else parameter.shape[1] if leaf in REGISTERS else 0
-    return count
-
-
-def _shapes(batch: Batch) -> str:
-    parts = {"input": batch} if isinstance(batch, Tensor) else batch
-    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in parts.items())
+def _layers_of(places: Sequence[str]) -> list[Layer]:
+    """The layers of a network as far as some places tell of it: a tower with all its blocks, if it has one of them."""
+    layers: dict[str, Layer] = {}
+    for found in filter(None, (PLACE.fullmatch(place) for place in places)):
+        tower, count = found["tower"] or "", int(found["count"] or 0)
+        for kind, index in [*((kind, None) for kind in KINDS), *(("block", i) for i in range(count))]:
+            name = write_place(tower, kind, index, count)
+            layers.setdefault(name, Layer(name, kind, (), index, depth=0.0, calls=1, cut=False, tower=tower))
+    return list(layers.values())

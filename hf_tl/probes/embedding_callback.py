@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_tl.data import Samples
+from hf_tl.embedding.batches import single_process
 from hf_tl.embedding.full_network import FullNetworkEmbedding
-from hf_tl.embedding.processes import alone
 from hf_tl.embedding.recipe import Recipe
-from hf_tl.embedding.tap import Selection
+from hf_tl.embedding.taps import TapSelection
 from hf_tl.errors import InputError
 from hf_tl.models import Network
 from hf_tl.probes.loaders import loaders_of_trainer, rows_of_loader
@@ -58,7 +58,7 @@ class EmbeddingCallback(TrainerCallback):
         *,
         prepare: object,
         eval_steps: int = 500,
-        taps: Selection = "auto",
+        taps: TapSelection = "auto",
         recipe: Recipe | str = "paper",
         batch_size: int = 32,
         heads: Mapping[str, ClassifierMixin] | None = None,
@@ -80,7 +80,7 @@ class EmbeddingCallback(TrainerCallback):
         *,
         eval_steps: int = 500,
         limit: int = 512,
-        taps: Selection = "auto",
+        taps: TapSelection = "auto",
         recipe: Recipe | str = "paper",
     ) -> EmbeddingCallback:
         """For a Trainer's own rows, collated as it collates them: at most `limit` of each of its two datasets.
@@ -102,7 +102,7 @@ class EmbeddingCallback(TrainerCallback):
         inputs: Callable[[object], Batch] | None = None,
         eval_steps: int = 500,
         limit: int = 512,
-        taps: Selection = "auto",
+        taps: TapSelection = "auto",
         recipe: Recipe | str = "paper",
     ) -> EmbeddingCallback:
         """For a training loop of your own, prepared by accelerate or not; call `measure(model)` where you evaluate.
@@ -144,7 +144,7 @@ class EmbeddingCallback(TrainerCallback):
         In several processes each may call it, on the wrapped network too; all find the same.
         """
         model = model.module if isinstance(model, DistributedDataParallel) else model
-        with _undisturbed(), alone():
+        with _undisturbed(), single_process():
             network = Network(model, self.prepare, name="the network in training")
             device = str(next(model.parameters()).device)
             fne = FullNetworkEmbedding(

@@ -27,9 +27,9 @@ from machine import keep, spread
 from torch import nn
 
 from hf_tl import FullNetworkEmbedding, Network
+from hf_tl.embedding.anatomy import find_taps
 from hf_tl.embedding.reader import TapReader
 from hf_tl.embedding.store import Store
-from hf_tl.embedding.taps import find_taps
 from hf_tl.table import format_table
 
 

@@ -38,7 +38,7 @@ def test_what_is_saved_is_loaded(tmp_path, labels, dtype):
     loaded = Embedding.load(made.save(tmp_path / "new" / "folder"))
     assert loaded.values.dtype == dtype
     assert np.array_equal(loaded.values, made.values)
-    assert np.array_equal(loaded.rows, made.rows)
+    assert np.array_equal(loaded.indices, made.indices)
     assert (loaded.labels is None) if labels is None else np.array_equal(loaded.labels, labels)
     assert (loaded.layers, loaded.class_names, loaded.activation, loaded.network) == (
         made.layers,
@@ -56,7 +56,7 @@ def damage(about, index, what):
     elif what == "key":
         del about["layers"]
     elif what == "rows":
-        index["rows"] = index["rows"][:2]
+        index["indices"] = index["indices"][:2]
     elif what == "codes":
         index["labels"] = np.array([0, 1, -1])
     elif what == "activation":
@@ -91,7 +91,7 @@ def test_missing_and_truncated_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         Embedding.load(folder)
     (folder / "index.safetensors").unlink()
-    with pytest.raises(InputError, match="is not finished: 0 of 3 rows are missing; repeat the command"):
+    with pytest.raises(InputError, match="is not finished: 0 of 3 samples are missing; repeat the command"):
         Embedding.load(folder)
 
 
@@ -107,7 +107,7 @@ def test_rows_and_columns_stay_in_the_file_until_they_are_asked_for(tmp_path):
     assert np.array_equal(loaded.values[1], made.values[1])
     assert np.array_equal(loaded.values[:, 1:3], made.values[:, 1:3])
     assert np.array_equal(loaded.values[0:2, [3, 0]], made.values[0:2, [3, 0]])
-    with pytest.raises(InputError, match=r"one row is embedding\[i : i \+ 1\]"):
+    with pytest.raises(InputError, match=r"one sample is embedding\[i : i \+ 1\]"):
         loaded[1]
 
 
@@ -119,7 +119,7 @@ def test_rows_and_columns_stay_in_the_file_until_they_are_asked_for(tmp_path):
 def test_a_dataset_has_rows_values_and_labels(tmp_path, labels, names, expected, stored):
     made = replace(embedding(labels), class_names=names)
     data = made.to_dataset(tmp_path / "rows.arrow" if stored else None)
-    assert data["row"][:] == [0, 2, 5]
+    assert data["index"][:] == [0, 2, 5]
     assert data["label"][:] == expected
     assert np.array_equal(data.with_format("numpy")["embedding"][:], made.values)
     assert data.features["embedding"].length == 4

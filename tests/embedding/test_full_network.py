@@ -122,18 +122,20 @@ def broken_rows(n=10):
 
 
 def test_a_bad_row_is_named():
-    with pytest.raises(InputError, match=r"row 0 of train cannot be read: OSError: image file is truncated; .*skip"):
+    with pytest.raises(
+        InputError, match=r"sample 0 of train cannot be read: OSError: image file is truncated; .*skip"
+    ):
         embedding().fit(broken_rows())
 
 
 def test_skipped_rows_keep_labels_aligned():
     network = small_network()
-    made = embedding(network, on_bad_rows="skip").fit_transform(broken_rows())
+    made = embedding(network, on_bad_samples="skip").fit_transform(broken_rows())
     good = [1, 2, 3, 6, 7, 8, 9]
-    assert made.rows.tolist() == good
+    assert made.indices.tolist() == good
     assert made.labels.tolist() == [row % 3 for row in good]
     whole = embedding(network, recipe="raw").activations(images(10))
-    kept = embedding(network, recipe="raw", on_bad_rows="skip").activations(broken_rows())
+    kept = embedding(network, recipe="raw", on_bad_samples="skip").activations(broken_rows())
     assert np.allclose(kept.values, whole.values[good], atol=1e-5)
 
 
@@ -146,24 +148,22 @@ def test_a_row_that_the_processor_refuses_is_named_or_skipped():
         return torch.stack(batch)
 
     network = Network(small_network().model, prepare)
-    with pytest.raises(InputError, match="row 5 of samples cannot be read: ValueError: empty image"):
+    with pytest.raises(InputError, match="sample 5 of samples cannot be read: ValueError: empty image"):
         embedding(network).fit(rows)
-    assert embedding(network, on_bad_rows="skip").fit_transform(rows).rows.tolist() == [0, 1, 2, 3, 4, 6, 7]
+    assert embedding(network, on_bad_samples="skip").fit_transform(rows).indices.tolist() == [0, 1, 2, 3, 4, 6, 7]
 
 
 def test_rows_that_fit_no_common_batch_are_told_apart_from_bad_rows():
     rows = [torch.randn(3, 32, 32), torch.randn(3, 32, 32), torch.randn(3, 40, 40), torch.randn(3, 32, 32)]
     with pytest.raises(
-        InputError, match=r"rows 0 to 3 of samples cannot be put into one batch: RuntimeError: .*one shape"
+        InputError, match=r"samples 0 to 3 of samples cannot be put into one batch: RuntimeError: .*one shape"
     ):
         embedding().fit(rows)
     assert len(embedding().set_params(batch_size=1).fit_transform(rows)) == 4
 
 
 def test_a_network_that_cannot_run_says_on_what():
-    with pytest.raises(
-        InputError, match=r"test_resnet cannot run on its prepared inputs, input \(2, 7\): RuntimeError: "
-    ):
+    with pytest.raises(InputError, match=r"test_resnet cannot run on its prepared inputs, \(2, 7\): RuntimeError: "):
         embedding().fit(list(torch.randn(4, 7)))
 
 
@@ -172,8 +172,8 @@ def test_rows_with_nan_activations_leave_no_gap():
     network = small_network()
     whole = embedding(network).activations(rows)
     broken = [row if i in good else row * float("nan") for i, row in enumerate(rows)]
-    made = embedding(network, on_bad_rows="skip").activations(broken)
-    assert made.rows.tolist() == good
+    made = embedding(network, on_bad_samples="skip").activations(broken)
+    assert made.indices.tolist() == good
     assert made.shape == (6, whole.shape[1])
     assert np.allclose(made.values, whole.values[good], atol=1e-5)
 
@@ -183,26 +183,26 @@ def test_nan_activations_are_named_before_statistics_are_touched():
     rows[6] = rows[6] * float("nan")
     fne = embedding().fit(images(10, seed=1))
     before = fne.statistics_
-    with pytest.raises(InputError, match=r"row 6 of samples gives NaN or infinite .* in layer 'conv1.0'"):
+    with pytest.raises(InputError, match=r"sample 6 of samples gives NaN or infinite .* in layer 'conv1.0'"):
         fne.fit(rows)
     assert fne.statistics_ is before
     assert before.n == 10
-    assert 6 not in embedding(on_bad_rows="skip").fit_transform(rows).rows
+    assert 6 not in embedding(on_bad_samples="skip").fit_transform(rows).indices
 
 
 def test_test_features_before_fit():
-    with pytest.raises(NotFittedError, match="call fit or fit_transform on the training rows first"):
+    with pytest.raises(NotFittedError, match="call fit or fit_transform on the training samples first"):
         embedding().transform(images(2))
 
 
 @pytest.mark.parametrize(
     ("options", "rows", "message"),
     [
-        ({}, [], "samples has no rows|none of the 0 rows"),
-        ({}, 1, "training statistics need two rows or more, got 1"),
+        ({}, [], "samples has no samples"),
+        ({}, 1, "training statistics need two samples or more, got 1"),
         ({"taps": ["layer9.*"]}, 4, r"'layer9.\*' matches none of the \d+ layers; the closest are 'layer"),
         ({"batch_size": 0}, 4, "batch_size must be at least 1, got 0"),
-        ({"on_bad_rows": "ignore"}, 4, "should be 'raise' or 'skip', got 'ignore'"),
+        ({"on_bad_samples": "ignore"}, 4, "should be 'raise' or 'skip', got 'ignore'"),
         ({"device": "cuda:77"}, 4, "device 'cuda:77' cannot be used here"),
         ({"recipe": "papers"}, 4, "no recipe 'papers'"),
     ],

@@ -39,7 +39,7 @@ def test_a_pass_to_disk_gives_what_a_pass_in_memory_gives(tmp_path):
 
 def test_workers_give_the_same_rows(tmp_path):
     alone = embedding(small_model()).fit_transform(rows(20))
-    assert np.array_equal(embedding(small_model(), workers=2).fit_transform(rows(20)), alone)
+    assert np.array_equal(embedding(small_model(), num_workers=2).fit_transform(rows(20)), alone)
 
 
 def test_features_without_raw_activations(tmp_path):
@@ -130,13 +130,13 @@ def test_an_unfinished_folder_is_not_loaded(tmp_path):
             return super().__getitem__(index)
 
     data = Broken(rows(24).dataset, "input", rows(24).labels)
-    with pytest.raises(InputError, match="row 17 of samples cannot be read"):
+    with pytest.raises(InputError, match="sample 17 of samples cannot be read"):
         embedding(small_model()).fit_transform(data, out=tmp_path)
-    with pytest.raises(InputError, match="not finished: 8 of 24 rows are missing; repeat the command"):
+    with pytest.raises(InputError, match="not finished: 8 of 24 samples are missing; repeat the command"):
         Embedding.load(tmp_path)
-    made = embedding(small_model(), on_bad_rows="skip").fit_transform(data, out=tmp_path)
-    assert made.rows.tolist() == [row for row in range(24) if row != 17]
-    assert made.labels.tolist() == [row % 3 for row in made.rows]
+    made = embedding(small_model(), on_bad_samples="skip").fit_transform(data, out=tmp_path)
+    assert made.indices.tolist() == [row for row in range(24) if row != 17]
+    assert made.labels.tolist() == [row % 3 for row in made.indices]
 
 
 N_KILLED_ROWS = 200
@@ -176,7 +176,7 @@ def test_thirty_kills_at_random_moments_leave_the_store_of_a_straight_run(tmp_pa
             os.kill(child, signal.SIGKILL)
             if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
                 killed += 1
-                n_done.append(int((Store.open(out).checksums != 0).sum()) if (out / "embedding.json").exists() else 0)
+                n_done.append(int((Store.open(out).sums != 0).sum()) if (out / "embedding.json").exists() else 0)
         assert os.waitpid(start(out, log), 0)[1] == 0
         assert contents(out) == contents(straight)
         lost = log.stat().st_size - N_KILLED_ROWS // BATCH
@@ -231,7 +231,7 @@ def test_two_processes_write_what_one_writes(tmp_path):
 
 
 def test_a_share_may_be_empty():
-    from hf_tl.embedding.processes import Processes
+    from hf_tl.embedding.batches import Processes
 
     shares = [Processes(rank, 3).share(range(2)) for rank in range(3)]
     assert sorted(i for share in shares for i in share) == [0, 1]

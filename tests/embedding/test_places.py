@@ -9,8 +9,8 @@ import torch
 from transformers import BertConfig, BertModel, T5Config, T5Model
 
 from hf_tl import Embedding, FullNetworkEmbedding, InputError, LayerSelector, Network, list_layers
-from hf_tl.embedding.places import select_places
-from hf_tl.embedding.taps import find_taps, select_names
+from hf_tl.embedding.anatomy import find_taps
+from hf_tl.embedding.taps import select_names, select_places
 from hf_tl.layers import select
 from hf_tl.names import is_inside
 
@@ -142,4 +142,4 @@ def test_layers_without_places_are_chosen_by_name():
 
 def test_a_made_up_place_costs_no_memory():
     with pytest.raises(InputError, match="not known of these"):
-        select_places(["3/99999999999", "nonsense"], "-1", selection="-1", position=0)
+        select_places(["3/99999999999", "nonsense"], "-1", text="-1", position=0)

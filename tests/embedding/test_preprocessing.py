@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from hf_tl import Embedding, InputError, Samples
-from hf_tl.embedding.crops import TenCrops, mean_feature, mean_score, ten_crops, vote
+from hf_tl.embedding.crops import TenCrops, ten_crops
 from hf_tl.embedding.embedding import LayerColumns
 from hf_tl.embedding.preprocessing import Discretizer, LayerNormalizer, LayerSelector, Standardizer, StreamedPCA
 
@@ -25,14 +25,13 @@ STEPS = [LayerNormalizer(), Standardizer(), Discretizer("quantile"), LayerSelect
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: type(step).__name__)
-def test_parts_and_machines_learn_what_one_pass_learns(step, tmp_path):
+def test_parts_teach_what_one_pass_teaches(step, tmp_path):
     whole = embedding()
     stored = Embedding.load(whole.save(tmp_path))
     once = clone(step).fit(whole)
     parts = clone(step).partial_fit(whole[:300]).partial_fit(whole[300:])
-    merged = clone(step).fit(whole[:250]).merge(clone(step).fit(whole[250:]))
     expected = np.asarray(once.transform(whole))
-    for other in (parts, merged, clone(step).fit(stored)):
+    for other in (parts, clone(step).fit(stored)):
         got = np.asarray(other.transform(stored))
         if isinstance(step, StreamedPCA):  # a component has no sign
             got, expected = np.abs(got), np.abs(expected)
@@ -57,14 +56,11 @@ def test_pca_is_scikit_learns():
     expected = PCA(7).fit(whole.values.astype(np.float64))
     got = StreamedPCA(7).fit(whole)
     np.testing.assert_allclose(got.pca_.explained_variance_, expected.explained_variance_, rtol=1e-6)
-    merged = StreamedPCA(7).fit(whole[:250]).merge(StreamedPCA(7).fit(whole[250:]))
-    np.testing.assert_allclose(merged.pca_.explained_variance_, expected.explained_variance_, rtol=1e-6)
-    np.testing.assert_allclose(merged.pca_.explained_variance_ratio_, expected.explained_variance_ratio_, rtol=1e-6)
-    with pytest.raises(InputError, match="7 components need as many rows at once or more, got 5"):
+    with pytest.raises(InputError, match="7 components need as many samples at once or more, got 5"):
         StreamedPCA(7).fit(whole[:5])
 
 
-def test_layers_have_length_1_each():
+def test_layers_have_norm_1_each():
     scaled = LayerNormalizer().fit_transform(embedding()).values
     np.testing.assert_allclose(np.linalg.norm(scaled[:, :3], axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(scaled[:, 3:], axis=1), 1, rtol=1e-6)
@@ -111,27 +107,18 @@ def test_ten_crops_are_corners_and_centre_and_their_mirrors():
         assert np.array_equal(crop[:, ::-1], mirrored)
 
 
-def test_crops_are_rows_and_come_back_as_images():
+def test_crops_are_samples_and_come_back_as_images():
     rows = Samples([{"image": picture(i)} for i in range(3)], "image", labels=np.array([2, 0, 1]))
     crops = TenCrops.of(rows)
     assert len(crops) == 30
     assert crops.labels.tolist() == [2] * 10 + [0] * 10 + [1] * 10
     assert np.array_equal(crops[17], ten_crops(picture(1))[7])
     values = np.arange(60.0).reshape(30, 2).astype(np.float32)
-    made = Embedding(values, (LayerColumns("a", 0, 2, 1.0),), np.arange(30), crops.labels)
-    mean = mean_feature(made)
-    assert np.allclose(mean, values.reshape(3, 10, 2).mean(axis=1))
-    assert (mean.rows.tolist(), mean.labels.tolist()) == ([0, 1, 2], [2, 0, 1])
-    with pytest.raises(InputError, match="expected all 10 crops of each image, got 29"):
-        mean_feature(made[1:])
+    assert np.allclose(crops.mean(values), values.reshape(3, 10, 2).mean(axis=1))
+    predictions = np.array(["a"] * 4 + ["b"] * 6 + ["b"] * 5 + ["a"] * 5 + ["c"] * 10)
+    assert crops.vote(predictions).tolist() == ["b", "a", "c"]
+    for answer in (crops.vote, crops.mean):
+        with pytest.raises(InputError, match="expected a row for each of the 30 crops, got 29"):
+            answer(predictions[1:])
     with pytest.raises(InputError, match="at most 1, the side of a crop, got 2"):
         TenCrops.of(rows, share=2)
-
-
-def test_votes_and_mean_scores():
-    predictions = np.array(["a"] * 4 + ["b"] * 6 + ["b"] * 5 + ["a"] * 5)
-    assert vote(predictions).tolist() == ["b", "a"]
-    scores = np.random.default_rng(0).normal(size=(20, 3))
-    assert np.allclose(mean_score(scores), [scores[:10].mean(axis=0), scores[10:].mean(axis=0)])
-    with pytest.raises(InputError, match="expected 10 crops an image, got 19 rows"):
-        vote(predictions[:19])

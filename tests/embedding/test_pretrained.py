@@ -48,7 +48,7 @@ def test_what_is_saved_transforms_alike(network, tmp_path, options):
     card = (folder / "README.md").read_text()
     assert "library_name: hf_tl" in card
     assert f"{fne.n_features_:,} features" in card
-    assert "6 training rows" in card
+    assert "6 training samples" in card
 
 
 def test_other_weights_are_refused(network, tmp_path):

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from hf_tl import RECIPES, InputError, Recipe
-from hf_tl.embedding.recipe import find_recipe
+from hf_tl.embedding.recipe import Scaler, find_recipe
 from hf_tl.embedding.statistics import Statistics
 
 
 def apply(recipe, train, values=None, widths=None):
     train = np.asarray(train, dtype=np.float32)
     values = train if values is None else np.asarray(values, dtype=np.float32)
-    return recipe.apply(values, Statistics(train.shape[1]).update(train), widths or [train.shape[1]])
+    return Scaler(recipe, Statistics(train.shape[1]).update(train), widths or [train.shape[1]])(values)
 
 
 def test_thresholds_and_ties_of_the_two_presets():
@@ -44,7 +44,7 @@ def test_rounding_noise_on_a_constant_feature_is_not_blown_up():
     assert not apply(RECIPES["paper"], train).any()
 
 
-def test_l2_gives_each_layer_of_a_row_length_1():
+def test_l2_gives_each_layer_of_a_row_norm_1():
     values = np.random.default_rng(0).normal(size=(5, 7))
     values[0, :3] = 0
     scaled = apply(RECIPES["l2"], values, widths=[3, 4])

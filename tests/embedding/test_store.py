@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from hf_tl import InputError
-from hf_tl.embedding.codec import Codec, find_codec
 from hf_tl.embedding.store import Store
+from hf_tl.embedding.stored_array import Codec
 
 
 def manifest(n_rows=10, width=5, **fingerprints):
     layers = [{"name": "a", "start": 0, "stop": width, "depth": 0.0, "kind": "other"}]
     return {
-        "n_rows": n_rows,
+        "n_samples": n_rows,
         "layers": layers,
         "activation": "after",
         "fingerprints": {"weights": "w", **fingerprints},
@@ -38,7 +38,7 @@ def test_what_two_bits_cannot_hold_is_refused():
     with pytest.raises(ValueError, match="two bits hold -1, 0 and 1, got values from 0 to 2"):
         Codec("2bit", 2).encode(np.array([[0, 2]]))
     with pytest.raises(InputError, match="codec should be 'float32', 'int8' or '2bit', got 'int4'"):
-        find_codec("int4", 3)
+        Codec("int4", 3)
 
 
 def test_rows_stand_at_their_index_in_any_order(tmp_path):
@@ -76,7 +76,7 @@ def test_a_mismatch_names_the_differing_keys_and_changes_nothing(tmp_path):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(InputError, match="that was made of other dataset, taps; nothing was changed: choose another"):
         Store.create(tmp_path, manifest(taps="u", dataset="e"))
-    with pytest.raises(InputError, match="made of other rows"):
+    with pytest.raises(InputError, match="made of other samples"):
         Store.create(tmp_path, manifest(n_rows=11, taps="t", dataset="d"))
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert Store.create(tmp_path, manifest(taps="t", dataset="d")).positions.tolist() == [0]

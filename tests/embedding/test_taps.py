@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from hf_tl import InputError, Network
+from hf_tl.embedding.anatomy import find_taps
 from hf_tl.embedding.reader import TapReader
-from hf_tl.embedding.taps import find_taps, select_names
+from hf_tl.embedding.taps import select_names
 
 
 def network(model, **fields):
@@ -90,7 +91,7 @@ def test_random_layers_and_layers_without_the_batch_are_left_out_with_a_reason()
     )
     assert [tap.name for tap in taps] == ["body", "last"]
     assert left_out == {
-        "bias": "its output (1, 4) does not have the batch's 2 rows first",
+        "bias": "its output (1, 4) does not have the batch's 2 samples first",
         "pooler": "its weights are not in the checkpoint",
     }
 

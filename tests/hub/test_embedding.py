@@ -39,7 +39,7 @@ def test_what_is_pushed_is_what_comes_back(hub, network):
     for part in (
         "library_name: hf_tl",
         'from_pretrained("me/fne")',
-        "6 training rows",
+        "6 training samples",
         "fitted in | 5 s",
         "value: 0.5",
     ):

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from hf_tl import FullNetworkEmbedding, InputError, Network
+from hf_tl.embedding.anatomy import find_taps
 from hf_tl.embedding.pooling import pool
 from hf_tl.embedding.reader import TapReader
-from hf_tl.embedding.taps import find_taps
 
 
 def network(name="test_resnet"):
@@ -52,8 +52,8 @@ def test_bfloat16_is_pooled_nearly_as_well_as_in_float64(shape, layout):
     if len(shape) == 4:
         value = value.to(memory_format=layout)
     exact = value.double().mean(dim=tuple(range(2, len(shape))))
-    maps = pool(value, rows=2, channels_last=False)
-    tokens = pool(value.flatten(2).transpose(1, 2).contiguous(), rows=2, channels_last=True)
+    maps = pool(value, n=2, channels_last=False)
+    tokens = pool(value.flatten(2).transpose(1, 2).contiguous(), n=2, channels_last=True)
     for got in (maps, tokens):
         assert got.dtype == torch.float32
         assert ((got - exact).abs() / exact).max() < 2**-9  # less than the rounding of one bfloat16 number
@@ -63,17 +63,17 @@ def test_an_error_in_a_worker_is_the_same_sentence():
     rows = images()
     rows[3] = None
     for workers in (0, 2):
-        with pytest.raises(InputError, match="row 3 of samples cannot be read: ") as error:
-            read(network(), rows, workers=workers)
+        with pytest.raises(InputError, match="sample 3 of samples cannot be read: ") as error:
+            read(network(), rows, num_workers=workers)
         assert "\n" not in str(error.value)
-        assert len(read(network(), rows, workers=workers, on_bad_rows="skip")) == 5
+        assert len(read(network(), rows, num_workers=workers, on_bad_samples="skip")) == 5
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"dtype": "float16"}, "dtype should be 'float32' or 'bfloat16'"),
-        ({"workers": -1}, "workers must be at least 0"),
+        ({"num_workers": -1}, "num_workers must be at least 0"),
     ],
 )
 def test_wrong_options_end_in_a_sentence(options, message):
@@ -90,7 +90,7 @@ def test_a_compiled_network_runs_its_hooks_even_if_it_was_compiled_without_them(
         torch.compile(model)(torch.stack(rows))  # without hooks
     expected = read(net, rows)
     for _ in range(2):
-        np.testing.assert_allclose(read(net, rows, compiled=True), expected, atol=1e-5)
+        np.testing.assert_allclose(read(net, rows, torch_compile=True), expected, atol=1e-5)
     assert not any(module._forward_hooks for module in model.modules())
 
 
