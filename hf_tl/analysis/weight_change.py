@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hf_tl import plots
 from hf_tl.errors import InputError
 from hf_tl.lora.adapter import Adapter, LayerUpdate, is_split
 from hf_tl.lora.low_rank import rank_for, singular_values
@@ -126,38 +127,30 @@ def rank_advice(layers: Sequence[LayerSpectrum]) -> list[str]:
 
 def plot_spectra(layers: Sequence[LayerSpectrum], path: Path) -> Path:
     """Size of the update and use of r, layer by layer, and every spectrum; writes a picture, returns its path."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (sizes, ranks, curves) = pyplot.subplots(1, 3, figsize=(15, max(3.6, 0.22 * len(layers) + 1.4)))
-    depths = range(len(layers))
-    colors = pyplot.get_cmap("viridis")([i / max(len(layers) - 1, 1) for i in depths])
     relative = all(layer.relative_norm is not None for layer in layers)
-    sizes.barh(depths, [layer.relative_norm if relative else layer.norm for layer in layers], color=colors)
-    sizes.set_yticks(depths, [_shorten(layer.name) for layer in layers], fontsize=7)
-    sizes.set_xlabel("norm of the update / norm of the weight" if relative else "norm of the update")
-    ranks.barh(depths, [layer.rank for layer in layers], color="0.9", label="r")
-    ranks.barh(depths, [layer.effective_rank for layer in layers], color=colors, label="effective rank")
-    ranks.plot([layer.sufficient_rank for layer in layers], depths, "k|", markersize=7, label=f"rank for {ENERGY:.0%}")
-    ranks.set_yticks([])
-    ranks.set_xlabel("directions")
-    ranks.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=7, frameon=False)
-    for axis in (sizes, ranks):
-        axis.set_ylim(len(layers) - 0.4, -0.6)
-    for layer, color in zip(layers, colors, strict=True):
-        if layer.norm > 0:
-            values = (layer.singular_values / layer.singular_values[0]).clamp_min(1e-6)
-            curves.plot(range(1, layer.rank + 1), values, color=color, linewidth=1)
-    curves.set_yscale("log")
-    curves.set_xlabel("direction")
-    curves.set_ylabel("singular value / largest")
-    curves.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle("What the adapter learned; dark is near the data, light near the task", fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    sizes = [(layer.relative_norm or 0.0) if relative else layer.norm for layer in layers]
+    names, colors = [_shorten(layer.name) for layer in layers], plots.shades(len(layers))
+    title = "What the adapter learned; dark is near the data, light near the task"
+    with plots.picture(path, title=title, size=(15, max(3.6, 0.22 * len(layers) + 1.4)), n_panels=3) as panels:
+        plots.bars(panels[0], names, sizes, colors=colors, first="top")
+        plots.axes(panels[0], x="norm of the update / norm of the weight" if relative else "norm of the update")
+        plots.bars(panels[1], [], [layer.rank for layer in layers], colors=plots.GREY, label="r", first="top")
+        plots.bars(
+            panels[1],
+            [],
+            [layer.effective_rank for layer in layers],
+            colors=colors,
+            label="effective rank",
+            first="top",
+        )
+        plots.ticks(panels[1], [layer.sufficient_rank for layer in layers], label=f"rank for {ENERGY:.0%}")
+        plots.axes(panels[1], x="directions")
+        plots.legend(panels[1])
+        for layer, color in zip(layers, colors, strict=True):
+            if layer.norm > 0:
+                values = (layer.singular_values / layer.singular_values[0]).clamp_min(1e-6)
+                plots.curve(panels[2], range(1, layer.rank + 1), values, color=color)
+        plots.axes(panels[2], x="direction", y="singular value / largest", log="y", whole=True)
     return path
 
 

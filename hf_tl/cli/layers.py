@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", help=MODEL)
     add("--level", choices=("block", "leaf"), default="block", help="blocks, or single layers (default %(default)s)")
     add("--select", metavar="LAYERS", help='layers to freeze: "..50%%", "stem, 0..4", "blocks.*", "/regex/", ...')
-    add("--plot", type=Path, metavar="FILE", help="draws the network as a ladder (.png, .svg or .pdf)")
+    add("--plot", type=Path, metavar="FILE", help="draws the layers (.png, .svg or .pdf)")
     add("--image-size", type=int, help="side of the square images in pixels")
     add("--recipe", default="paper", help=f"with --level leaf, what is read: {RECIPE}")
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     from hf_tl.example import dummy_batch
-    from hf_tl.layers import draw_ladder, list_layers, select
+    from hf_tl.layers import list_layers, select
     from hf_tl.models import load_network
 
     network = load_network(options.model, image_size=options.image_size)
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     frozen = [] if options.select is None else select(layers, options.select)
     if options.plot is not None:
         options.plot.parent.mkdir(parents=True, exist_ok=True)
-        draw_ladder(layers, options.plot, title=f"{Path(network.name).name}: from data (below) to task", frozen=frozen)
+        layers.plot(options.plot, title=f"{Path(network.name).name}: from data (below) to task", frozen=frozen)
     marks = {id(layer): "frozen" for layer in frozen}
     rows = []
     for i, layer in enumerate(layers):

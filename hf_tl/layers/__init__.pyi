@@ -3,5 +3,4 @@ from .layers import Layer as Layer
 from .layers import Layers as Layers
 from .layers import layers_of as layers_of
 from .layers import list_layers as list_layers
-from .picture import draw_ladder as draw_ladder
 from .selection import select as select

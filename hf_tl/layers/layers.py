@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, overload
 
 from torch import nn
 
+from hf_tl import plots
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.example import dummy_batch, shapes_of
 from hf_tl.layers.blocks import Blocks, find_blocks
@@ -19,6 +21,8 @@ from hf_tl.trace import Batch, Trace, trace
 
 Level = Literal["block", "leaf"]
 Kind = Literal["stem", "block", "norm", "head"]
+
+COLORS = {"stem": plots.BLUE, "block": plots.SKY, "norm": plots.GREEN, "head": plots.ORANGE}
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +107,36 @@ class Layers(Sequence[Layer]):
     def n_parameters(self) -> int:
         """Number of scalars in the parameters of all layers."""
         return sum(layer.n_parameters for layer in self.items)
+
+    def plot(self, path: str | Path, *, title: str, frozen: Collection[Layer] = ()) -> None:
+        """Draws a bar of the number of parameters for each layer, the data at the bottom, the task on top.
+
+        A dashed line stands where one tensor alone passes.
+
+        Args:
+            path: of a PNG, SVG or PDF file.
+            title: above.
+            frozen: layers that are drawn in grey.
+
+        Raises:
+            InputError: a file name that ends otherwise.
+        """
+        grey = {id(layer) for layer in frozen}
+        counts = [layer.n_parameters for layer in self]
+        with plots.picture(path, title=title, size=(8, 0.2 * len(self) + 1.4)) as (panel,):
+            plots.bars(
+                panel,
+                [_label(layer) for layer in self],
+                counts,
+                colors=[plots.GREY if id(layer) in grey else COLORS[layer.kind] for layer in self],
+                texts=[plots.in_short(count) for count in counts],
+            )
+            boundaries = [i + 0.5 for i, layer in enumerate(self) if layer.cut]
+            for i, y in enumerate(boundaries):
+                plots.level(panel, y, color="#888888", label=None if i else "one tensor passes")
+            plots.axes(panel, x="parameters", shortened=True)
+            kinds = dict.fromkeys(layer.kind for layer in self if id(layer) not in grey)
+            plots.legend(panel, {kind: COLORS[kind] for kind in kinds} | ({"frozen": plots.GREY} if grey else {}))
 
 
 def list_layers(
@@ -212,3 +246,9 @@ def _tied(model: nn.Module) -> tuple[tuple[str, ...], ...]:
         memory = parameter.untyped_storage().data_ptr()  # 0 on the meta device, where nothing is shared
         groups.setdefault((parameter.device, memory) if memory else (id(parameter),), []).append(name)
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def _label(layer: Layer) -> str:
+    number = "" if layer.index is None else f"{layer.index}  "
+    repeats = f"  x{layer.calls}" if layer.calls > 1 else ""
+    return f"{number}{layer.name}{repeats}"

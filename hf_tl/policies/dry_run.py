@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_tl.errors import InputError
+from hf_tl import plots
 from hf_tl.layers import Layers
 from hf_tl.policies.plan import Plan
 from hf_tl.table import format_table
 
 
 COLUMNS = 5  # phases that stand beside one another in a table
-FROZEN, TUNED, FRESH = "#C8CDD2", "#56B4E9", "#D55E00"
+COLORS = {"frozen": plots.GREY, "tuned": plots.SKY, "reinitialised and tuned": plots.ORANGE}
 
 
 @dataclass(frozen=True)
@@ -72,36 +71,24 @@ class DryRun:
         Raises:
             InputError: a file name that ends otherwise.
         """
-        if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
-            raise InputError(f"a picture should be a .png, .svg or .pdf file, got {str(path)!r}")
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch, Rectangle
-
-        n_layers, n_phases = len(self.layers), len(self.phases)
         names = [layer.name for layer in self.layers]
-        width = max(2.2 + 0.075 * max(map(len, names)) + 0.85 * n_phases, 5.5)  # inches
-        figure = Figure(figsize=(width, 1.5 + 0.27 * n_layers), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        used = set()
-        for column, plan in enumerate(self.plans):
-            for row, setting in enumerate(plan.settings):
-                tuned = plan.tunes(setting.layer)
-                colour = (FRESH if setting.reinit else TUNED) if tuned else FROZEN
-                used.add(colour)
-                axes.add_patch(Rectangle((column, row), 0.96, 0.9, color=colour, linewidth=0))
-                text = f"{self.lr * setting.rate:.2g}" if tuned else ""
-                axes.text(column + 0.48, row + 0.45, text, ha="center", va="center", fontsize=8)
-        axes.set_xlim(0, n_phases)
-        axes.set_ylim(0, n_layers)
-        axes.set_xticks([i + 0.48 for i in range(n_phases)], [f"from {when}" for when in self.phases], fontsize=8)
-        axes.set_yticks([i + 0.45 for i in range(n_layers)], names, fontsize=8)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
+        width = max(2.2 + 0.075 * max(map(len, names)) + 0.85 * len(self.phases), 5.5)  # inches
+        states = [[self._state(plan, number) for plan in self.plans] for number in range(len(names))]
         title = title or "learning rate of each layer, from data (below) to task (above)"
-        figure.suptitle(textwrap.fill(title, int(11 * width)), fontsize=10)
-        drawn = {FROZEN: "frozen", TUNED: "tuned", FRESH: "reinitialised and tuned"}
-        handles = [Patch(color=colour, label=label) for colour, label in drawn.items() if colour in used]
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-        figure.savefig(path, dpi=150)
+        with plots.picture(path, title=title, size=(width, 1.5 + 0.27 * len(names))) as (panel,):
+            plots.grid(
+                panel,
+                [[COLORS[state] for state, _ in row] for row in states],
+                [[text for _, text in row] for row in states],
+                rows=names,
+                columns=[f"from {when}" for when in self.phases],
+            )
+            used = {state for row in states for state, _ in row}
+            plots.legend(panel, {state: color for state, color in COLORS.items() if state in used})
+
+    def _state(self, plan: Plan, number: int) -> tuple[str, str]:
+        """A key of COLORS, and the learning rate."""
+        setting = plan.settings[number]
+        if not plan.tunes(setting.layer):
+            return "frozen", ""
+        return "reinitialised and tuned" if setting.reinit else "tuned", f"{self.lr * setting.rate:.2g}"

@@ -197,12 +197,10 @@ def test_the_meta_device_is_read_without_memory():
 
 
 def test_a_picture_is_drawn(tmp_path):
-    from hf_tl.layers import draw_ladder
-
     layers = list_layers(Plain())
-    for name in ("ladder.png", "ladder.svg"):
-        draw_ladder(layers, tmp_path / name, title="plain", frozen=layers[:3])
+    for name in ("layers.png", "layers.svg"):
+        layers.plot(tmp_path / name, title="plain", frozen=layers[:3])
         assert (tmp_path / name).stat().st_size > 5000
-    assert "frozen" in (tmp_path / "ladder.svg").read_text()
-    with pytest.raises(InputError, match=r"should be a .png, .svg or .pdf file, got 'ladder.gif'"):
-        draw_ladder(layers, "ladder.gif", title="plain")
+    assert "frozen" in (tmp_path / "layers.svg").read_text()
+    with pytest.raises(InputError, match=r"should be a .png, .svg or .pdf file, got 'layers.gif'"):
+        layers.plot("layers.gif", title="plain")

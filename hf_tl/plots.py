@@ -1,0 +1,230 @@
+"""Pictures: bars, curves and grids in one look, written to a file; the only place that knows matplotlib.
+
+with picture("layers.png", title="Parameters", size=(8, 4)) as (panel,):
+    bars(panel, ["stem", "head"], [1000, 10])
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from hf_tl.errors import InputError
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
+
+
+BLUE, SKY, GREEN, ORANGE, GREY = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#C8CDD2"
+SERIES = (("#1f4e8c", "D"), ("#d1752b", "^"), ("#3f8f5f", "v"), ("#8e5ea2", "P"), ("#5b9bd5", "o"), ("#8c8c8c", "s"))
+ENDINGS = (".png", ".svg", ".pdf")
+TALLEST = 40  # inches
+_DASHES = (0, (4, 3))
+
+
+@contextmanager
+def picture(
+    path: str | Path, *, title: str, size: tuple[float, float] = (8, 5), n_panels: int = 1, caption: str = ""
+) -> Iterator[tuple[Axes, ...]]:
+    """Panels side by side to draw into; the file is written on the way out.
+
+    Args:
+        path: of a PNG, SVG or PDF file.
+        title: above all panels.
+        size: width and height in inches.
+        n_panels: how many.
+        caption: a line below, in grey.
+
+    Raises:
+        InputError: a file name that ends otherwise.
+    """
+    if Path(path).suffix.lower() not in ENDINGS:
+        raise InputError(f"a picture should be a .png, .svg or .pdf file, got {str(path)!r}")
+    from matplotlib.figure import Figure
+
+    width, height = size
+    figure = Figure(figsize=(width, min(height, TALLEST)), layout="constrained", dpi=130)
+    panels = figure.subplots(1, n_panels, squeeze=False)[0]
+    for panel in panels:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+    figure.suptitle(textwrap.fill(title, int(12 * width)), fontsize=10)
+    if caption:
+        figure.supxlabel(caption, fontsize=8, color="#555555")
+    yield tuple(panels)
+    figure.savefig(path)
+
+
+def bars(
+    panel: Axes,
+    names: Sequence[str],
+    values: Sequence[float],
+    *,
+    colors: str | Sequence[str] = SKY,
+    label: str | None = None,
+    texts: Sequence[str] = (),
+    first: Literal["bottom", "top"] = "bottom",
+) -> None:
+    """A horizontal bar for each name.
+
+    Args:
+        panel: of a `picture`.
+        names: beside the bars; empty strings for none.
+        values: lengths.
+        colors: of all bars, or of each.
+        label: for the legend.
+        texts: what is written at the end of each bar.
+        first: where the first bar is.
+    """
+    places = range(len(values))
+    drawn = panel.barh(places, values, color=colors, height=0.72, label=label)
+    if texts:
+        panel.bar_label(drawn, texts, padding=3, fontsize=7, color="#444444")
+        panel.set_xlim(0, 1.12 * max([*values, 1]))
+    panel.set_yticks(places if any(names) else [], [name for name in names if any(names)], fontsize=7)
+    panel.tick_params(axis="y", length=0)
+    ends = (-0.7, len(values) - 0.3)
+    panel.set_ylim(ends if first == "bottom" else ends[::-1])
+    panel.spines["left"].set_visible(False)
+
+
+def ticks(panel: Axes, values: Sequence[float], *, label: str) -> None:
+    """A short black line across each bar of a panel, at a value."""
+    panel.plot(values, range(len(values)), "k|", markersize=7, label=label)
+
+
+def curve(
+    panel: Axes,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    color: str,
+    label: str | None = None,
+    marker: str = "",
+    dashed: bool = False,
+    errors: ArrayLike | None = None,
+) -> None:
+    """A line through points, with an interval of half widths `errors` at each."""
+    panel.errorbar(
+        x,
+        y,
+        yerr=errors,
+        color=color,
+        label=label,
+        marker=marker,
+        markersize=5,
+        linewidth=1.6,
+        linestyle="--" if dashed else "-",
+        elinewidth=1,
+        capsize=3,
+    )
+
+
+def band(panel: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, *, color: str) -> None:
+    """A shaded range around a curve."""
+    panel.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def level(
+    panel: Axes, y: float, *, color: str = "black", label: str | None = None, interval: Sequence[float] = ()
+) -> None:
+    """A dashed line across the panel, with its interval (low, high)."""
+    panel.axhline(y, color=color, linewidth=0.9, linestyle=_DASHES, label=label)
+    if interval:
+        panel.axhspan(*interval, color=color, alpha=0.08, linewidth=0)
+
+
+def grid(
+    panel: Axes,
+    colors: Sequence[Sequence[str]],
+    texts: Sequence[Sequence[str]],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+) -> None:
+    """Coloured cells with texts: `colors[row][column]`, the first row at the bottom."""
+    for row, (row_colors, row_texts) in enumerate(zip(colors, texts, strict=True)):
+        for column, (color, text) in enumerate(zip(row_colors, row_texts, strict=True)):
+            panel.bar(column, 0.9, bottom=row - 0.45, width=0.96, color=color)
+            panel.text(column, row, text, ha="center", va="center", fontsize=8)
+    panel.set_xlim(-0.5, len(columns) - 0.5)
+    panel.set_ylim(-0.5, len(rows) - 0.5)
+    panel.set_xticks(range(len(columns)), columns, fontsize=8)
+    panel.set_yticks(range(len(rows)), rows, fontsize=8)
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
+
+
+def axes(
+    panel: Axes,
+    *,
+    x: str,
+    y: str = "",
+    x_at: Sequence[float] = (),
+    log: Literal["x", "y", ""] = "",
+    between: tuple[float, float] | None = None,
+    shortened: bool = False,
+    whole: bool = False,
+) -> None:
+    """Names and scales of a panel's axes.
+
+    Args:
+        panel: of a `picture`.
+        x: name of the horizontal axis.
+        y: name of the vertical one.
+        x_at: where the horizontal axis has numbers; by default matplotlib chooses.
+        log: which of them is logarithmic.
+        between: ends of the vertical axis.
+        shortened: whether numbers on the horizontal axis are written as 1.5M.
+        whole: whether only whole numbers stand there.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    panel.set_xlabel(x, fontsize=9)
+    panel.set_ylabel(y, fontsize=9)
+    if log == "x":
+        panel.set_xscale("log")
+    elif log == "y":
+        panel.set_yscale("log")
+    if x_at:
+        panel.set_xticks(x_at, [f"{number:g}" for number in x_at])
+        panel.minorticks_off()
+    if between is not None:
+        panel.set_ylim(between)
+        panel.grid(axis="y", linewidth=0.4, alpha=0.6)
+    if whole:
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if shortened:
+        panel.xaxis.set_major_formatter(lambda value, _: in_short(value))
+
+
+def legend(panel: Axes, patches: Mapping[str, str] | None = None) -> None:
+    """What the labelled things are, below the panel: those that were drawn, or names with the colours of patches."""
+    from matplotlib.patches import Patch
+
+    named = [Patch(color=color, label=name) for name, color in (patches or {}).items()]
+    handles = [*named, *panel.get_legend_handles_labels()[0]]
+    panel.figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+
+
+def shades(n: int) -> list[str]:
+    """`n` colours from dark to light."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [to_hex(color) for color in colormaps["viridis"](np.linspace(0, 1, max(n, 2)))[:n]]
+
+
+def in_short(count: float) -> str:
+    """A count with three digits and a unit: 1234567 -> 1.23M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.0f}"
