@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,9 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.in
 _UNCHANGED_BASE = ("gaussian", "gaussian_b", "kaiming", "orthogonal", "eva")
 _SPLIT_BASE = ("pissa", "olora")
 _WHICH_MODULES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-_OTHER_FIELDS = {  # of PEFT's files, beside those of LoraConfig, and PEFT's values: some readers take them for granted
+_OTHER_FIELDS: dict[
+    str, object
+] = {  # of PEFT's files, beside those of LoraConfig, and PEFT's values: some readers take them for granted
     "auto_mapping": None,
     "peft_version": None,
     "megatron_core": "megatron.core",
@@ -58,6 +61,7 @@ _OTHER_FIELDS = {  # of PEFT's files, beside those of LoraConfig, and PEFT's val
     "use_qalora": False,
     "ensure_weight_tying": False,
 }
+"""Of PEFT's files, beside the fields of LoraConfig, with PEFT's defaults: some readers take them for granted."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ class Adapter:
     @cached_property
     def settings(self) -> LoraConfig:
         """The fields that `LoraConfig` has, but for those that choose modules: the tensors name theirs."""
-        values = {
+        values: dict[str, Any] = {
             name: value
             for name, value in self.config.items()
             if name in PEFT_FIELDS and name not in _WHICH_MODULES and value is not None
@@ -194,14 +198,18 @@ class Adapter:
     def n_labels(self) -> int | None:
         """Outputs of the head among the modules that come whole: rows of the matrix that no other one follows."""
         wanted = self.settings.modules_to_save or ()
-        sizes = [
-            tuple(tensor.shape)
+        matrices = [
+            tensor
             for key, tensor in self.others.items()
             if tensor.ndim == 2 and any(f"{entry}." in f"{key}." for entry in wanted)
         ]
-        read = [{size[1] for size in sizes[:i] + sizes[i + 1 :]} for i in range(len(sizes))]
-        last = [out for (out, _), others in zip(sizes, read, strict=True) if out not in others]
-        return (last or [out for out, _ in sizes] or [None])[-1]
+        last = [
+            matrix.shape[0]
+            for matrix in matrices
+            if not any(other.shape[1] == matrix.shape[0] for other in matrices if other is not matrix)
+        ]
+        sizes = last or [matrix.shape[0] for matrix in matrices]
+        return sizes[-1] if sizes else None
 
     def alpha_of(self, name: str) -> float:
         """alpha of a layer: of the first pattern that matches its name, or lora_alpha."""
@@ -280,14 +288,19 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
     """A safetensors file, sorted by name; of tensors that share memory, each is written."""
     from safetensors.torch import save
 
-    packed: dict[str, Tensor] = {}
+    return save(with_memory_each({name: tensors[name] for name in sorted(tensors)}), metadata={"format": "pt"})
+
+
+def with_memory_each(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU and contiguous, as safetensors wants them; those that share memory are copied."""
+    found: dict[str, Tensor] = {}
     memory = set()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        address = tensor.untyped_storage().data_ptr()
-        packed[name] = tensor.clone() if address in memory else tensor
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        address = plain.untyped_storage().data_ptr()
+        found[name] = plain.clone() if address in memory else plain
         memory.add(address)
-    return save(packed, metadata={"format": "pt"})
+    return found
 
 
 def rank_fields(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, object]:

@@ -110,10 +110,10 @@ class Placement:
                     self.problems["missing"].extend(map(repr, self._keys(name)))
         wanted, excluded = (self.adapter.config.get(key) for key in ("target_modules", "exclude_modules"))
         # patterns are not followed: those of an untrusted file may take long
-        by_name = isinstance(wanted, list) and self.adapter.config.get("layers_to_transform") is None
-        if self.renamed or not by_name or isinstance(excluded, str):
+        indices = self.adapter.config.get("layers_to_transform")
+        if self.renamed or not isinstance(wanted, list) or isinstance(excluded, str) or indices is not None:
             return
-        chosen, left_out = peft_matcher(wanted), peft_matcher(excluded or ())
+        chosen, left_out = peft_matcher(wanted), peft_matcher(excluded if isinstance(excluded, list) else ())
         for name, module in self.modules.items():
             owner = self.modules.get(name.rpartition(".")[0])
             if name in self.updates or not is_adaptable(module) or isinstance(owner, nn.MultiheadAttention):

@@ -71,7 +71,7 @@ def save_network(model: nn.Module, folder: Path, *, n_labels: int | None = None)
     from timm.models import save_for_hf
 
     config = {} if n_labels is None else {"num_classes": n_labels}
-    save_for_hf(model, folder, model_config=config, safe_serialization=True)
+    save_for_hf(model, str(folder), model_config=config, safe_serialization=True)
 
 
 def _config_fields(record: AdapterRecord, adapter: str, tensors: Mapping[str, Tensor]) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ class SavedModule(nn.Module):
         self.disable_adapters = False
         self.training = module.training
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:

@@ -19,6 +19,7 @@ from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,6 @@ from hf_tl.lora.record import adapter_state_dict, record_of
 from hf_tl.lora.save import adapter_on
 
 
-_REPLACED = ("save_pretrained", "push_to_hub", "create_or_update_model_card")
 _UNPUSHED = """\
 # what stays here when Trainer pushes this folder: the adapter under the name that Trainer resumes from,
 # and its arguments, a pickle that holds the token where it was an argument
@@ -54,13 +54,14 @@ def follow_trainer(model: nn.Module) -> None:
     record.hooks.append(model.register_load_state_dict_post_hook(_miss_nothing))
     if is_transformers(model):
         # partials, not methods: pickle finds a method by its name in the class, where there is none
-        for name, replacement in zip(_REPLACED, (_save_pretrained, _push_to_hub, _complete_card), strict=True):
-            model.__dict__[name] = partial(replacement, model)
+        model.__dict__["save_pretrained"] = partial(_save_pretrained, model)
+        model.__dict__["push_to_hub"] = partial(_push_to_hub, model)
+        model.__dict__["create_or_update_model_card"] = partial(_complete_card, model)
 
 
 def unfollow_trainer(model: nn.Module) -> None:
     """Makes the network save and load as if it had never had an adapter; its hooks go with its record."""
-    for name in _REPLACED:
+    for name in ("save_pretrained", "push_to_hub", "create_or_update_model_card"):
         model.__dict__.pop(name, None)
 
 
@@ -184,7 +185,7 @@ def _take_adapter(model: nn.Module, tensors: MutableMapping[str, Tensor], prefix
     record_of(model).took_checkpoint = True
 
 
-def _miss_nothing(model: nn.Module, incompatible: object) -> None:
+def _miss_nothing(model: nn.Module, incompatible: Any) -> None:
     """After `load_state_dict`: a network that was given its adapter misses none of its frozen weights."""
     record = record_of(model)
     if record.took_checkpoint:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_tl.lora.adapter import with_memory_each
 from hf_tl.lora.record import RECORD, record_of
 from hf_tl.lora.save import save_adapter
 from hf_tl.lora.trainer import adapter_in_use, follow_trainer, live_tensors
@@ -22,17 +24,29 @@ class AdapterCallback(TrainerCallback):
     before and after. Without the callback its checkpoints hold the frozen weights too, and resume just as well.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._hook: RemovableHandle | None = None
 
     def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **events
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: Any = None,
+        **events: Any,
     ) -> None:
         """Checks that there is an adapter, before anything is loaded or trained."""
         follow_trainer(record_of(model).model)
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **events
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: Any = None,
+        **events: Any,
     ) -> None:
         """From here on, the state dict is the adapter."""
         network = record_of(model).model
@@ -42,14 +56,22 @@ class AdapterCallback(TrainerCallback):
             self._hook = network.register_state_dict_post_hook(_only_adapter)
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **events
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: Any = None,
+        **events: Any,
     ) -> None:
         """Completes the folder that Trainer wrote."""
-        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if args.should_save and self._hook is not None and folder.is_dir():
             save_adapter(model, folder, adapter_name=adapter_in_use(model))
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **events) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **events: Any
+    ) -> None:
         """The state dict is that of the whole network again."""
         self._release()
 
@@ -62,4 +84,4 @@ class AdapterCallback(TrainerCallback):
 def _only_adapter(model: nn.Module, tensors: dict[str, Tensor], prefix: str, metadata: object) -> None:
     if not prefix and RECORD in model.__dict__:
         tensors.clear()
-        tensors.update(live_tensors(model))
+        tensors.update(with_memory_each(live_tensors(model)))  # as Trainer saves them
