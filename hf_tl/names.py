@@ -11,6 +11,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from time import process_time
 from typing import TypeVar, overload
 
 import regex
@@ -21,7 +22,7 @@ from hf_tl.errors import InputError
 Matcher = Callable[[str], object]
 _Value = TypeVar("_Value")
 
-SECONDS = 0.2  # of the processor's time, for one of PEFT's patterns and one name; a microsecond is usual
+SECONDS = 0.2  # of the processor's time, for PEFT's patterns and one name; a microsecond is usual
 
 
 def match_names(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
@@ -82,7 +83,16 @@ def match_pattern(patterns: Mapping[str, _Value], name: str, *, default: _Value 
     Raises:
         InputError: a pattern that is no regular expression, or one that could take very long.
     """
-    return next((value for pattern, value in patterns.items() if _matches(pattern, name, end=True)), default)
+    stop = process_time() + SECONDS  # for all patterns together: a file may hold thousands
+    for pattern, value in patterns.items():
+        if _matches(pattern, name, end=True, seconds=max(stop - process_time(), 1e-3)):
+            return value
+    return default
+
+
+def check_pattern(pattern: str) -> None:
+    """Raises InputError unless one of PEFT's patterns is a regular expression."""
+    _compiled(pattern, False)
 
 
 def closest(wanted: str, names: Sequence[str]) -> str:
@@ -96,9 +106,9 @@ def is_inside(name: str, parents: Iterable[str]) -> bool:
     return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
 
 
-def _matches(pattern: str, name: str, *, end: bool = False) -> bool:
+def _matches(pattern: str, name: str, *, end: bool = False, seconds: float = SECONDS) -> bool:
     try:
-        return _compiled(pattern, end).fullmatch(name, timeout=SECONDS) is not None
+        return _compiled(pattern, end).fullmatch(name, timeout=seconds) is not None
     except TimeoutError as error:  # "(a|a)*b" takes exponential time
         raise InputError(
             f"pattern {pattern[:80]!r} takes too long to match {name[:80]!r}; use fewer of * + ? {{}} |"

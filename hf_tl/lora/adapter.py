@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ _LARGEST_CONFIG = 4 * 2**20  # bytes; real ones hold a few kB
 _LARGEST_TENSORS = 64 * 2**30
 _MOST_TENSORS = 200_000
 _LONGEST_NAME = 512
+_PATTERN_SECONDS = 10.0  # of the processor's time, for all names of a file; a thousandth is usual
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.bool)
 
 _UNCHANGED_BASE = ("gaussian", "gaussian_b", "kaiming", "orthogonal", "eva")
@@ -174,7 +176,10 @@ class Adapter:
             first = next(iter(self.tensors), "none")
             raise InputError(f"{self.folder} holds no lora_A and lora_B; its first tensor is {first!r}")
         updates = {}
+        stop = process_time() + _PATTERN_SECONDS
         for name, found in parts.items():
+            if process_time() > stop:
+                raise InputError(f"{self.folder}: its rank_pattern and alpha_pattern take too long to match")
             problem = next(self._problems(name, found, embedding=name in embeddings), None)
             if problem is not None:
                 raise InputError(f"{self.folder}: {problem}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from hf_tl.errors import InputError
-from hf_tl.names import closest
+from hf_tl.names import check_pattern, closest
 
 
 INITS = {
@@ -203,7 +203,8 @@ class LoraConfig:
         if self.init not in INITS and not re.fullmatch(r"pissa_niter_\d+", self.init):
             raise InputError(f"unknown init_lora_weights {self.init!r}; {closest(self.init, tuple(INITS))}")
         for pattern in (self.target_modules, self.exclude_modules, *self.rank_pattern, *self.alpha_pattern):
-            _check_regex(pattern)
+            if isinstance(pattern, str):
+                check_pattern(pattern)
         self._check_blocks()
 
     def _check_blocks(self) -> None:
@@ -252,11 +253,3 @@ def check_field(name: str, value: object, *, where: str = "") -> None:
         shown = repr(value)
         shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
         raise InputError(f"{where}{name} should be {expected}, got {shown}")
-
-
-def _check_regex(pattern: object) -> None:
-    if isinstance(pattern, str):
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise InputError(f"{pattern!r} is not a regular expression: {error}") from error

@@ -270,3 +270,34 @@ def test_a_server_that_is_not_there_is_said_so(published, monkeypatch):
 def test_a_repository_without_an_adapter_is_said_so(published):
     with pytest.raises(InputError, match=r"adapter_config.json is missing"):
         load_adapter(tiny_bert(), "me/base")
+
+
+def test_a_link_out_of_the_folder_is_not_pushed(published, tmp_path):
+    """A folder from elsewhere may name its README.md, or all of it, as links to files that are nobody's business."""
+    hub, model = published
+    (tmp_path / "secret").write_text("hf_SECRET")
+    for name in ("README.md", "adapter_config.json", "adapter_model.safetensors"):
+        folder = save_adapter(model, tmp_path / name)
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(tmp_path / "secret")
+        with pytest.raises(InputError, match=r"is a link to '.*secret'; put the file itself there"):
+            push_adapter(folder, "me/adapter")
+    assert set(hub.repos) == {"me/base"}
+
+
+def test_what_was_pulled_can_be_pushed_on(published):
+    """The Hub's cache is made of links."""
+    from huggingface_hub import snapshot_download
+
+    hub, model = published
+    push_adapter(model, "me/adapter")
+    push_adapter(snapshot_download("me/adapter"), "me/copy")
+    assert hub.files("me/copy")["adapter_model.safetensors"] == hub.files("me/adapter")["adapter_model.safetensors"]
+
+
+def test_a_card_that_is_no_text_is_said_so(published, tmp_path):
+    _, model = published
+    folder = save_adapter(model, tmp_path / "out")
+    (folder / "README.md").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"README.md' is not a text in UTF-8"):
+        push_adapter(folder, "me/adapter")

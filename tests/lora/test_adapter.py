@@ -65,6 +65,13 @@ def test_an_option_that_changes_what_a_file_means_is_refused_by_name(option, tmp
         read_adapter(tmp_path)
 
 
+def test_patterns_that_take_long_together_are_refused(tmp_path, monkeypatch):
+    write_adapter(made(), tmp_path)
+    monkeypatch.setattr("hf_tl.lora.adapter._PATTERN_SECONDS", -1.0)
+    with pytest.raises(InputError, match="rank_pattern and alpha_pattern take too long to match"):
+        read_adapter(tmp_path)
+
+
 def test_ranks_and_alphas_are_said_by_the_fewest_patterns():
     ranks, alphas = {"a.q": 4, "a.k": 4, "a.v": 2}, {"a.q": 8, "a.k": 8, "a.v": 8}
     fields = rank_fields(ranks, alphas)

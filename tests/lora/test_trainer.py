@@ -313,3 +313,75 @@ def test_the_config_of_a_checkpoint_says_what_was_trained(tmp_path):
     assert config["target_modules"] == ["qkv"]
     assert config["modules_to_save"] == ["network.head"]
     assert config["lora_dropout"] == 0.1
+
+
+def test_what_trainer_saves_names_no_folder_of_this_machine(tmp_path):
+    """Trainer pushes its folders; whoever gets them can do nothing with such a name."""
+    from transformers import BertForSequenceClassification
+
+    from hf_tl import save_adapter
+
+    bert().save_pretrained(tmp_path / "alice" / "base")
+    network = BertForSequenceClassification.from_pretrained(tmp_path / "alice" / "base")
+    model = add_lora(network, LoraConfig(r=4, target_modules=["query"]))
+    save_adapter(model, tmp_path / "own")
+    assert str(tmp_path) in (tmp_path / "own" / "adapter_config.json").read_text()
+    done = trainer("bert", tmp_path / "runs", model=model, max_steps=1, save_steps=1)
+    done.train()
+    done.save_model()
+    saved = [*(tmp_path / "runs").rglob("adapter_config.json"), tmp_path / "runs" / "README.md"]
+    assert len(saved) == 3
+    assert not any("alice" in path.read_text() for path in saved)
+
+
+def test_a_network_with_an_adapter_is_pickled_whole(tmp_path):
+    model = build("bert")
+    torch.save(model, tmp_path / "whole.pt")
+    again = torch.load(tmp_path / "whole.pt", weights_only=False)
+    batch = {"input_ids": torch.randint(1, 99, (3, 7))}
+    assert torch.equal(logits(again.eval(), batch), logits(model.eval(), batch))
+    with torch.no_grad():
+        for tensor in adapter_state_dict(again).values():
+            tensor.add_(1.0)
+    again.save_pretrained(tmp_path / "adapter")
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert equal(saved, state(again))
+    assert not equal(saved, state(model))
+    again.load_state_dict({name: tensor * 2 for name, tensor in saved.items()})
+    assert not equal(saved, state(again))
+
+
+def test_after_the_last_adapter_the_network_saves_and_loads_itself(tmp_path):
+    from hf_tl import delete_adapter
+
+    model = delete_adapter(build("bert"))
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "config.json").is_file()
+    assert not (tmp_path / "adapter_config.json").exists()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict({})
+
+
+def test_a_head_with_tied_parts_is_trained_and_resumed(tmp_path):
+    """The decoder of RoBERTa's head for masked words has the head's own bias."""
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    def made():
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+        network = RobertaForMaskedLM(RobertaConfig(vocab_size=32, max_position_embeddings=40, **sizes))
+        return add_lora(network, LoraConfig(r=2, target_modules=["query"], modules_to_save=["lm_head"]))
+
+    def trained(folder, **options):
+        settings = {"max_steps": 2, "save_steps": 1, "report_to": [], "disable_tqdm": True, "use_cpu": True}
+        ids = torch.randint(3, 31, (4, 7), generator=torch.Generator().manual_seed(3))
+        data = [{"input_ids": row, "labels": row} for row in ids]
+        done = Trainer(made(), TrainingArguments(str(folder), **settings), train_dataset=data)
+        done.train(**options)
+        return done.model
+
+    straight = trained(tmp_path)
+    names = load_file(tmp_path / "checkpoint-1" / "adapter_model.safetensors").keys()
+    assert {"base_model.model.lm_head.bias", "base_model.model.lm_head.decoder.bias"} <= names
+    resumed = trained(tmp_path / "again", resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert equal(state(resumed), state(straight))
