@@ -5,6 +5,7 @@ import traceback
 
 import pytest
 import torch
+from closeness import ulps
 from loopback import TOKEN
 from peft_zoo import logits, randomise, text, tiny_bert
 
@@ -62,7 +63,7 @@ def test_what_is_pushed_is_what_everybody_loads(published):
     assert ("lfs" in way) is not hub.xet
     assert any("xet-write-token" in path for _, path, _ in hub.log) is hub.xet
     for library, load in loaders("me/adapter").items():
-        assert (logits(load().eval(), text()) - expected).abs().max().item() == 0.0, library
+        assert ulps(logits(load().eval(), text()), expected) <= 16, library
     assert any("xet-read-token" in path for _, path, _ in hub.log) is hub.xet
 
 
@@ -78,7 +79,7 @@ def test_a_revision_is_what_it_was(published):
     for revision, expected in ((first.commit, old), (second.commit, new), (None, new), ("trial", new)):
         for library, load in loaders("me/adapter", revision).items():
             if library != "transformers":
-                assert torch.equal(logits(load().eval(), text()), expected), (library, revision)
+                assert ulps(logits(load().eval(), text()), expected) <= 16, (library, revision)
     assert len(hub.commits("me/adapter", "trial")) == 3  # a branch of main, where the same files are no new commit
     with pytest.raises(InputError, match=r"cannot pull 'me/adapter', .*: 'me/adapter' has no revision 'nowhere'"):
         load_adapter(tiny_bert(), "me/adapter", revision="nowhere")
@@ -138,7 +139,7 @@ def test_the_card_says_what_the_hub_indexes(published):
     for snippet in snippets:
         names = {}
         exec(snippet.split("```")[0], names)
-        assert torch.equal(logits(names["model"].eval(), text()), logits(model, text()))
+        assert ulps(logits(names["model"].eval(), text()), logits(model, text())) <= 16
     assert len(snippets) == 3
 
 
