@@ -14,7 +14,6 @@ between is read again. The processes of one run write rows of one folder at the 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from hf_tl.embedding.batches import Processes
 from hf_tl.embedding.fingerprint import fingerprint_bytes, fingerprint_json
 from hf_tl.embedding.stored_array import SKIPPED, Codec, StoredArray, checksums
 from hf_tl.errors import InputError
+from hf_tl.files import write_whole
 
 
 FORMAT = "hf_tl embedding 3"
@@ -90,7 +90,7 @@ class Store:
     def write_manifest(self) -> None:
         """Writes embedding.json in one step: a reader sees the old one or the new one."""
         self.manifest["digest"] = _digest(self.manifest)
-        replace_file(self.folder / MANIFEST, (json.dumps(self.manifest, indent=1) + "\n").encode())
+        write_whole(self.folder / MANIFEST, (json.dumps(self.manifest, indent=1) + "\n").encode())
 
     @property
     def sums(self) -> np.ndarray:
@@ -209,7 +209,7 @@ class Store:
         from safetensors.numpy import save
 
         content = save(dict(tensors))
-        replace_file(self.folder / name, content)
+        write_whole(self.folder / name, content)
         digests = self.manifest["files"]
         if digests.get(name) != (digest := fingerprint_bytes(content)):
             digests[name] = digest
@@ -349,16 +349,6 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         return load_file(path)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{str(path)!r} cannot be read: {error}") from error
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file in one step."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path.name} in {str(path.parent)!r} cannot be written: {error.strerror}") from error
 
 
 def _made(folder: str | Path) -> Path:

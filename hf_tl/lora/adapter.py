@@ -265,10 +265,7 @@ def read_adapter(folder: str | Path, *, revision: str | None = None) -> Adapter:
     Raises:
         InputError: files that are missing, damaged or of another method than LoRA; a repository that cannot be had.
     """
-    if is_hub_id(folder):
-        place = pull_files(str(folder), [CONFIG_NAME, TENSORS_NAME], revision=revision)
-    else:
-        place = _existing(folder, revision)
+    place = _find_folder(folder, revision)
     adapter = Adapter(_read_config(place), _read_tensors(place), str(folder))
     adapter.updates  # noqa: B018  # checks every factor, now rather than at first use
     return adapter
@@ -355,16 +352,18 @@ def _fit_together(A: Tensor, B: Tensor, *, embedding: bool) -> bool:
     return whole and tuple(B.shape[2:]) == (1,) * kernel and (kernel > 0 or groups == 1)
 
 
-def _existing(folder: str | Path, revision: str | None) -> Path:
+def _find_folder(folder: str | Path, revision: str | None) -> Path:
     try:
         there = Path(folder).is_dir()
     except ValueError as error:  # a null byte in the name
         raise InputError(f"{str(folder)!r} is not a folder name: {error}") from error
-    if not there:
-        raise InputError(f"adapter folder {str(folder)!r} does not exist; give a folder with an {CONFIG_NAME}")
-    if revision is not None:
+    if there and revision is not None:
         raise InputError(f"revision={revision!r} is for a repository of the Hub, and {str(folder)!r} is a folder here")
-    return Path(folder)
+    if there:
+        return Path(folder)
+    if is_hub_id(folder):
+        return pull_files(str(folder), [CONFIG_NAME, TENSORS_NAME], revision=revision)
+    raise InputError(f"adapter folder {str(folder)!r} does not exist; give a folder with an {CONFIG_NAME}")
 
 
 def _read(path: Path, *, largest: int) -> bytes:
