@@ -179,7 +179,7 @@ def _probe_table(train: Embedding, test: Embedding, options: argparse.Namespace)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             head = make_head(options.head, features.shape, C=options.C)
-        head.fit(features.values, train.labels)
+            head.fit(features.values, train.labels)
         accuracy = float(head.score(judged.values, test.labels))
         if isinstance(head, LinearSVM) and head.search_ is not None:
             chosen.append(f"{name}: {head.search_}")

@@ -14,6 +14,7 @@ from hf_tl.errors import InputError
 
 
 ROWS_AT_ONCE = 2048
+BEYOND = "inner products of the features are beyond float64; scale the features, or leave out what is not finite"
 EXACT = 2**24  # sums of integers up to here are exact in float32
 
 
@@ -80,6 +81,9 @@ def gram(X: Matrix, other: Matrix | None = None) -> np.ndarray:
 
     Returns:
         (n_samples, n_others), or the symmetric (n_samples, n_samples), float64.
+
+    Raises:
+        InputError: products that are not finite.
     """
     dtype = _exact_dtype(X, other)
     columns = X if other is None else other
@@ -91,9 +95,12 @@ def gram(X: Matrix, other: Matrix | None = None) -> np.ndarray:
                 break
             same = other is None and i == j
             right = left if same else read_rows(columns, j).astype(dtype)
-            out[i, j] = left @ right.T  # numpy halves the work where both are the same array
+            with np.errstate(over="ignore", invalid="ignore"):
+                out[i, j] = left @ right.T  # numpy halves the work where both are the same array
             if other is None and not same:
                 out[j, i] = out[i, j].T
+    if not np.isfinite(out).all():
+        raise InputError(BEYOND)
     return out
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
-from hf_tl.probes.active_set import Support, solve
+from hf_tl.probes.active_set import SampleSpace, Support, solve, warn_if_inexact
 from hf_tl.probes.labels import OneVsRest
 
 
@@ -84,41 +84,40 @@ def usable_folds(strata: np.ndarray, *, n_splits: int = N_SPLITS) -> int:
 
 
 def search(
-    gram: np.ndarray,
+    space: SampleSpace,
     columns: OneVsRest,
     curvature: Curvature,
     grid: Sequence[float],
     *,
-    features: np.ndarray | None = None,
     n_splits: int = N_SPLITS,
 ) -> tuple[Search, Support]:
     """Chooses C by cross-validation and solves for it; every fit starts from the support of its neighbour.
 
     Args:
-        gram: (n_samples, n_samples), with the intercept's 1 added.
+        space: the samples.
         columns: the problems.
         curvature: C -> (n_samples, n_columns).
         grid: values of C, ascending.
-        features: see `active_set.solve`.
         n_splits: folds, at most so many.
     """
     signs = columns.signs.astype(np.float64)
     n_folds = usable_folds(columns.strata, n_splits=n_splits) if len(grid) > 1 else 0
     if n_folds == 0:
         chosen = grid[len(grid) // 2]
-        found = solve(gram, signs, curvature(chosen), features=features)
+        found = solve(space, signs, curvature(chosen))
         return Search(tuple(grid), np.zeros((len(grid), 0)), chosen, "too few samples to hold some out"), found
     fold = stratified_folds(columns.strata, n_splits=n_folds)
     truth = columns.decide(signs)
     accuracy, path, start = np.zeros((len(grid), n_folds)), [], None
     for i, C in enumerate(grid):
-        whole = solve(gram, signs, curvature(C), features=features, start=start)
+        whole = solve(space, signs, curvature(C), start=start)
         start = whole.active
         path.append(whole)
         for k in range(n_folds):
             out = fold == k
-            part = solve(gram, signs, curvature(C) * ~out[:, None], features=features, start=start)
+            part = solve(space, signs, curvature(C) * ~out[:, None], start=start)
+            warn_if_inexact(part)
             accuracy[i, k] = (columns.decide(part.values[out]) == truth[out]).mean()
     best = int(np.argmax(accuracy.mean(axis=1).round(12)))
-    held_out = f"{n_folds} folds of the {len(gram)} training samples"
+    held_out = f"{n_folds} folds of the {len(signs)} training samples"
     return Search(tuple(grid), accuracy, grid[best], held_out), path[best]

@@ -53,7 +53,7 @@ class OneVsRest:
         and the rest counts 1.
 
         Raises:
-            ValueError: a weight that is negative or not finite, or weights of label sets.
+            ValueError: a weight that is not above 0, or not finite, or weights of label sets.
         """
         n_columns = self.signs.shape[1]
         if class_weight is None:
@@ -61,8 +61,10 @@ class OneVsRest:
         if self.kind == "multilabel":
             raise ValueError("class_weight is for one class a sample, got label sets; use sample_weight, or None")
         weights = np.asarray(compute_class_weight(class_weight, classes=self.classes, y=y), dtype=np.float64)
-        if not ((weights >= 0) & (weights < np.inf)).all():
-            raise ValueError(f"class_weight should be 0 or more and finite, got {class_weight}")
+        if not ((weights > 0) & (weights < np.inf)).all():
+            raise ValueError(
+                f"class_weight should be above 0 and finite, got {class_weight}; leave samples out by sample_weight"
+            )
         return (weights[:1], weights[1:]) if self.kind == "binary" else (np.ones(n_columns), weights)
 
     def decide(self, values: np.ndarray) -> np.ndarray:

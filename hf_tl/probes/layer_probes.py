@@ -12,7 +12,7 @@ from tqdm import tqdm
 from hf_tl.embedding.embedding import Embedding
 from hf_tl.errors import InputError
 from hf_tl.intervals import paired_gain, wilson
-from hf_tl.probes.active_set import solve
+from hf_tl.probes.active_set import SampleSpace, solve, warn_if_inexact
 from hf_tl.probes.gram import gram, required_labels
 from hf_tl.probes.grid_search import N_SPLITS, stratified_folds, usable_folds
 from hf_tl.probes.labels import OneVsRest
@@ -276,19 +276,18 @@ class _Judge:
         spans = [self.spans[i] for i in layers]
         among, across = grams[0] + 1, grams[1]
         n_features = sum(span.stop - span.start for span in spans)
-        features = None
-        if narrow and n_features < len(among):
-            values = np.asarray(self.train[:, spans[0].start : spans[0].stop], dtype=np.float64)
-            features = np.column_stack([values, np.ones(len(values))])
+        one_layer = narrow and n_features < len(among)
+        space = SampleSpace(among, self.train[:, spans[0].start : spans[0].stop] if one_layer else None)
         curvature = np.full(self.signs.shape, 2 * self.relative_C / among.diagonal().mean())
-        whole = solve(among, self.signs, curvature, features=features)
+        whole = solve(space, self.signs, curvature)
+        warn_if_inexact(whole)
         if across is not None:
             values = (across + 1) @ whole.alpha
         else:
             values = np.empty(self.signs.shape)
             for k in range(self.fold.max() + 1):
                 out = self.fold == k
-                part = solve(among, self.signs, curvature * ~out[:, None], features=features, start=whole.active)
+                part = solve(space, self.signs, curvature * ~out[:, None], start=whole.active)
                 values[out] = part.values[out]
         right = self.columns.decide(values) == self.truth
         name = spans[0].name if len(spans) == 1 else f"{spans[0].name} .. {spans[-1].name}"

@@ -1,4 +1,4 @@
-"""A linear support vector machine that costs what the rows cost, however many features there are."""
+"""A linear support vector machine that costs what the samples cost, however many features there are."""
 
 from __future__ import annotations
 
@@ -10,37 +10,38 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags, column_or_1d
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from hf_tl.probes.active_set import solve
-from hf_tl.probes.gram import Matrix, gram, is_lazy, plain_values, read_rows, row_blocks, weighted_rows
+from hf_tl.errors import InputError
+from hf_tl.probes.active_set import SampleSpace, solve, warn_if_inexact
+from hf_tl.probes.gram import BEYOND, Matrix, gram, is_lazy, plain_values, read_rows, row_blocks, weighted_rows
 from hf_tl.probes.grid_search import Search, find_grid, search, stratified_folds
 from hf_tl.probes.labels import OneVsRest, decide
 
 
-GRAM_ROWS = 15_000  # a Gram matrix of 1.8 GB
-HELD_OUT = 10  # one row in so many chooses C where there are too many rows for folds
+GRAM_SAMPLES = 15_000  # a Gram matrix of 1.8 GB
+HELD_OUT = 10  # one sample in so many chooses C where there are too many for folds
 
 
 class LinearSVM(ClassifierMixin, BaseEstimator):
     """One-against-the-rest linear SVM with squared hinge loss: the objective of scikit-learn's `LinearSVC`.
 
-    The solution lies in the span of the rows, so it is found among them: one Gram matrix serves every class, every C
-    and every fold (`hf_tl.probes.active_set`), in a second where `LinearSVC` takes a minute. Beyond 15,000 rows it is
-    found among the features, with the rows read in blocks, so that they need not fit into memory
-    (`hf_tl.probes.primal`).
+    The solution lies in the span of the samples, so it is found among them: one Gram matrix serves every class, every
+    C and every fold (`hf_tl.probes.active_set`), in a second where `LinearSVC` takes a minute; where features differ
+    so much in scale that rounding counts, an interior point method takes over (`hf_tl.probes.interior_point`). Beyond
+    15,000 samples it is found among the features, with the samples read in blocks, so that they need not fit into
+    memory (`hf_tl.probes.primal`). A solution that may be off is reported by a `ConvergenceWarning`.
 
     As in liblinear, the intercept is penalised like the weight of a feature that is always 1.
 
     Args:
         C: weight of the loss against the penalty; several values, of which the best is chosen on splits of the
-            training rows; or "auto", nine values from 0.1 to 1000 over the mean squared length of a row. The rows of a
-            discretised embedding have squared lengths near 10^4, so C=1, the choice of the full-network embedding
-            paper, is practically a hard margin.
-        class_weight: None, "balanced", or class -> weight.
-        solver: "rows" (Gram matrix), "features" (blocks of rows), or "auto".
-        tol: relative distance of the objective from its minimum at which the solver "features" stops; "rows" is
-            exact.
-        max_iter: passes over the rows after which the solver "features" stops in any case.
-        device: where the solver "features" multiplies.
+            training samples; or "auto", nine values from 0.1 to 1000 over the mean squared L2 norm of a sample. The
+            samples of a discretised embedding have squared norms near 10^4, so C=1, the choice of the full-network
+            embedding paper, is practically a hard margin.
+        class_weight: None, "balanced", or class -> weight above 0.
+        solver: "dual" (Gram matrix), "primal" (blocks of samples), or "auto".
+        tol: relative distance of the objective from its minimum at which the solver "primal" stops; "dual" is exact.
+        max_iter: passes over the samples after which the solver "primal" stops in any case.
+        device: where the solver "primal" multiplies.
 
     Attributes:
         classes_: (n_classes,).
@@ -48,7 +49,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         intercept_: (n_classes,) or (1,).
         C_: the C in use.
         search_: how it was chosen; None where one was given.
-        n_iter_: passes over the rows of the solver "features", else 1.
+        n_iter_: passes over the samples of the solver "primal", else 1.
     """
 
     def __init__(
@@ -69,15 +70,15 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         self.device = device
 
     def fit(self, X: Matrix, y: np.ndarray, sample_weight: np.ndarray | None = None) -> LinearSVM:
-        """Fits on X (n_rows, n_features), real or integer, an embedding, a memory-mapped or a lazy array.
+        """Fits on X (n_samples, n_features), real or integer, an embedding, a memory-mapped or a lazy array.
 
         Args:
-            X: the rows.
-            y: (n_rows,) integers or strings, or (n_rows, n_labels) of 0 and 1 for label sets.
-            sample_weight: (n_rows,) factors of the rows' losses, 0 or more.
+            X: the features.
+            y: (n_samples,) integers or strings, or (n_samples, n_labels) of 0 and 1 for label sets.
+            sample_weight: (n_samples,) factors of the samples' losses, 0 or more.
 
         Raises:
-            ValueError: one class only, NaN, or lengths that differ.
+            ValueError: one class only, NaN, values whose squares overflow, or lengths that differ.
         """
         if self.solver not in ("auto", "dual", "primal"):
             raise ValueError(f"solver should be 'auto', 'dual' or 'primal', got {self.solver!r}")
@@ -88,20 +89,21 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         )
         self.classes_, self._kind = columns.classes, columns.kind
         negative, positive = columns.weights(self.class_weight, y)
-        if self.solver == "dual" or (self.solver == "auto" and X.shape[0] <= GRAM_ROWS):
+        if self.solver == "dual" or (self.solver == "auto" and X.shape[0] <= GRAM_SAMPLES):
             self._fit_dual(X, columns, weights, np.stack([negative, positive]))
         else:
             self._fit_primal(X, columns, weights, np.stack([negative, positive]))
         return self
 
     def decision_function(self, X: Matrix) -> np.ndarray:
-        """Signed distances times the norm of the weights: X -> (n_rows, n_classes), or (n_rows,) for two classes."""
+        """Signed distances times the norm of the weights: X -> (n_samples, n_classes), or (n_samples,) for
+        two classes."""
         check_is_fitted(self)
         values = self._values(X)
         return values.ravel() if self._kind == "binary" else values
 
     def predict(self, X: Matrix) -> np.ndarray:
-        """The class of each row of X, (n_rows,), or its labels, (n_rows, n_labels)."""
+        """The class of each sample of X, (n_samples,), or its labels, (n_samples, n_labels)."""
         check_is_fitted(self)
         return decide(self._values(X), self.classes_, self._kind)
 
@@ -111,23 +113,25 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         return tags
 
     def _fit_dual(self, X: Matrix, columns: OneVsRest, weights: np.ndarray, factors: np.ndarray) -> None:
-        among = gram(X) + 1
-        narrow = None
-        if X.shape[1] < X.shape[0]:
-            narrow = np.column_stack([np.asarray(X, dtype=np.float64), np.ones(X.shape[0])])
-        grid = find_grid(self.C, _squared_norm(among.diagonal(), weights))
+        space = SampleSpace(gram(X) + 1, X)
+        grid = find_grid(self.C, _squared_norm(space.gram.diagonal(), weights))
         loss = 2 * weights[:, None] * np.where(columns.signs > 0, factors[1], factors[0])
         if len(grid) == 1:
             self.C_, self.search_ = grid[0], None
-            found = solve(among, columns.signs.astype(np.float64), grid[0] * loss, features=narrow)
+            found = solve(space, columns.signs.astype(np.float64), grid[0] * loss)
         else:
-            self.search_, found = search(among, columns, lambda C: C * loss, grid, features=narrow)
+            self.search_, found = search(space, columns, lambda C: C * loss, grid)
             self.C_ = self.search_.chosen
+        if np.isinf(found.gap).any():  # too many samples for an interior point method
+            return self._fit_primal(X, columns, weights, factors)
+        warn_if_inexact(found)
         self.coef_, self.intercept_ = weighted_rows(found.alpha, X), found.alpha.sum(axis=0)
+        for j, column in found.weights.items():
+            *self.coef_[j], self.intercept_[j] = space.in_features(column)
         self.n_iter_ = 1
 
     def _fit_primal(self, X: Matrix, columns: OneVsRest, weights: np.ndarray, factors: np.ndarray) -> None:
-        grid = find_grid(self.C, _sampled_squared_norm(X, weights) if self.C == "auto" else 1.0)
+        grid = find_grid(self.C, _sampled_squared_norm(X, weights))
         self.search_ = None if len(grid) == 1 else self._search_primal(X, columns, weights, factors, grid)
         self.C_ = grid[0] if self.search_ is None else self.search_.chosen
         coef, intercept, self.n_iter_ = self._solve_primal(X, columns, weights, factors, (self.C_,))
@@ -154,7 +158,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
             grid,
             accuracy,
             grid[int(np.argmax(accuracy[:, 0]))],
-            f"{len(out)} rows held out of the {X.shape[0]} training rows",
+            f"{len(out)} samples held out of the {X.shape[0]} training samples",
         )
 
     def _solve_primal(
@@ -166,8 +170,8 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         n_columns = columns.signs.shape[1]
         columns = Columns(
             signs=np.tile(columns.signs, (1, len(grid))),
-            scale=np.concatenate([2 * C * factors[0] for C in grid]),
-            positive=np.tile(factors[1] / factors[0], len(grid)),
+            negative=np.concatenate([2 * C * factors[0] for C in grid]),
+            positive=np.concatenate([2 * C * factors[1] for C in grid]),
             weights=weights,
         )
         found = solve_primal(X, columns, tol=self.tol, max_iter=self.max_iter, device=self.device)
@@ -179,7 +183,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         X = plain_values(X)
         if is_lazy(X):
             if len(X.shape) != 2 or len(y) != X.shape[0]:
-                raise ValueError(f"expected X of {len(y)} rows and y of as many labels, got X of shape {X.shape}")
+                raise ValueError(f"expected X of {len(y)} samples and y of as many labels, got X of shape {X.shape}")
             if X.dtype.kind == "f" and not all(np.isfinite(read_rows(X, rows)).all() for rows in row_blocks(X)):
                 raise ValueError("X holds NaN or infinity; expected finite features")
             self.n_features_in_ = X.shape[1]
@@ -199,12 +203,15 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         return values + self.intercept_
 
 
-def _squared_norm(lengths: np.ndarray, weights: np.ndarray) -> float:
-    counted = lengths[weights > 0]
+def _squared_norm(squares: np.ndarray, weights: np.ndarray) -> float:
+    counted = squares[weights > 0]
     return float(counted.mean()) if len(counted) else 1.0
 
 
 def _sampled_squared_norm(X: Matrix, weights: np.ndarray) -> float:
     rows = next(iter(row_blocks(X)))
     block = read_rows(X, rows).astype(np.float64)
-    return _squared_norm(np.einsum("nd,nd->n", block, block) + 1, weights[rows])
+    squares = np.einsum("nd,nd->n", block, block) + 1
+    if not np.isfinite(squares).all():
+        raise InputError(BEYOND)
+    return _squared_norm(squares, weights[rows])

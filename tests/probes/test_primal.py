@@ -43,7 +43,7 @@ def test_levels_blocks_and_float32_change_nothing(monkeypatch):
 
 
 def test_many_rows_take_this_solver(monkeypatch):
-    monkeypatch.setattr(svm, "GRAM_ROWS", 100)
+    monkeypatch.setattr(svm, "GRAM_SAMPLES", 100)
     assert LinearSVM(0.03).fit(*task()).n_iter_ > 1
 
 
@@ -78,14 +78,14 @@ def test_lazy_and_memory_mapped_rows(tmp_path):
 
 
 def test_stopping_early_warns_and_says_what_to_do():
-    with pytest.warns(ConvergenceWarning, match="problems are not solved to tol=1e-08.* choose a smaller C"):
+    with pytest.warns(ConvergenceWarning, match="SVMs are not solved to tol=1e-08.* choose a smaller C"):
         LinearSVM(1.0, solver="primal", tol=1e-8, max_iter=3).fit(*task())
 
 
 def test_several_values_of_c_are_columns_of_one_problem():
     x, y = task()
     signs = np.where(y == 0, 1, -1).astype(np.int8)[:, None]
-    both = Columns(np.tile(signs, (1, 2)), np.array([0.01, 0.1]), np.ones(2), np.ones(len(y)))
+    both = Columns(np.tile(signs, (1, 2)), np.array([0.01, 0.1]), np.array([0.01, 0.1]), np.ones(len(y)))
     found = solve_primal(x, both, tol=1e-8)
     for j, C in enumerate((0.005, 0.05)):
         alone = LinearSVM(C).fit(x, y == 0)
