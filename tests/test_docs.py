@@ -156,7 +156,7 @@ def check_new_adapter(names, printed):
 
 
 def check_upper_half(names, printed):
-    from hf_tl.lora.record import record_of
+    from hf_tl.lora.adapted import record_of
 
     assert {name.split(".")[3] for name in record_of(names["model"]).layers if "layer." in name} == {"1"}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_tl import plots
 from hf_tl.errors import InputError
 from hf_tl.lora.adapter import Adapter, LayerUpdate, is_split
-from hf_tl.lora.low_rank import rank_for, singular_values
+from hf_tl.lora.combine import rank_for, singular_values
 from hf_tl.table import format_table
 
 

@@ -144,7 +144,7 @@ def _merge(options: argparse.Namespace) -> None:
 
 def _resize(options: argparse.Namespace) -> None:
     from hf_tl.lora.adapter import read_adapter, write_adapter
-    from hf_tl.lora.resize import resize_adapter, resize_table
+    from hf_tl.lora.combine import resize_adapter, resize_table
 
     adapter = read_adapter(options.adapter)
     resized, report = resize_adapter(adapter, rank=options.rank, keep=options.keep)

@@ -1,5 +1,5 @@
-from .adapters import disable_adapters as disable_adapters
-from .adapters import set_adapter as set_adapter
+from .adapted import disable_adapters as disable_adapters
+from .adapted import set_adapter as set_adapter
 from .combine import combine_adapters as combine_adapters
 from .config import LoraConfig as LoraConfig
 from .eva import initialize_eva as initialize_eva

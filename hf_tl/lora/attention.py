@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_tl.errors import InputError
 from hf_tl.lora.config import LoraConfig
-from hf_tl.lora.layers import LoraLayer
+from hf_tl.lora.layer import LoraLayer
 from hf_tl.lora.linear import LoraLinear
 
 
@@ -45,11 +45,11 @@ class LoraAttention(LoraLayer):
         super().__init__(base_layer)
         if base_layer.in_proj_weight is None:
             raise InputError("adapters need queries, keys and values of one width, got kdim or vdim of their own")
-        self.__dict__["output"] = LoraOutput(base_layer.out_proj)  # no child: it is one of the base layer, once placed
+        object.__setattr__(self, "output", LoraOutput(base_layer.out_proj))  # once placed, a child of the base layer
 
     def forward(self, query: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None]:
         """Attention with the adapted projections; arguments as those of nn.MultiheadAttention."""
-        running = self._running()
+        running = self.running
         if not running:
             return self.base_layer(query, *args, **kwargs)
         weights = {
@@ -60,7 +60,7 @@ class LoraAttention(LoraLayer):
 
     @staticmethod
     def _effective(layer: LoraLayer, adapters: list[str]) -> Tensor:
-        weight = layer._parameter()
+        weight: Tensor = layer.weight
         for adapter in adapters:
             a, b = layer.factors(adapter)
             if isinstance(layer, LoraOutput):
@@ -69,6 +69,12 @@ class LoraAttention(LoraLayer):
             else:
                 weight = weight + ((b @ a) * layer.scaling[adapter]).to(weight.dtype)
         return weight
+
+    def unwrapped(self) -> nn.Module:
+        """See LoraLayer; the output projection comes back with it."""
+        if isinstance(self.base_layer.out_proj, LoraOutput):
+            self.base_layer.out_proj = self.base_layer.out_proj.unwrapped()
+        return super().unwrapped()
 
     def _shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         rows, columns = self.base_layer.in_proj_weight.shape

@@ -227,6 +227,11 @@ class LoraConfig:
         given = self.init_lora_weights
         return given if isinstance(given, str) else "kaiming" if given else "random"
 
+    @property
+    def subtracts_start(self) -> bool:
+        """Whether the init moves a part of W into the factors, which PEFT takes out of W."""
+        return self.init.startswith(("pissa", "olora"))
+
     def scaling(self, rank: int, alpha: float) -> float:
         """What B A is multiplied with: alpha / rank, or alpha / sqrt(rank) with `use_rslora`."""
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank

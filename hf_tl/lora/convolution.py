@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hf_tl.errors import InputError
 from hf_tl.lora.config import LoraConfig
-from hf_tl.lora.layers import LoraLayer
+from hf_tl.lora.layer import LoraLayer
 
 
 _CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
@@ -22,14 +22,13 @@ class LoraConv(LoraLayer):
 
     def __init__(self, base_layer: nn.Conv1d | nn.Conv2d | nn.Conv3d):
         super().__init__(base_layer)
-        self.in_channels, self.out_channels = base_layer.in_channels, base_layer.out_channels
-        self.axes = base_layer.weight.dim() - 2
+        self.axes = len(base_layer.kernel_size)
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """The convolution and what the active adapters add: (n, k, ...) -> (n, d, ...)."""
         y = self.base_layer(x, *args, **kwargs)
         dtype = y.dtype
-        for adapter in self._running():
+        for adapter in self.running:
             a, b = self.factors(adapter)
             dropout = self.lora_dropout[adapter] if self.training else 0.0
             seen = F.dropout(x.to(a.dtype), dropout)
@@ -37,7 +36,7 @@ class LoraConv(LoraLayer):
             b, bias = b * scale, None if bias is None else bias * scale  # far fewer values than the output has
             delta = _CONVOLVE[b.dim()](self._convolve(seen, a), b, bias, groups=self.base_layer.groups)
             if self.use_dora[adapter]:
-                ratio = self.stretch(adapter)
+                ratio = self.dora_ratio(adapter)
                 own = self.base_layer.bias
                 if dropout > 0:
                     plain = self._convolve(seen, self.base_layer.weight.to(a.dtype))
@@ -52,9 +51,17 @@ class LoraConv(LoraLayer):
         base = self.base_layer
         padding = base.padding
         if base.padding_mode != "zeros":
-            x = F.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode)
-            padding = 0
+            x, padding = F.pad(x, self._sides(), mode=base.padding_mode), 0
         return _CONVOLVE[weight.dim()](x, weight, None, base.stride, padding, base.dilation)
+
+    def _sides(self) -> list[int]:
+        """How far each side is padded, last axis first, as F.pad takes it."""
+        base = self.base_layer
+        if base.padding == "same":
+            extents = [d * (k - 1) for d, k in zip(base.dilation, base.kernel_size, strict=True)]
+        else:
+            extents = [0] * self.axes if base.padding == "valid" else [2 * p for p in base.padding]
+        return [side for extent in reversed(extents) for side in (extent // 2, extent - extent // 2)]
 
     def merged_parameters(self, adapters: list[str]) -> dict[str, Tensor]:
         """See LoraLayer.
@@ -78,7 +85,7 @@ class LoraConv(LoraLayer):
                 "choose another rank in rank_pattern or put the layer into exclude_modules"
             )
         ones = (1,) * self.axes
-        return (rank, self.in_channels, *base.kernel_size), (self.out_channels, rank // base.groups, *ones)
+        return (rank, base.in_channels, *base.kernel_size), (base.out_channels, rank // base.groups, *ones)
 
     def _magnitude_shape(self) -> tuple[int, ...]:
         return (1, -1, *(1,) * self.axes)

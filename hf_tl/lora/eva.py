@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_tl.errors import InputError
-from hf_tl.lora.adapters import disable_adapters
-from hf_tl.lora.layers import LoraLayer
+from hf_tl.lora.adapted import disable_adapters, known, record_of
+from hf_tl.lora.layer import LoraLayer
 from hf_tl.lora.linear import LoraLinear
-from hf_tl.lora.record import known, record_of
 from hf_tl.trace import Batch, evaluating, forward
 
 

@@ -1,4 +1,4 @@
-"""add_lora: a network with adapters, the same object changed in place; record.py says what it leaves there.
+"""add_lora: a network with adapters, the same object changed in place; adapted.py says what it leaves there.
 
 `inject(model, plan, adapter_name=NAME)` is the lower half: it puts adapters where a `Plan` says, whatever chose the
 places, so that a loader can follow the keys it found (`empty=True` skips the initialisation of values that a
@@ -7,19 +7,21 @@ checkpoint is about to give).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
 
+from hf_tl.architectures import CONVOLUTIONS, is_fully_connected
 from hf_tl.errors import InputError
-from hf_tl.lora.adapters import set_adapter
+from hf_tl.lora.adapted import RECORD, AdapterRecord, check_new_name, set_adapter
 from hf_tl.lora.attention import LoraAttention
 from hf_tl.lora.config import ALL_LINEAR, LoraConfig
-from hf_tl.lora.kinds import wrap
-from hf_tl.lora.layers import LoraLayer
-from hf_tl.lora.record import RECORD, AdapterRecord
+from hf_tl.lora.convolution import LoraConv
+from hf_tl.lora.embedding_table import LoraEmbedding
+from hf_tl.lora.layer import LoraLayer
+from hf_tl.lora.linear import LoraLinear
 from hf_tl.lora.saved import SavedModule
 from hf_tl.lora.targets import (
     Target,
@@ -35,6 +37,9 @@ from hf_tl.lora.targets import (
 from hf_tl.lora.trainer import follow_trainer
 from hf_tl.names import is_inside
 from hf_tl.trace import Batch
+
+
+KINDS = "nn.Linear, Conv1D of transformers, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.MultiheadAttention"
 
 
 @dataclass(frozen=True)
@@ -125,20 +130,16 @@ def inject(model: nn.Module, plan: Plan, *, adapter_name: str = "default", empty
         InputError: an adapter of this name, adapters that are merged, or a layer that cannot take this one; the
             network is then what it was.
     """
-    record = model.__dict__.get(RECORD) or AdapterRecord(model)
+    record = vars(model).get(RECORD) or AdapterRecord(model)
     _check(record, plan, adapter_name)
-    live = dict(model.named_modules())  # once: on a small network this walk is a tenth of the whole
-    layers, saved = _make(
-        record, live, plan, adapter_name, empty=empty
-    )  # the last that can refuse; nothing is in place
-    if RECORD not in model.__dict__:
-        model.__dict__[RECORD] = record
-        record.freeze(live)
-        record.watch_inputs(live.values())
-    parts = {place: part for name, layer in layers.items() for place, part in _places(name, layer)}
-    record.put({place: part for place, part in parts.items() if place not in record.layers})
+    layers, saved = _make(record, plan, adapter_name, empty=empty)  # the last that can refuse; nothing is in place
+    if not record.configs:
+        setattr(model, RECORD, record)
+        record.freeze()
+        record.watch_inputs()
+    record.put({name: layer for name, layer in layers.items() if name not in record.layers})
     record.put({name: module for name, module in saved.items() if name not in record.saved})
-    record.layers |= parts
+    record.layers |= layers
     record.saved |= saved
     for name in plan.frozen:
         record.freeze_statistics(model.get_submodule(name))
@@ -149,13 +150,40 @@ def inject(model: nn.Module, plan: Plan, *, adapter_name: str = "default", empty
     return model
 
 
+def wrap(module: nn.Module, name: str) -> LoraLayer:
+    """The layer that holds adapters beside a module.
+
+    Args:
+        module: what stands in the network.
+        name: where, for the message.
+
+    Raises:
+        InputError: a kind that cannot be adapted.
+    """
+    if is_fully_connected(module) and not isinstance(module, nn.Bilinear):
+        return LoraLinear(module)
+    if isinstance(module, nn.Embedding):
+        return LoraEmbedding(module)
+    if isinstance(module, nn.MultiheadAttention):
+        return LoraAttention(module)
+    kind = next((kind for kind in CONVOLUTIONS if isinstance(module, kind)), None)
+    if kind is None:
+        raise InputError(
+            f"target_modules chooses {name!r}, a {type(module).__name__}, but adapters are made for {KINDS}; "
+            "name modules of those kinds, or put it into exclude_modules"
+        )
+    if type(module).forward is not kind.forward:
+        raise InputError(
+            f"{name!r} is a {type(module).__name__} with a convolution of its own making, beside which an adapter "
+            "would read another input; put it into exclude_modules"
+        )
+    return LoraConv(module)
+
+
 def _check(record: AdapterRecord, plan: Plan, adapter: str) -> None:
     config = plan.config
-    if not adapter or "." in adapter:
-        raise InputError(f"an adapter's name must be a word without dots, got {adapter!r}")
-    if adapter in record.configs:
-        raise InputError(f"there is an adapter {adapter!r} already; choose another name or remove it first")
-    if any(layer.merged_adapters for layer in record.layers.values()):
+    check_new_name(record, adapter)
+    if record.is_merged:
         raise InputError("adapters are merged into the weights; call unmerge_adapter before adding another")
     if config.bias != "none" and any(other.bias != "none" for other in record.configs.values()):
         raise InputError(f"bias={config.bias!r} cannot be shared by two adapters; use bias='none' for one of them")
@@ -175,7 +203,7 @@ def _check(record: AdapterRecord, plan: Plan, adapter: str) -> None:
 
 
 def _make(
-    record: AdapterRecord, live: Mapping[str, nn.Module], plan: Plan, adapter: str, *, empty: bool
+    record: AdapterRecord, plan: Plan, adapter: str, *, empty: bool
 ) -> tuple[dict[str, LoraLayer], dict[str, SavedModule]]:
     """The layers and saved modules with the new adapter, by name; those that are new stand nowhere yet."""
     layers: dict[str, LoraLayer] = {}
@@ -183,29 +211,26 @@ def _make(
     try:
         for target in plan.targets:
             name = target.name
-            layers[name] = record.layers.get(name) or wrap(_module(name, live, record.model), name)
-            settings = {"config": plan.config, "rank": target.rank, "alpha": target.alpha, "parts": target.parts}
-            for _, part in _places(name, layers[name]):
-                part.add_adapter(adapter, **settings, empty=empty)
+            layers[name] = layer = record.layers.get(name) or wrap(record.model.get_submodule(name), name)
+            if isinstance(layer, LoraAttention):
+                layers[f"{name}.base_layer.out_proj"] = layer.output
+            for part in (layer, layer.output) if isinstance(layer, LoraAttention) else (layer,):
+                part.add_adapter(
+                    adapter,
+                    config=plan.config,
+                    rank=target.rank,
+                    alpha=target.alpha,
+                    parts=target.parts,
+                    empty=empty,
+                )
         for name in (*plan.saved, *plan.statistics):
-            saved[name] = record.saved.get(name) or SavedModule(_module(name, live, record.model))
+            saved[name] = record.saved.get(name) or SavedModule(record.model.get_submodule(name))
             saved[name].add_adapter(adapter, trains=name in plan.saved)
     except BaseException:  # what was on the network before must not keep a part of it
-        for part in (*record.layers.values(), *record.saved.values()):
+        for part in record.parts:
             part.delete_adapter(adapter)
         raise
     return layers, saved
-
-
-def _module(name: str, live: Mapping[str, nn.Module], model: nn.Module) -> nn.Module:
-    """The module that stands at a name; `live` knows one name of each."""
-    return live[name] if name in live else model.get_submodule(name)
-
-
-def _places(name: str, layer: LoraLayer) -> list[tuple[str, LoraLayer]]:
-    """Where an adapted layer stands, and its output projection if it is torch's attention."""
-    own = [(name, layer)]
-    return [*own, (f"{name}.base_layer.out_proj", layer.output)] if isinstance(layer, LoraAttention) else own
 
 
 def _found_by_name(config: LoraConfig) -> bool:

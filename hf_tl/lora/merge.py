@@ -1,21 +1,16 @@
-"""Adapters into the frozen weights and out again."""
+"""Adapters into the frozen weights and out again, and off the network."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from hf_tl.errors import InputError
-from hf_tl.lora.adapters import set_adapter
-from hf_tl.lora.kinds import unwrap
-from hf_tl.lora.layers import LoraLayer
-from hf_tl.lora.linear import LoraLinear
-from hf_tl.lora.low_rank import add_product
-from hf_tl.lora.record import RECORD, AdapterRecord, known, record_of
-from hf_tl.lora.targets import base_modules
+from hf_tl.lora.adapted import RECORD, AdapterRecord, known, record_of, set_adapter
+from hf_tl.lora.layer import LoraLayer
 from hf_tl.lora.trainer import unfollow_trainer
 from hf_tl.trace import Batch, evaluating, first_float, forward
 
@@ -43,7 +38,7 @@ def merge_adapter(
 ) -> Merge:
     """Adds adapters to the frozen weights, in float32 with one rounding to the weight's dtype.
 
-    A weight that another module shares (tied embeddings) is copied first, so that the other keeps its own.
+    A weight that another module shares (tied embeddings) stays as it is there.
 
     Args:
         model: a network with adapters.
@@ -53,13 +48,13 @@ def merge_adapter(
         example: a batch on which the network's outputs before and after are compared.
 
     Raises:
-        InputError: no such adapter, already merged, not finite, or a layer whose weight cannot take its adapter.
+        InputError: no such adapter, already merged, not finite, or a layer whose weight cannot take its adapter. The
+            network is then what it was.
     """
     record = record_of(model)
     chosen = list(record.active if adapter_names is None else adapter_names)
-    for adapter in chosen:
-        known(record, adapter)
-    if any(layer.merged_adapters for layer in record.layers.values()):
+    known(record, *chosen)
+    if record.is_merged:
         raise InputError("adapters are merged already; call unmerge_adapter first")
     if example is not None and chosen != record.active:
         raise InputError(
@@ -67,22 +62,16 @@ def merge_adapter(
         )
     before = None if example is None else _output(model, example)
     held = {name: [a for a in chosen if a in layer.r] for name, layer in record.layers.items()}
-    held = {name: names for name, names in held.items() if names}
-    quick = not safe_merge and not reversible
-    new = {} if quick else {name: record.layers[name].merged_parameters(names) for name, names in held.items()}
-    if safe_merge:
-        for name, parameters in new.items():
-            _check_finite(name, parameters, record.layers[name])
-    tied = _shared(record, held)
-    own = {name: record.layers[name] for name in held if name not in tied}
-    added = _add_in_place(own, held) if quick else ()
-    for name, names in held.items():
-        layer = record.layers[name]
-        if name not in added:
-            _set_parameters(layer, new.get(name) or layer.merged_parameters(names), untie=name in tied)
-        if not reversible:
+    held = {name: adapters for name, adapters in held.items() if adapters}
+    try:
+        for name, adapters in held.items():
+            _merge(record.layers[name], name, adapters, safe=safe_merge)
+    except BaseException:
+        _restore(record)
+        raise
+    if not reversible:
+        for layer in record.layers.values():
             layer.originals.clear()
-        layer.__dict__["merged_adapters"] = names  # nn.Module is slow in taking attributes
     after = None if before is None else _output(model, example)
     return Merge(len(held), None if after is None else (after - before).abs().max().item())
 
@@ -97,16 +86,11 @@ def unmerge_adapter(model: nn.Module) -> None:
         InputError: nothing is merged, or the originals were not kept.
     """
     record = record_of(model)
-    merged = [layer for layer in record.layers.values() if layer.merged_adapters]
-    if not merged:
+    if not record.is_merged:
         raise InputError("no adapter is merged; call merge_adapter first")
-    if any(not layer.originals for layer in merged):
+    if any(layer.merged_adapters and not layer.originals for layer in record.layers.values()):
         raise InputError("the original weights were not kept; merge with reversible=True to be able to unmerge")
-    for layer in merged:
-        for module, name, parameter, data in layer.originals:
-            parameter.data = data
-            module._parameters[name] = parameter
-        layer.originals, layer.merged_adapters = [], []
+    _restore(record)
 
 
 def delete_adapter(
@@ -128,101 +112,67 @@ def delete_adapter(
     record = record_of(model)
     names = record.configs if adapter_names is None else adapter_names
     gone = [names] if isinstance(names, str) else list(names)
-    for adapter in gone:
-        known(record, adapter)
+    known(record, *gone)
     stays = [name for name in record.configs if name not in gone]
-    merged = any(layer.merged_adapters for layer in record.layers.values())
-    if stays and (merge or merged):
+    if stays and (merge or record.is_merged):
         raise InputError(
             f"{stays} would stay on weights with adapters merged into them; unmerge_adapter, or remove all"
         )
-    if merge and not merged:
+    if merge and not record.is_merged:
         merge_adapter(model, reversible=False)
-    kept = merge or merged
-    if not kept:
-        record.set_biases({n: record.original_biases[n] for a in gone for n in record.biases[a]})
+    kept = record.is_merged
     for adapter in gone:
-        for name in record.biases.pop(adapter):
-            record.original_biases.pop(name, None)
+        biases = record.biases.pop(adapter)
+        originals = {name: record.original_biases.pop(name) for name in biases}
+        if not kept:
+            record.set_biases(originals)
+        for name in biases:
             record.model.get_parameter(name).requires_grad_(False)
-    if not stays:
-        return _unwrap(record, kept)
-    for adapter in gone:
-        for part in (*record.layers.values(), *record.saved.values()):
-            part.delete_adapter(adapter)
         del record.configs[adapter]
-    empty = [name for name, layer in record.layers.items() if not layer.r and ".base_layer." not in name]
-    idle = [name for name, saved in record.saved.items() if not saved.modules_to_save]
-    record.put({name: unwrap(record.layers.pop(name)) for name in empty})
-    record.put({name: record.saved.pop(name).original_module for name in idle})
-    for name in empty:
-        record.layers.pop(f"{name}.base_layer.out_proj", None)
-    set_adapter(model, [a for a in record.active if a in stays] or stays[:1])
-    return model
+    _take_off(record, gone, kept=kept)
+    if stays:
+        set_adapter(model, [name for name in record.active if name in stays] or stays[:1])
+        return model
+    record.restore()
+    unfollow_trainer(record.model)
+    delattr(record.model, RECORD)
+    return record.model
 
 
-def _unwrap(record: AdapterRecord, kept: bool) -> nn.Module:
-    model = record.model
-    record.put({name: unwrap(layer) for name, layer in record.layers.items() if ".base_layer." not in name})
-    record.put({n: saved.current if kept else saved.original_module for n, saved in record.saved.items()})
-    record.restore_settings()
-    unfollow_trainer(model)
-    del model.__dict__[RECORD]
-    record.thaw()
-    return model
+def _take_off(record: AdapterRecord, adapters: Sequence[str], *, kept: bool) -> None:
+    """Puts the original modules back where no other adapter is left; with `kept`, what was merged and trained."""
+    bare = {name: layer for name, layer in record.layers.items() if not set(layer.r) - set(adapters)}
+    outer = {name: layer.unwrapped() for name, layer in bare.items() if ".base_layer." not in name}
+    idle = {name: saved for name, saved in record.saved.items() if not set(saved.trains) - set(adapters)}
+    record.put(outer | {name: saved.unwrapped(kept=kept) for name, saved in idle.items()})
+    for part in record.parts:
+        for adapter in adapters:
+            part.delete_adapter(adapter)
+    record.layers = {name: layer for name, layer in record.layers.items() if name not in bare}
+    record.saved = {name: saved for name, saved in record.saved.items() if name not in idle}
 
 
-@torch.no_grad()
-def _add_in_place(layers: Mapping[str, LoraLayer], adapters: Mapping[str, Sequence[str]]) -> set[str]:
-    """Adds `scaling * B A` to float32 weights without a copy: the names of the layers where no more has to be done."""
-    added = set()
-    for name, layer in layers.items():
-        weight, names = layer._parameter(), adapters[name]
-        if not isinstance(layer, LoraLinear) or weight.dtype != torch.float32:
-            continue
-        if any(layer.use_dora[a] or layer.lora_B[a].bias is not None for a in names):
-            continue
-        for adapter in names:
-            a, b = layer.factors(adapter)
-            left, right = (a.t(), b.t()) if layer.transposed else (b, a)
-            add_product(weight, left, right, scale=layer.scaling[adapter])
-        added.add(name)
-    return added
-
-
-def _set_parameters(layer: LoraLayer, values: Mapping[str, Tensor], *, untie: bool) -> None:
+def _merge(layer: LoraLayer, name: str, adapters: list[str], *, safe: bool) -> None:
+    values = layer.merged_parameters(adapters)
     base = layer.base_layer
-    layer.originals = []
-    for name, value in values.items():
-        parameter = base._parameters[name]
-        layer.originals.append((base, name, parameter, parameter.data))
+    for part, value in values.items():
+        parameter = getattr(base, part)
         value = value.to(parameter.dtype).contiguous()
-        if untie:
-            base._parameters[name] = nn.Parameter(value, requires_grad=parameter.requires_grad)
-        else:
-            parameter.data = value
-
-
-def _shared(record: AdapterRecord, names: Mapping[str, object]) -> set[str]:
-    """Those of the adapted layers whose weight another module holds too."""
-    own = {id(record.layers[name]._parameter()): name for name in names}
-    holders: dict[int, int] = {}
-    for module in set(base_modules(record.model).values()):  # a module may stand in two places
-        for parameter in module._parameters.values():
-            if id(parameter) in own:
-                holders[id(parameter)] = holders.get(id(parameter), 0) + 1
-    shared = {key for key, count in holders.items() if count > 1}
-    return {name for name in names if id(record.layers[name]._parameter()) in shared}
-
-
-def _check_finite(name: str, parameters: Mapping[str, Tensor], layer: LoraLayer) -> None:
-    for part, value in parameters.items():
-        rounded = value.to(layer.base_layer._parameters[part].dtype)
-        if not torch.isfinite(rounded).all():
+        if safe and not torch.isfinite(value).all():
             raise InputError(
-                f"the merged {name}.{part} would not be finite in {rounded.dtype}; the network was left as it was: "
-                "look for NaN in the adapter, or merge into a wider dtype"
+                f"the merged {name}.{part} would not be finite in {value.dtype}; the network was left as it was: "
+                "look for NaN in the adapter, or merge into a dtype of a larger range"
             )
+        layer.originals[part] = parameter
+        setattr(base, part, nn.Parameter(value, requires_grad=parameter.requires_grad))  # what is tied to it stays
+    layer.merged_adapters = adapters
+
+
+def _restore(record: AdapterRecord) -> None:
+    for layer in record.layers.values():
+        for name, parameter in layer.originals.items():
+            setattr(layer.base_layer, name, parameter)
+        layer.originals, layer.merged_adapters = {}, []
 
 
 def _output(model: nn.Module, example: Batch) -> Tensor:

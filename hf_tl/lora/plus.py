@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from hf_tl.errors import InputError
-from hf_tl.lora.embedding import LoraEmbedding
-from hf_tl.lora.record import record_of
+from hf_tl.lora.adapted import record_of
+from hf_tl.lora.embedding_table import LoraEmbedding
 
 
 def create_loraplus_groups(
@@ -43,13 +43,12 @@ def create_loraplus_groups(
     }.items():
         if not value > 0:
             raise InputError(f"{name} must be above 0, got {value}")
-    record = record_of(model)
-    names = {}
-    for layer in record.layers.values():
+    names: dict[nn.Parameter, str] = {}
+    for layer in record_of(model).layers.values():
         for adapter in layer.r:
             for part, parameter in layer.adapter_tensors(adapter):
-                fast = part == "lora_B.weight"
-                names[parameter] = "embedding" if isinstance(layer, LoraEmbedding) else "lora_B" if fast else "lora_A"
+                group = {"lora_B.weight": "lora_B"}.get(part, "lora_A")
+                names[parameter] = "embedding" if isinstance(layer, LoraEmbedding) else group
     rates = {"lora_A": lr, "lora_B": lr * ratio, "embedding": lr_embedding or lr, "other": lr}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():

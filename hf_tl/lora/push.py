@@ -25,8 +25,8 @@ from hf_tl.card import (
 from hf_tl.errors import InputError
 from hf_tl.files import leads_out, read_untrusted
 from hf_tl.hub import CARD, PushResult, check_repo_id, is_hub_name, push_files
+from hf_tl.lora.adapted import record_of
 from hf_tl.lora.adapter import CONFIG_NAME, TENSORS_NAME, Adapter, read_adapter
-from hf_tl.lora.record import record_of
 from hf_tl.lora.save import class_of, save_adapter
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from hf_tl.architectures import is_transformers
 from hf_tl.errors import InputError
+from hf_tl.lora.adapted import AdapterRecord, adapter_state_dict, known, record_of
 from hf_tl.lora.adapter import PREFIX, Adapter, alpha_for, is_finite, rank_fields, split_key, write_adapter
-from hf_tl.lora.record import AdapterRecord, exported_adapter, known, record_of
 from hf_tl.lora.targets import base_modules, exact_targets
 from hf_tl.names import is_inside, peft_matcher
 
@@ -49,7 +49,7 @@ def adapter_on(model: nn.Module, *, adapter_name: str = "default") -> Adapter:
         InputError: no such adapter, or values that are NaN or infinite.
     """
     record = known(record_of(model), adapter_name)
-    _, exported = exported_adapter(model, adapter_name=adapter_name)
+    exported = adapter_state_dict(model, adapter_name=adapter_name, export=True)
     tensors = {key.removeprefix(PREFIX): value for key, value in exported.items()}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not is_finite(tensor):

@@ -6,20 +6,26 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
 class SavedModule(nn.Module):
     """The module that was there, and a copy of it for every adapter.
 
-    Live names are PEFT's: `original_module` and `modules_to_save.<adapter>`.
+    Live names are PEFT's: `original_module` and `modules_to_save.<adapter>`. What trains is kept in float32 beside a
+    network in half precision, in which small steps would round to nothing.
 
     Attributes:
         original_module: the module as it was, frozen.
         modules_to_save: a copy by adapter.
         active: the adapter whose copy runs; None for the original.
         trains: by adapter, whether the copy's parameters train.
+        disable_adapters: whether the original runs in any case.
     """
+
+    original_module: nn.Module
+    modules_to_save: nn.ModuleDict
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -45,13 +51,20 @@ class SavedModule(nn.Module):
             return self.original_module
         return self.modules_to_save[self.active]
 
-    def forward(self, *args: object, **kwargs: object) -> object:
-        """What the module in use returns."""
-        return self.current(*args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module in use returns, in the dtype of the network."""
+        current, own = self.current, _dtype(self.original_module)
+        dtype = _dtype(current)
+        if dtype == own or own is None or dtype is None or torch.is_autocast_enabled(_device(current)):
+            return current(*args, **kwargs)
+        args, kwargs = _cast((args, kwargs), own, dtype)
+        return _cast(current(*args, **kwargs), dtype, own)
 
     def add_adapter(self, adapter: str, *, trains: bool = True) -> None:
         """A copy of the original for one more adapter; one that does not train is there for its statistics."""
-        self.modules_to_save[adapter] = deepcopy(self.original_module)
+        made = deepcopy(self.original_module)
+        half = _dtype(made) in (torch.float16, torch.bfloat16)
+        self.modules_to_save[adapter] = made.float() if half and trains else made
         self.trains[adapter] = trains
 
     def set_adapter(self, adapters: Sequence[str], inference_mode: bool = False) -> None:
@@ -71,3 +84,25 @@ class SavedModule(nn.Module):
         """Parameters and buffers of the adapter's copy by name, as a state dict has them."""
         if adapter in self.modules_to_save:
             yield from self.modules_to_save[adapter].state_dict(keep_vars=True).items()
+
+    def unwrapped(self, *, kept: bool) -> nn.Module:
+        """The original; or with `kept` the copy in use, in the dtype of the network."""
+        dtype = _dtype(self.original_module)
+        return self.current.to(dtype) if kept and dtype is not None else self.original_module
+
+
+def _dtype(module: nn.Module) -> torch.dtype | None:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+
+
+def _device(module: nn.Module) -> str:
+    return next(p.device.type for p in module.parameters())
+
+
+def _cast(value: Any, old: torch.dtype, new: torch.dtype) -> Any:
+    """The tensors of one dtype in another, in nested tuples, lists and dictionaries too."""
+    if isinstance(value, Tensor):
+        return value.to(new) if value.dtype == old else value
+    if type(value) in (tuple, list):
+        return type(value)(_cast(item, old, new) for item in value)
+    return {key: _cast(item, old, new) for key, item in value.items()} if type(value) is dict else value

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from hf_tl.architectures import CONVOLUTIONS, find_output_embeddings, has_running_statistics
+from hf_tl.architectures import CONVOLUTIONS, find_output_embeddings, has_running_statistics, is_fully_connected
 from hf_tl.errors import InputError
 from hf_tl.layers import head_names, list_layers, select
 from hf_tl.lora.config import ALL_LINEAR, LoraConfig
-from hf_tl.lora.kinds import is_linear
-from hf_tl.lora.layers import LoraLayer
+from hf_tl.lora.layer import LoraLayer
 from hf_tl.lora.saved import SavedModule
 from hf_tl.names import closest, is_inside, match_pattern, peft_matcher
 from hf_tl.trace import Batch, Trace, trace
@@ -115,11 +114,11 @@ def default_targets(modules: Mapping[str, nn.Module], *, heads: Sequence[str] = 
     """
     body = [n for n in modules if n and not is_inside(n, heads) and not _hidden(n, modules)]
     for endings in (*ATTENTION, FUSED):
-        found = [n for n in body if n.rpartition(".")[2] in endings and is_linear(modules[n])]
+        found = [n for n in body if n.rpartition(".")[2] in endings and is_fully_connected(modules[n])]
         if found:
             return found
     found = [n for n in body if isinstance(modules[n], nn.MultiheadAttention)]
-    found = found or [n for n in body if is_linear(modules[n])]
+    found = found or [n for n in body if is_fully_connected(modules[n])]
     convolutions = [n for n in body if isinstance(modules[n], CONVOLUTIONS)]
     return found or [n for n in convolutions[1:] if modules[n].groups == 1]
 
@@ -213,7 +212,7 @@ def _find_below(module: nn.Module, name: str, found: dict[str, nn.Module]) -> No
 
 
 def _is_dense(module: nn.Module) -> bool:
-    return is_linear(module) or isinstance(module, nn.MultiheadAttention)
+    return is_fully_connected(module) or isinstance(module, nn.MultiheadAttention)
 
 
 def _hidden(name: str, modules: Mapping[str, nn.Module]) -> bool:
@@ -225,7 +224,7 @@ def _hidden(name: str, modules: Mapping[str, nn.Module]) -> bool:
 def _part(target: Target, module: nn.Module, config: LoraConfig) -> Target:
     kind = target.name.rpartition(".")[2]
     rows, columns = (0, 0)
-    if is_linear(module):
+    if is_fully_connected(module):
         rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
     if kind not in STACKED or rows != 3 * columns:
         raise InputError(

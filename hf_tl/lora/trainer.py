@@ -29,9 +29,9 @@ from hf_tl.card import CardInfo
 from hf_tl.errors import InputError
 from hf_tl.files import write_whole
 from hf_tl.hub import CARD, is_hub_name
+from hf_tl.lora.adapted import adapter_state_dict, record_of
 from hf_tl.lora.adapter import PREFIX, is_finite, pack, write_adapter
 from hf_tl.lora.push import count_base, push_adapter, update_card
-from hf_tl.lora.record import adapter_state_dict, record_of
 from hf_tl.lora.save import adapter_on
 
 

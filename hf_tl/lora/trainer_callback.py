@@ -10,8 +10,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_tl.lora.adapted import RECORD, record_of
 from hf_tl.lora.adapter import with_memory_each
-from hf_tl.lora.record import RECORD, record_of
 from hf_tl.lora.save import save_adapter
 from hf_tl.lora.trainer import adapter_in_use, follow_trainer, live_tensors
 

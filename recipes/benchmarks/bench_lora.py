@@ -21,7 +21,7 @@ from machine import RESULTS, keep, spread
 from torch import nn
 
 from hf_tl import LoraConfig, add_lora, delete_adapter
-from hf_tl.lora.record import adapter_state_dict
+from hf_tl.lora.adapted import adapter_state_dict
 from hf_tl.table import format_table
 
 

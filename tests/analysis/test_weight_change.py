@@ -9,7 +9,7 @@ import torch
 from hf_tl.analysis.weight_change import compare_adapters, measure_updates, rank_advice, spectrum_table
 from hf_tl.errors import InputError
 from hf_tl.lora.adapter import Adapter
-from hf_tl.lora.low_rank import rank_for
+from hf_tl.lora.combine import rank_for
 
 
 def made(values, *, out=6, inner=9, config=None):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_tl import LoraConfig, add_lora
-from hf_tl.lora.record import adapter_state_dict
+from hf_tl.lora.adapted import adapter_state_dict
 
 
 def main() -> None:

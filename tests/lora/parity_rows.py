@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 import warnings
 from dataclasses import dataclass, field
 
@@ -13,7 +12,8 @@ import torch
 from torch import nn
 
 from hf_tl import LoraConfig, add_lora
-from hf_tl.lora.record import adapter_state_dict, record_of
+from hf_tl.lora.adapted import adapter_state_dict, record_of
+from hf_tl.lora.save import adapter_on
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,6 @@ class Row:
     network: str
     config: dict = field(default_factory=dict)
     merges: bool = True
-
-    @property
-    def exact(self) -> bool:
-        """Nothing is rounded differently: the scaling is a power of two, nothing is dropped, no DoRA."""
-        ranks = [self.config.get("r", 8), *self.config.get("rank_pattern", {}).values()]
-        alphas = [self.config.get("lora_alpha", 8), *self.config.get("alpha_pattern", {}).values()]
-        divide = math.sqrt if self.config.get("use_rslora") else float
-        scales = [math.log2(alpha / divide(rank)) for alpha in alphas for rank in ranks]
-        plain = not self.config.get("lora_dropout") and not self.config.get("use_dora")
-        return plain and not self.config.get("lora_bias") and all(scale.is_integer() for scale in scales)
-
-    @property
-    def tolerance(self) -> float:
-        """Largest allowed difference relative to the largest value."""
-        return 0.0 if self.exact else 1e-6
 
 
 @dataclass
@@ -346,3 +331,10 @@ ROWS = [
     Row("timm vit", "timm-vit", {"target_modules": ["qkv", "fc1"], "modules_to_save": ["head"]}),
     Row("timm vit patches", "timm-vit", {"target_modules": ["patch_embed.proj", "attn.proj"]}),
 ]
+
+
+def exported(model: nn.Module, *, adapter_name: str = "default") -> tuple[peft.LoraConfig, dict[str, torch.Tensor]]:
+    """What PEFT reads of an adapter on a network."""
+    adapter = adapter_on(model, adapter_name=adapter_name)
+    fields = {name: value for name, value in adapter.config.items() if name not in ("peft_type", "auto_mapping")}
+    return peft.LoraConfig(**fields), {f"base_model.model.{name}": tensor for name, tensor in adapter.tensors.items()}

@@ -25,11 +25,11 @@ from peft_zoo import (
 from safetensors.torch import load_file
 
 from hf_tl.errors import InputError
+from hf_tl.lora.adapted import adapter_state_dict
 from hf_tl.lora.adapter import read_adapter
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.inject import add_lora
 from hf_tl.lora.load import load_adapter
-from hf_tl.lora.record import adapter_state_dict
 from hf_tl.lora.save import save_adapter
 
 

@@ -7,12 +7,12 @@ import warnings
 import peft
 import pytest
 import torch
-from test_targets import as_peft
+from parity_rows import exported
 from torch import nn
 
 from hf_tl import InputError, LoraConfig, add_lora, delete_adapter, initialize_eva, merge_adapter
+from hf_tl.lora.adapted import adapter_state_dict, record_of
 from hf_tl.lora.config import INITS
-from hf_tl.lora.record import adapter_state_dict, exported_adapter, record_of
 
 
 def network():
@@ -36,11 +36,6 @@ def test_a_new_adapter_changes_nothing_unless_it_says_so(init, dora):
     if changes:
         assert "changes the output" in INITS[init]
     assert torch.equal(delete_adapter(model)(x), expected)
-
-
-def test_true_and_false_are_peft_s():
-    assert LoraConfig(init_lora_weights=True).init_lora_weights == "kaiming"
-    assert LoraConfig(init_lora_weights=False).init_lora_weights == "random"
 
 
 def test_distributions():
@@ -107,11 +102,11 @@ def test_the_part_of_the_weight_is_peft_s(init, conv1d):
         assert torch.allclose(*values, atol=1e-5)
     assert torch.equal(ours[0].base_layer.weight, model[0].weight)
 
-    config, tensors = exported_adapter(ours)
-    assert (config.r, config.lora_alpha, config.init_lora_weights) == (8, 8, "kaiming")
+    config, tensors = exported(ours)
+    assert (config.r, config.lora_alpha, config.init_lora_weights) == (8, 8, True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        again = peft.get_peft_model(copy.deepcopy(model), as_peft(config))
+        again = peft.get_peft_model(copy.deepcopy(model), config)
         peft.set_peft_model_state_dict(again, tensors)
     assert torch.allclose(again(x), ours(x), atol=1e-5)
     expected = ours(x)

@@ -6,13 +6,12 @@ import warnings
 import peft
 import pytest
 import torch
-from parity_rows import NETWORKS
-from test_targets import as_peft
+from parity_rows import NETWORKS, exported
 from torch import nn
 
 from hf_tl import InputError, LoraConfig, add_lora, delete_adapter, merge_adapter, unmerge_adapter
+from hf_tl.lora.adapted import record_of
 from hf_tl.lora.linear import LoraLinear
-from hf_tl.lora.record import exported_adapter, record_of
 
 
 def randomise(model):
@@ -116,11 +115,11 @@ def test_fused_projections_on_queries_and_values_only(rslora):
     assert not b.grad[:16, 4:].any()
     assert not b.grad[32:, :4].any()
 
-    config, tensors = exported_adapter(ours)
-    assert (config.r, config.fused_parts) == (8, None)
+    config, tensors = exported(ours)
+    assert config.r == 8
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = peft.get_peft_model(copy.deepcopy(model), as_peft(config))
+        theirs = peft.get_peft_model(copy.deepcopy(model), config)
         peft.set_peft_model_state_dict(theirs, tensors)
     assert torch.allclose(theirs(x), ours(x), atol=1e-6)
     expected = ours(x)

@@ -5,7 +5,7 @@ import copy
 import peft
 import pytest
 import torch
-from parity_rows import ROWS, make_pair, randomise
+from parity_rows import ROWS, exported, make_pair, randomise
 from torch import nn
 
 from hf_tl import (
@@ -18,9 +18,8 @@ from hf_tl import (
     set_adapter,
     unmerge_adapter,
 )
-from hf_tl.lora.adapters import disable_adapters
-from hf_tl.lora.low_rank import add_product, truncate
-from hf_tl.lora.record import adapter_state_dict, exported_adapter, record_of
+from hf_tl.lora.adapted import adapter_state_dict, disable_adapters, record_of
+from hf_tl.lora.combine import truncate
 
 
 def adapted(dtype=torch.float32, **config):
@@ -88,7 +87,7 @@ def test_a_safe_merge_refuses_what_is_not_finite():
         with pytest.raises(InputError, match=r"merged 2\.weight would not be finite in torch\.float.*look for NaN"):
             merge_adapter(model, safe_merge=True)
         assert all(torch.equal(t, state[n]) or t.isnan().any() for n, t in model.state_dict().items())
-        assert not model[0].merged
+        assert not record_of(model).is_merged
 
 
 def test_a_merge_that_keeps_nothing_says_so():
@@ -181,7 +180,7 @@ def test_weighted_merges_are_peft_s(name, method):
     expected = pair.peft.eval()(pair.batch)
     assert torch.allclose(pair.ours.eval()(pair.batch), expected, atol=1e-4)
     assert record_of(pair.ours).active == ["new"]
-    config, tensors = exported_adapter(pair.ours, adapter_name="new")
+    config, tensors = exported(pair.ours, adapter_name="new")
     assert config.r == next(iter(tensors.values())).shape[0]
 
 
@@ -215,39 +214,6 @@ def test_combining_refuses():
         assert not [name for name in model.state_dict() if ".new." in name]
     with pytest.raises(InputError, match="is a DoRA adapter"):
         combine_adapters(adapted(use_dora=True), ["default"], weights=[1.0], adapter_name="new")
-
-
-@pytest.mark.parametrize("shape", [(24, 768), (25, 768), (24, 40), (800, 1024)], ids=str)
-@pytest.mark.parametrize("rank", [1, 8, 9])
-@pytest.mark.parametrize("transposed", [False, True], ids=["in order", "transposed"])
-def test_a_product_is_added_in_place(shape, rank, transposed):
-    """In strips or whole, into a matrix or the transposed view of one, from factors in either order."""
-    torch.manual_seed(0)
-    (d, k), b, a = shape, torch.randn(shape[0], rank), torch.randn(rank, shape[1])
-    if transposed:
-        b, a = b.t().contiguous().t(), a.t().contiguous().t()
-    for matrix in (torch.randn(d, k), torch.randn(k, d).t()):
-        exact = matrix.double() + 2.0 * b.double() @ a.double()
-        place = matrix.data_ptr()
-        assert add_product(matrix, b, a, scale=2.0) is None
-        assert matrix.data_ptr() == place
-        assert torch.allclose(matrix.double(), exact, rtol=1e-6, atol=1e-5)
-
-
-def test_wide_weights_merge_to_peft_s_bits():
-    """At a scale that is a power of two, also where the product is added strip by strip."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(1024, 768), nn.Linear(768, 1024), nn.Linear(1024, 20))
-    config = {"r": 8, "lora_alpha": 16, "target_modules": ["0", "1", "2"], "init_lora_weights": False}
-    theirs = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(**config))
-    ours = add_lora(model, LoraConfig(r=8, lora_alpha=16, target_modules=["0", "1", "2"]))
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            if "lora_" in name:
-                ours.get_parameter(name.removeprefix("base_model.model.")).copy_(parameter)
-    merged, wanted = delete_adapter(ours, merge=True), theirs.merge_and_unload()
-    for name, value in merged.state_dict().items():
-        assert torch.equal(value, wanted.state_dict()[name]), name
 
 
 def test_truncation_is_the_best_at_its_rank():

@@ -5,9 +5,9 @@ import test_parity as parity
 import torch
 from parity_rows import ROWS, make_pair, randomise
 
+from hf_tl.lora.adapted import record_of
 from hf_tl.lora.convolution import LoraConv
-from hf_tl.lora.layers import LoraLayer
-from hf_tl.lora.record import record_of
+from hf_tl.lora.layer import LoraLayer
 
 
 def pair_of(name):
@@ -60,7 +60,7 @@ def test_a_dropped_merge_of_convolutions_is_caught(row, monkeypatch):
 
 
 def test_a_dropped_merge_of_embeddings_is_caught(monkeypatch):
-    from hf_tl.lora.embedding import LoraEmbedding
+    from hf_tl.lora.embedding_table import LoraEmbedding
 
     pair = pair_of("embedding")
     monkeypatch.setattr(
@@ -84,6 +84,6 @@ def test_factors_swapped_between_layers_are_caught():
 def test_a_gradient_that_ignores_dropout_is_caught(monkeypatch):
     pair = pair_of("mlp dropout")
     parity.check_training_forward(pair)
-    monkeypatch.setattr(torch, "where", lambda mask, value, other: value)
+    monkeypatch.setattr(torch, "native_dropout", lambda x, p, train: (x, torch.ones_like(x, dtype=torch.bool)))
     with pytest.raises(AssertionError):
         parity.check_gradients(pair)

@@ -13,9 +13,11 @@ import torch
 from parity_rows import ROWS, Pair, Row, live_names, make_pair, peft_tensors, randomise
 
 from hf_tl import InputError, LoraConfig, delete_adapter, merge_adapter, unmerge_adapter
-from hf_tl.lora.adapters import disable_adapters
-from hf_tl.lora.record import adapter_state_dict, record_of
+from hf_tl.lora.adapted import adapter_state_dict, disable_adapters, record_of
 from hf_tl.trace import first_float, forward
+
+
+TOLERANCE = 8 * torch.finfo(torch.float32).eps  # of the largest value: the same sums, in another order
 
 
 def output(model, batch):
@@ -63,7 +65,7 @@ def check_identity(pair: Pair) -> None:
 def check_forward(pair: Pair) -> None:
     pair.ours.eval()
     pair.peft.eval()
-    equal(output(pair.ours, pair.batch), output(pair.peft, pair.batch), pair.row.tolerance, "forward")
+    equal(output(pair.ours, pair.batch), output(pair.peft, pair.batch), TOLERANCE, "forward")
 
 
 def check_peft_reads_ours(pair: Pair) -> None:
@@ -80,7 +82,7 @@ def check_training_forward(pair: Pair) -> None:
     for model in (pair.ours, pair.peft):
         torch.manual_seed(7)
         values.append(output(copy.deepcopy(model).train(), pair.batch))
-    equal(*values, pair.row.tolerance, "training forward")
+    equal(*values, TOLERANCE, "training forward")
 
 
 def gradients(model, batch) -> dict[str, torch.Tensor]:
@@ -100,7 +102,7 @@ def check_gradients(pair: Pair) -> None:
     assert sorted(ours) == sorted(theirs)
     largest = max(gradient.abs().max() for gradient in theirs.values())
     for name, gradient in theirs.items():
-        equal(ours[name] / largest, gradient / largest, pair.row.tolerance * 10 ** (name != "input"), name)
+        equal(ours[name] / largest, gradient / largest, TOLERANCE * 10 ** (name != "input"), name)
 
 
 def check_merge(pair: Pair) -> None:
@@ -179,7 +181,10 @@ def check_half_precision(pair: Pair) -> None:
     config = LoraConfig(**{"modules_to_save": (), **row.config})
     ours = add_lora(base, config, running_statistics="ignore")
     half = Pair(row, base, batch, theirs, ours)
-    check_keys_shapes_dtypes(half)
+    found, wanted = adapter_state_dict(ours), peft_tensors(half)
+    assert {name: t.shape for name, t in found.items()} == {name: t.shape for name, t in wanted.items()}
+    kinds = {t.dtype for name, t in found.items() if t.is_floating_point() and not name.endswith(".bias")}
+    assert kinds == {torch.float32}  # what trains; PEFT leaves modules_to_save in half precision
     randomise(half)
     equal(output(ours.eval(), batch).float(), output(theirs.eval(), batch).float(), 2e-2, "bfloat16")
 
@@ -218,7 +223,6 @@ def test_the_matrix_is_as_large_as_claimed():
     assert len(ROWS) >= 60
     assert len(CHECKS) >= 11
     assert len({row.name for row in ROWS}) == len(ROWS)
-    assert sum(row.exact for row in ROWS) >= 30
     networks = {"bert", "vit", "gpt2", "llama", "t5", "resnet", "convnext", "timm-vit"}
     assert networks <= {row.network for row in ROWS}
     assert isinstance(ROWS[0], Row)

@@ -8,8 +8,8 @@ from peft_zoo import NOT_EXACT, SVD_INITS, ZOO, logits, network, save_with_peft
 
 from hf_tl.errors import InputError
 from hf_tl.lora.adapter import Adapter, read_adapter, write_adapter
+from hf_tl.lora.combine import resize_adapter
 from hf_tl.lora.load import load_adapter, put_adapter
-from hf_tl.lora.resize import resize_adapter
 
 
 pytestmark = [

@@ -8,7 +8,7 @@ import warnings
 import peft
 import pytest
 import torch
-from parity_rows import NETWORKS, live_names
+from parity_rows import NETWORKS, exported, live_names
 from torch import nn
 
 from hf_tl import (
@@ -21,7 +21,7 @@ from hf_tl import (
     save_adapter,
     select,
 )
-from hf_tl.lora.record import adapter_state_dict, exported_adapter, record_of
+from hf_tl.lora.adapted import adapter_state_dict, record_of
 from hf_tl.lora.targets import base_modules, default_targets, exact_targets, find_head
 from hf_tl.trace import first_float, forward
 
@@ -155,27 +155,14 @@ def test_peft_reads_what_was_found_by_itself(tmp_path):
     ours.train()
     for _ in range(3):
         first_float(forward(ours, batch))
-    config, tensors = exported_adapter(ours)
+    config, tensors = exported(ours)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = peft.get_peft_model(copy.deepcopy(model), as_peft(config))
+        theirs = peft.get_peft_model(copy.deepcopy(model), config)
         result = peft.set_peft_model_state_dict(theirs, tensors)
     assert not result.unexpected_keys
     expected = first_float(forward(ours.eval(), batch))
     assert torch.equal(first_float(forward(theirs.eval(), batch)), expected)
-
-
-def as_peft(config: LoraConfig) -> peft.LoraConfig:
-    saved = config.modules_to_save and list(config.modules_to_save)
-    return peft.LoraConfig(
-        r=config.r,
-        lora_alpha=config.lora_alpha,
-        target_modules=config.target_modules,
-        modules_to_save=saved,
-        rank_pattern=dict(config.rank_pattern),
-        alpha_pattern=dict(config.alpha_pattern),
-        use_rslora=config.use_rslora,
-    )
 
 
 @pytest.mark.parametrize(
@@ -260,8 +247,8 @@ def test_peft_reads_which_layers_were_chosen(tmp_path):
     save_adapter(ours, tmp_path)
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     assert "layers" not in written
-    assert "layers_to_transform" not in written
-    config, _ = exported_adapter(ours)
+    assert written["layers_to_transform"] is None
+    config = record_of(ours).configs["default"]
     assert (config.layers, config.target_modules) == (None, sorted(record_of(ours).layers))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_tl.errors import InputError
+from hf_tl.lora.adapted import adapter_state_dict
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.inject import add_lora
 from hf_tl.lora.load import load_adapter
-from hf_tl.lora.record import adapter_state_dict
 from hf_tl.lora.trainer import follow_trainer, live_tensors
 from hf_tl.lora.trainer_callback import AdapterCallback
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_tl.errors import InputError
 from hf_tl.lora.config import LoraConfig
-from hf_tl.lora.layers import LoraLayer
+from hf_tl.lora.layer import LoraLayer
 
 
 class LoraEmbedding(LoraLayer):
@@ -27,7 +28,7 @@ class LoraEmbedding(LoraLayer):
         base = self.base_layer
         y = base(ids, *args, **kwargs)
         dtype = y.dtype
-        for adapter in self._running():
+        for adapter in self.running:
             a, b = self.factors(adapter)
             rows = F.embedding(
                 ids,
@@ -39,17 +40,34 @@ class LoraEmbedding(LoraLayer):
                 sparse=base.sparse,
             )
             delta = (rows @ b.t()) * self.scaling[adapter]
-            if isinstance(base, _Scaled):
-                delta = delta * base.embed_scale.to(delta.dtype)
+            scale = {**vars(base), **dict(base.named_buffers())}.get("embed_scale")
+            if (
+                scale is not None
+            ):  # tables whose rows are multiplied on the way out: a buffer of Gemma's, BART's number
+                delta = delta * torch.as_tensor(scale, dtype=delta.dtype)
             if self.use_dora[adapter]:
-                ratio = self.stretch(adapter)
+                ratio = self.dora_ratio(adapter)
                 y = ratio * y + ratio * delta
             else:
                 y = y + delta
         return y.to(dtype)
 
+    def adapter_tensors(self, adapter: str, *, export: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """See LoraLayer."""
+        factors = self.factors(adapter) if export else self.held_factors(adapter)
+        yield from zip(("lora_embedding_A", "lora_embedding_B"), factors, strict=True)
+        if adapter in self.lora_magnitude_vector:
+            yield "lora_magnitude_vector", self.lora_magnitude_vector[adapter].weight
+
+    def held_factors(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """See LoraLayer."""
+        return self.lora_embedding_A[adapter], self.lora_embedding_B[adapter]
+
+    def extra_bias(self, adapter: str) -> None:
+        """None: an embedding has no bias."""
+
     def _shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        rows, dim = self.base_layer.weight.shape
+        rows, dim = self.base_layer.num_embeddings, self.base_layer.embedding_dim
         return (rank, rows), (dim, rank)
 
     def _refuse(self, config: LoraConfig) -> None:
@@ -57,19 +75,8 @@ class LoraEmbedding(LoraLayer):
             raise InputError("lora_bias=True is for linear layers and convolutions; embeddings have no bias")
 
     def _init(self, config: LoraConfig) -> str:
-        init = config.init
-        return "embedding" if init in ("kaiming", "gaussian", "gaussian_b") else init
+        return "embedding" if config.init in ("kaiming", "gaussian", "gaussian_b") else config.init
 
     def _hold(self, adapter: str, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
         self.lora_embedding_A[adapter] = nn.Parameter(a)
         self.lora_embedding_B[adapter] = nn.Parameter(b)
-
-    def _held(self, adapter: str) -> tuple[Tensor, Tensor]:
-        return self.lora_embedding_A[adapter], self.lora_embedding_B[adapter]
-
-
-@runtime_checkable
-class _Scaled(Protocol):
-    """A table whose rows are multiplied on the way out, such as Gemma's."""
-
-    embed_scale: Tensor

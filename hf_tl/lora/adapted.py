@@ -1,0 +1,289 @@
+"""A network with adapters: the record that add_lora keeps on it, which adapters run, and their tensors by name.
+
+The contract that checkpoints, merging and the command line build on
+--------------------------------------------------------------------
+`add_lora(model, config, adapter_name=NAME)` replaces modules in place and keeps an `AdapterRecord` on the model:
+
+    record = record_of(model)      finds it inside wrappers too (DDP, torch.compile); InputError where there is none
+    record.model                   the network that was adapted; all names below are names in it
+    record.configs[NAME]           the LoraConfig; modules_to_save is resolved to what was found, and target_modules
+                                   where it was None, "all-linear" or restricted to some layers
+    record.layers["a.b.query"]     the LoraLayer that stands at that place (layer.py: adapter_tensors, r, scaling ...)
+    record.saved["classifier"]     the SavedModule that stands there (layer.py): original_module and a copy an adapter
+    record.biases[NAME]            live names of the network's own biases that train with the adapter
+    record.active                  names of the adapters in use
+
+`adapter_state_dict(model, adapter_name=NAME)` gives the live tensors under the names of PEFT's files:
+
+    base_model.model.<module>.lora_A.weight            (r, k)      Linear, Conv1D; convolutions (r, k, *kernel)
+    base_model.model.<module>.lora_B.weight            (d, r)      convolutions (d, r / groups, 1, ...)
+    base_model.model.<module>.lora_B.bias              (d,)        with lora_bias
+    base_model.model.<module>.lora_embedding_A, _B     (r, V), (d, r)
+    base_model.model.<module>.lora_magnitude_vector    (d,)        with DoRA; convolutions (1, d, 1, ...)
+    base_model.model.<module>.base_layer.out_proj.lora_A.weight    of nn.MultiheadAttention, beside its own
+    base_model.model.<saved module>.<name in it>                   parameters and buffers of modules_to_save
+    base_model.model.<adapted module>.base_layer.bias  (d,)        with bias="lora_only" or "all"
+    base_model.model.<module>.bias                                 other biases, with bias="all"
+
+Live names in `model.named_parameters()` are PEFT's too: `<module>.lora_A.NAME.weight`, `<module>.base_layer.weight`,
+`<saved module>.modules_to_save.NAME.weight`, `<saved module>.original_module.weight`.
+
+With `export=True` any loader of PEFT's format understands the tensors. They differ from the live ones where an init
+subtracts its start permanently ("pissa", "olora": the rank is then twice the live one) and where a part of a fused
+projection is masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_tl.architectures import is_transformers
+from hf_tl.errors import InputError
+from hf_tl.lora.adapter import PREFIX
+from hf_tl.lora.config import LoraConfig
+from hf_tl.lora.layer import LoraLayer
+from hf_tl.lora.saved import SavedModule
+
+
+RECORD = "_hf_tl_adapters"
+
+
+@dataclass
+class AdapterRecord:
+    """What add_lora changed in a network; see the module's text."""
+
+    model: nn.Module
+    configs: dict[str, LoraConfig] = field(default_factory=dict)
+    layers: dict[str, LoraLayer] = field(default_factory=dict)
+    saved: dict[str, SavedModule] = field(default_factory=dict)
+    biases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    active: list[str] = field(default_factory=list)
+    trained_before: frozenset[str] = frozenset()
+    original_biases: dict[str, Tensor] = field(default_factory=dict)
+    original_settings: list[tuple[nn.Module, str, object]] = field(default_factory=list)
+    hooks: list[torch.utils.hooks.RemovableHandle] = field(default_factory=list)
+    follows_trainer: bool = False
+    took_checkpoint: bool = False
+
+    @property
+    def parts(self) -> tuple[LoraLayer | SavedModule, ...]:
+        """All modules that stand in the places of others."""
+        return (*self.layers.values(), *self.saved.values())
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether any adapter is in the frozen weights."""
+        return any(layer.merged_adapters for layer in self.layers.values())
+
+    def put(self, modules: Mapping[str, nn.Module]) -> None:
+        """Puts modules in the places of others, by name, in this order: a later name may lead through an earlier."""
+        for name, module in modules.items():
+            above, _, child = name.rpartition(".")
+            parent = self.model.get_submodule(above)
+            setattr(parent, child, module)
+            if isinstance(parent, nn.TransformerEncoderLayer):
+                self._slow_down(parent)
+
+    def _slow_down(self, layer: nn.TransformerEncoderLayer) -> None:
+        """Keeps torch's encoder off its fast path, which reads weights and calls no module."""
+        self._set(layer, "activation_relu_or_gelu", 0)
+        for encoder in self.model.modules():
+            if isinstance(encoder, nn.TransformerEncoder) and any(layer is one for one in encoder.layers):
+                self._set(encoder, "use_nested_tensor", False)
+
+    def freeze_statistics(self, norm: nn.Module) -> None:
+        """Stops a batch normalisation's running statistics from moving."""
+        self._set(norm, "momentum", 0.0)
+        norm.eval()
+
+    def _set(self, module: nn.Module, name: str, value: object) -> None:
+        self.original_settings.append((module, name, vars(module)[name]))
+        setattr(module, name, value)
+
+    def freeze(self) -> None:
+        """Stops all of the network from training, and remembers what trained."""
+        self.trained_before = frozenset(n for n, p in self.model.named_parameters() if p.requires_grad)
+        self.model.requires_grad_(False)
+
+    def restore(self) -> None:
+        """Undoes `freeze`, what `put` and `freeze_statistics` set, and the watch of the inputs."""
+        for module, name, value in reversed(self.original_settings):
+            setattr(module, name, value)
+        for handle in self.hooks:
+            handle.remove()
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in self.trained_before)
+
+    def keep_biases(self, adapter: str) -> None:
+        """Finds the biases that train with an adapter and keeps their values."""
+        bias, lora_names, saved = self.configs[adapter].bias, tuple(self.layers), tuple(self.saved)
+        names = []
+        for name, parameter in self.model.named_parameters() if bias != "none" else ():
+            owner, _, kind = name.rpartition(".")
+            if kind != "bias" or ".lora_B." in name or name.startswith(tuple(f"{one}." for one in saved)):
+                continue
+            if bias == "all" or owner.removesuffix(".base_layer") in lora_names:
+                names.append(name)
+                self.original_biases[name] = parameter.detach().clone()
+        self.biases[adapter] = tuple(names)
+
+    def set_biases(self, values: Mapping[str, Tensor]) -> None:
+        """Gives biases of the network, by name, these values."""
+        with torch.no_grad():
+            for name, value in values.items():
+                self.model.get_parameter(name).copy_(value)
+
+    def watch_inputs(self) -> None:
+        """Lets gradients reach adapters through checkpoints of the re-entrant kind, which need an input that asks.
+
+        Checkpointing may be switched on later, as Trainer does. A network reads floating point input, or looks tokens
+        up in tables.
+        """
+        if is_transformers(self.model):
+            self.hooks.append(self.model.register_forward_pre_hook(self._ask_of_input, with_kwargs=True))
+            for module in self.model.modules():
+                if isinstance(module, nn.Embedding):
+                    self.hooks.append(module.register_forward_hook(self._ask_of_output))
+
+    def _checkpoints(self) -> bool:
+        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and self.model.training):
+            return False
+        return any(vars(module).get("gradient_checkpointing") for module in self.model.modules())
+
+    def _ask_of_input(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if not self._checkpoints():
+            return None
+        return tuple(_asking(value) for value in args), {name: _asking(value) for name, value in kwargs.items()}
+
+    def _ask_of_output(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        return _asking(output) if self._checkpoints() else None
+
+
+def _asking(value: Any) -> Any:
+    """A tensor that asks for a gradient, in place of one that could."""
+    if isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad:
+        return value.detach().requires_grad_()
+    return value
+
+
+def record_of(model: nn.Module) -> AdapterRecord:
+    """What add_lora changed, found inside wrappers such as DistributedDataParallel.
+
+    Raises:
+        InputError: the network has no adapters.
+    """
+    for module in model.modules():
+        if RECORD in vars(module):
+            return vars(module)[RECORD]
+    raise InputError(f"this {type(model).__name__} has no adapters; call add_lora or load_adapter first")
+
+
+def known(record: AdapterRecord, *adapters: str) -> AdapterRecord:
+    """The record, if it knows the adapters.
+
+    Raises:
+        InputError: it does not.
+    """
+    for adapter in adapters:
+        if adapter not in record.configs:
+            raise InputError(f"there is no adapter {adapter!r}; there are {', '.join(map(repr, record.configs))}")
+    return record
+
+
+def check_new_name(record: AdapterRecord, adapter: str) -> None:
+    """Checks that a new adapter may have this name.
+
+    Raises:
+        InputError: it has a dot, is taken, or is what torch calls a method of the containers that hold adapters.
+    """
+    if not adapter or "." in adapter:
+        raise InputError(f"an adapter's name must be a word without dots, got {adapter!r}")
+    if adapter in {*dir(nn.ModuleDict()), *dir(nn.ParameterDict())}:
+        raise InputError(f"torch does not let an adapter be called {adapter!r}; choose another name")
+    if adapter in record.configs:
+        raise InputError(f"there is an adapter {adapter!r} already; choose another name or remove it first")
+
+
+def set_adapter(model: nn.Module, adapter_names: str | Sequence[str]) -> None:
+    """Makes the given adapters, and no others, run and train; the updates of several add up.
+
+    Of `modules_to_save` the copy of the first adapter that has one runs. Biases of the network that train with an
+    adapter go with it.
+
+    Args:
+        model: a network with adapters.
+        adapter_names: one name or several; [] for the frozen network.
+
+    Raises:
+        InputError: there is no such adapter, or adapters are merged.
+    """
+    adapters = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+    record = known(record_of(model), *adapters)
+    if record.is_merged:
+        raise InputError("adapters are merged into the weights; call unmerge_adapter before choosing others")
+    record.active = adapters
+    for part in record.parts:
+        part.set_adapter(adapters)
+    for adapter, names in record.biases.items():
+        for name in names:
+            record.model.get_parameter(name).requires_grad_(adapter in adapters)
+
+
+@contextmanager
+def disable_adapters(model: nn.Module) -> Iterator[nn.Module]:
+    """The network as it was before any adapter, inside the block: its own head, its own biases.
+
+    Args:
+        model: a network with adapters.
+
+    Yields:
+        the same model.
+
+    Raises:
+        InputError: adapters are merged.
+    """
+    record = record_of(model)
+    if record.is_merged:
+        raise InputError("merged adapters cannot be disabled; call unmerge_adapter first")
+    before = [part.disable_adapters for part in record.parts]
+    trained = {name: record.model.get_parameter(name).detach().clone() for name in record.original_biases}
+    try:
+        for part in record.parts:
+            part.disable_adapters = True
+        record.set_biases(record.original_biases)
+        yield model
+    finally:
+        for part, disabled in zip(record.parts, before, strict=True):
+            part.disable_adapters = disabled
+        record.set_biases(trained)
+
+
+def adapter_state_dict(model: nn.Module, *, adapter_name: str = "default", export: bool = False) -> dict[str, Tensor]:
+    """The adapter's tensors, detached and not copied, under the names of PEFT's files.
+
+    Args:
+        model: a network with adapters.
+        adapter_name: which.
+        export: as other loaders are to read them, see above; else the live ones.
+
+    Raises:
+        InputError: there is no such adapter.
+    """
+    record = known(record_of(model), adapter_name)
+    found: dict[str, Tensor] = {}
+    for name, layer in record.layers.items():
+        if adapter_name in layer.r:
+            found |= _under(name, layer.adapter_tensors(adapter_name, export=export))
+    for name, saved in record.saved.items():
+        found |= _under(name, saved.adapter_tensors(adapter_name))
+    return found | {PREFIX + name: record.model.get_parameter(name).detach() for name in record.biases[adapter_name]}
+
+
+def _under(name: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{PREFIX}{name}.{part}": tensor.detach() for part, tensor in tensors}

@@ -1,0 +1,347 @@
+"""A frozen layer with low-rank adapters beside it: what all kinds share.
+
+Live names are PEFT's: the adapter "default" of a layer at `X` holds the parameters `X.lora_A.default.weight` (r, k),
+`X.lora_B.default.weight` (d, r), with DoRA `X.lora_magnitude_vector.default.weight`, and the layer that was there
+before is `X.base_layer`.
+
+Every kind can be read as one matrix W (d, k) with factors A (r, k) and B (d, r): `matrix()` and
+`factor_matrices(adapter)`. Merging, DoRA's norms, combining and looking at adapters are written on those alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_tl.errors import InputError
+from hf_tl.lora.config import LoraConfig
+from hf_tl.lora.initialise import initialise
+
+
+FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
+PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Factor(nn.Module):
+    """A holder that gives a tensor PEFT's name: `lora_A.default.weight`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+
+class Fixed(nn.Module):
+    """Tensors of an adapter that never train.
+
+    Attributes:
+        mask: (d, r), what of B may differ from zero, for a part of a fused projection; or None.
+        start_a: (r, k), and
+        start_b: (d, r): factors that are subtracted, for an init that takes its part out of W; or None.
+    """
+
+    mask: Tensor | None
+    start_a: Tensor | None
+    start_b: Tensor | None
+
+    def __init__(self, *, mask: Tensor | None = None, start_a: Tensor | None = None, start_b: Tensor | None = None):
+        super().__init__()
+        self.register_buffer("mask", mask)
+        self.register_buffer("start_a", start_a)
+        self.register_buffer("start_b", start_b)
+
+
+class LoraLayer(nn.Module):
+    """What every kind of adapted layer is.
+
+    The settings of an adapter are looked up by its name: `r`, `lora_alpha`, `scaling`, `lora_dropout`, `use_dora`.
+    What the wrapped layer has and this one has not (`weight`, `in_features`, `stride`) is read through.
+
+    Attributes:
+        base_layer: the frozen layer.
+        active_adapters: the adapters that add to its output, in order.
+        merged_adapters: those that are in its weight at present.
+        disable_adapters: whether it behaves as if it had none.
+        weight_name: the frozen layer's parameter that is adapted.
+        transposed: whether that parameter is laid out as (k, d).
+        originals: the frozen layer's parameters that a merge replaced, by name.
+    """
+
+    base_layer: Any  # of the kind that the subclass wraps
+    lora_A: Any  # nn.ModuleDict of Factor, as are the next two
+    lora_B: Any
+    lora_magnitude_vector: Any
+    lora_fixed: Any  # nn.ModuleDict of Fixed
+
+    weight_name = "weight"
+    transposed = False
+
+    def __init__(self, base_layer: nn.Module):
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = nn.ModuleDict()
+        self.lora_B = nn.ModuleDict()
+        self.lora_magnitude_vector = nn.ModuleDict()
+        self.lora_fixed = nn.ModuleDict()
+        self.r: dict[str, int] = {}
+        self.lora_alpha: dict[str, float] = {}
+        self.scaling: dict[str, float] = {}
+        self.lora_dropout: dict[str, float] = {}
+        self.use_dora: dict[str, bool] = {}
+        self.freeze_a: dict[str, bool] = {}
+        self.active_adapters: list[str] = []
+        self.merged_adapters: list[str] = []
+        self.originals: dict[str, nn.Parameter] = {}
+        self.disable_adapters = False
+        self.training = base_layer.training
+        self.register_state_dict_post_hook(_give_originals)
+        self.register_load_state_dict_pre_hook(_refuse_if_merged)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__") or "base_layer" not in self.__dict__.get("_modules", {}):
+                raise
+            return getattr(self.base_layer, name)
+
+    def add_adapter(
+        self,
+        adapter: str,
+        *,
+        config: LoraConfig,
+        rank: int,
+        alpha: float,
+        parts: str | None = None,
+        empty: bool = False,
+    ) -> None:
+        """Adds an adapter, initialised as the config says.
+
+        Args:
+            adapter: its name.
+            config: inits, dropout and the like.
+            rank: of this layer.
+            alpha: lora_alpha of this layer.
+            parts: which thirds of a fused projection are adapted, as letters of "qkv"; None for all outputs.
+            empty: leave the values to a checkpoint that is about to be read.
+        """
+        self._refuse(config)
+        if config.use_dora or config.subtracts_start:
+            self.check_weight()
+        weight = self.weight
+        like = {"dtype": torch.float64 if weight.dtype == torch.float64 else torch.float32, "device": weight.device}
+        empty = empty or weight.is_meta
+        shape_a, shape_b = self._shapes(rank)
+        a, b = torch.empty(shape_a, **like), torch.zeros(shape_b, **like)
+        scaling = config.scaling(rank, alpha)
+        start = None
+        if not empty:
+            start = initialise(a, b, init=self._init(config), weight=self.matrix, scaling=scaling)
+        mask = _part_mask(b, parts) if parts else None
+        if mask is not None and not empty:
+            b *= mask
+        self._hold(adapter, a, b, torch.zeros(shape_b[0], **like) if config.lora_bias else None)
+        if mask is not None or start is not None:
+            start_a, start_b = start or (None, None)
+            self.lora_fixed[adapter] = Fixed(mask=mask, start_a=start_a, start_b=start_b)
+        self.r[adapter], self.lora_alpha[adapter], self.scaling[adapter] = rank, alpha, scaling
+        self.lora_dropout[adapter] = config.lora_dropout
+        self.use_dora[adapter] = config.use_dora
+        self.freeze_a[adapter] = config.freeze_a
+        if config.use_dora:
+            norms = torch.empty(shape_b[0], **like) if empty else self.row_norms(adapter).to(like["dtype"])
+            self.lora_magnitude_vector[adapter] = Factor(norms.view(self._magnitude_shape()))
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The frozen layer's parameter that is adapted."""
+        return getattr(self.base_layer, self.weight_name)
+
+    def matrix(self) -> Tensor:
+        """The frozen weight as (d, k), a view.
+
+        Raises:
+            InputError: what is stored is not the weight: codes of a quantised layer, or a part that is computed with.
+        """
+        weight = self.weight.detach()
+        if type(weight) is not Tensor or weight.dtype not in PLAIN_DTYPES:
+            raise InputError(
+                f"the weight of a {type(self.base_layer).__name__} is stored as {weight.dtype}, in a form of its own, "
+                "and cannot be read or written as numbers; load the network unquantised for DoRA, PiSSA, OLoRA or a "
+                "merge"
+            )
+        return weight.t() if self.transposed else weight.flatten(1)
+
+    def check_weight(self) -> None:
+        """Checks that `matrix()` is what the frozen layer computes with.
+
+        Raises:
+            InputError: as `matrix()` does, or a subclass of the layer with another forward pass.
+        """
+        self.matrix()
+
+    def factor_matrices(self, adapter: str) -> tuple[Tensor, Tensor]:
+        """A (r, k) and B (d, r), such that merging adds `scaling[adapter] * B @ A` to `matrix()` (but for DoRA)."""
+        a, b = self.factors(adapter)
+        return a.flatten(1), b.flatten(1)
+
+    def factors(self, adapter: str) -> tuple[Tensor, Tensor]:
+        """A and B as they act: without what a mask hides, with what an init took out of W subtracted."""
+        a, b = self.held_factors(adapter)
+        if adapter in self.lora_fixed:
+            fixed = self.lora_fixed[adapter]
+            if fixed.mask is not None:
+                b = b * fixed.mask
+            if fixed.start_a is not None:
+                a, b = torch.cat([a, fixed.start_a]), torch.cat([b, -fixed.start_b], dim=1)
+        return a, b
+
+    def held_factors(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """A and B as they are trained."""
+        return self.lora_A[adapter].weight, self.lora_B[adapter].weight
+
+    def row_norms(self, adapter: str) -> Tensor:
+        """`||W + scaling * B A||` of every row, (d,), in float32 or float64: what DoRA divides by.
+
+        Found without building B A, which is as large as W:
+        ||W + s B A||^2 = ||W||^2 + 2 s sum((W A') * B) + s^2 sum((B (A A')) * B), summed over each row.
+        """
+        with torch.no_grad():
+            weight, (a, b), scale = self.matrix(), self.factor_matrices(adapter), self.scaling[adapter]
+            weight, a, b = (tensor.to(torch.promote_types(weight.dtype, a.dtype)) for tensor in (weight, a, b))
+            square = torch.linalg.vector_norm(weight, dim=1).square_()
+            square += 2 * scale * ((weight @ a.t()) * b).sum(1)
+            square += scale * scale * ((b @ (a @ a.t())) * b).sum(1)
+            return square.clamp_(min=0).sqrt_()
+
+    def dora_ratio(self, adapter: str) -> Tensor:
+        """Learnt norm over present norm of every row, in the shape of the magnitudes (DoRA, section 4.3).
+
+        The norm that divides is taken as a constant. A row of zeros has no direction, and trained convolutions have
+        such rows. It stays 0 while B A leaves it, where 0 / 0 would turn all that follows into NaN.
+        """
+        norms, magnitude = self.row_norms(adapter), self.lora_magnitude_vector[adapter].weight
+        return magnitude / norms.masked_fill_(norms == 0, 1.0).view(magnitude.shape)
+
+    def merged_parameters(self, adapters: Sequence[str]) -> dict[str, Tensor]:
+        """The frozen layer's parameters with adapters in them, by name, before they are rounded to its dtype.
+
+        Raises:
+            InputError: this kind of layer cannot hold the sum.
+        """
+        self.check_weight()
+        with torch.no_grad():
+            own = self.matrix()
+            matrix, bias = own.to(torch.promote_types(own.dtype, torch.float32), copy=True), None
+            for adapter in adapters:
+                a, b = (factor.to(matrix.dtype) for factor in self.factor_matrices(adapter))
+                matrix.addmm_(b, a, alpha=self.scaling[adapter])
+                extra = self.extra_bias(adapter)
+                if extra is not None:
+                    extra = extra * self.scaling[adapter]
+                if self.use_dora[adapter]:
+                    ratio = self.dora_ratio(adapter).flatten()
+                    matrix *= ratio[:, None]
+                    extra = None if extra is None else extra * ratio
+                if extra is not None and self.base_layer.bias is None:
+                    raise InputError("lora_bias cannot be merged into a layer without a bias; train without it")
+                if extra is not None:
+                    bias = (self.base_layer.bias.to(matrix.dtype) if bias is None else bias) + extra
+            matrix = matrix.t() if self.transposed else matrix
+        merged = {self.weight_name: matrix.reshape(self.weight.shape)}
+        return merged if bias is None else {**merged, "bias": bias}
+
+    def adapter_tensors(self, adapter: str, *, export: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """The adapter's tensors under the names they have on disk, such as "lora_A.weight".
+
+        Args:
+            adapter: which.
+            export: with the factors as they act (see `factors`), so that other loaders need to know no more; else
+                the live parameters.
+        """
+        factors = self.factors(adapter) if export else self.held_factors(adapter)
+        for name, factor in zip(("lora_A", "lora_B"), factors, strict=True):
+            yield f"{name}.weight", factor
+            if self._modules[name][adapter].bias is not None:
+                yield f"{name}.bias", self._modules[name][adapter].bias
+        if adapter in self.lora_magnitude_vector:
+            yield "lora_magnitude_vector", self.lora_magnitude_vector[adapter].weight
+
+    def extra_bias(self, adapter: str) -> Tensor | None:
+        """The bias of B, (d,), or None."""
+        return self.lora_B[adapter].bias
+
+    def set_adapter(self, adapters: Sequence[str], inference_mode: bool = False) -> None:
+        """Makes the given adapters, and no others, add to the output and train."""
+        self.active_adapters = [name for name in adapters if name in self.r]
+        for adapter in self.r:
+            trains = adapter in self.active_adapters and not inference_mode
+            for name, parameter in self.adapter_tensors(adapter):
+                frozen = self.freeze_a[adapter] and name in ("lora_A.weight", "lora_embedding_A")
+                parameter.requires_grad_(trains and not frozen)
+
+    def delete_adapter(self, adapter: str) -> None:
+        """Forgets an adapter."""
+        for name in (*FACTORS, "lora_fixed"):
+            held = self._modules.get(name)
+            if held is not None and adapter in held:
+                del held[adapter]
+        for settings in (self.r, self.lora_alpha, self.scaling, self.lora_dropout, self.use_dora, self.freeze_a):
+            settings.pop(adapter, None)
+        self.active_adapters = [name for name in self.active_adapters if name != adapter]
+
+    def unwrapped(self) -> nn.Module:
+        """The frozen layer, without adapters inside it."""
+        return self.base_layer.train(self.training)
+
+    @property
+    def running(self) -> list[str]:
+        """The adapters that the next call has to add by itself."""
+        if self.merged_adapters and self.training and torch.is_grad_enabled():
+            warnings.warn("adapters are merged into the weights and do not train; call unmerge_adapter", stacklevel=4)
+        return [] if self.disable_adapters or self.merged_adapters else self.active_adapters
+
+    def _shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of A and of B."""
+        raise NotImplementedError
+
+    def _magnitude_shape(self) -> tuple[int, ...]:
+        return (-1,)
+
+    def _refuse(self, config: LoraConfig) -> None:
+        """Raises InputError for what this kind of layer cannot do."""
+
+    def _init(self, config: LoraConfig) -> str:
+        return config.init
+
+    def _hold(self, adapter: str, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
+        self.lora_A[adapter] = Factor(a)
+        self.lora_B[adapter] = Factor(b, bias)
+
+
+def _give_originals(layer: LoraLayer, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
+    """Lets a state dict hold the frozen weights and the adapters apart, while they are merged too."""
+    if layer.merged_adapters and not layer.originals:
+        raise InputError("adapters were merged for good; call delete_adapter(model, merge=True) before state_dict()")
+    for name, parameter in layer.originals.items():
+        if f"{prefix}base_layer.{name}" in state:
+            state[f"{prefix}base_layer.{name}"] = parameter.detach()
+
+
+def _refuse_if_merged(layer: LoraLayer, *details: object) -> None:
+    if layer.merged_adapters:
+        raise InputError("adapters are merged into the weights; call unmerge_adapter before load_state_dict")
+
+
+def _part_mask(b: Tensor, parts: str) -> Tensor:
+    """(d, r): the rows of the n-th of `parts` go with the n-th block of columns."""
+    third, rank = b.shape[0] // 3, b.shape[1] // len(parts)
+    mask = torch.zeros_like(b)
+    for i, part in enumerate(parts):
+        row = third * "qkv".index(part)
+        mask[row : row + third, i * rank : (i + 1) * rank] = 1
+    return mask
