@@ -247,6 +247,7 @@ def test_in_a_process_of_its_own_nothing_else_is_printed(timm_folder, image_fold
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_ends_the_program_without_a_word(timm_folder):
     command = [sys.executable, "-c", "import sys; from hf_tl.cli.main import main; sys.exit(main(sys.argv[1:]))"]
     process = subprocess.Popen(

@@ -13,6 +13,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "recipes"
 NAMES = ("replicate_transferability", "replicate_lp_ft", "replicate_surgical", "replicate_reinit")
+MANY_RUNS = ("replicate_surgical", "replicate_reinit")
 
 
 @pytest.fixture
@@ -30,7 +31,9 @@ def quiet(monkeypatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in MANY_RUNS else ()) for name in NAMES]
+)
 def test_replication(name, quiet, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(RECIPES))
     folders = ["--results", str(tmp_path), "--images", str(tmp_path)]
