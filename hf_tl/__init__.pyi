@@ -21,7 +21,7 @@ from .errors import InputError as InputError
 from .layers import Layer as Layer
 from .layers import Layers as Layers
 from .layers import list_layers as list_layers
-from .layers import select as select
+from .layers import select_layers as select_layers
 from .lora import AdapterCallback as AdapterCallback
 from .lora import LoraConfig as LoraConfig
 from .lora import add_lora as add_lora

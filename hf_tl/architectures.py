@@ -5,7 +5,7 @@ transformers and timm are not imported to say no.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, runtime_checkable
 
@@ -48,6 +48,17 @@ def is_timm(model: object) -> TypeGuard[TimmNetwork]:
 def timm_config(model: nn.Module) -> Mapping[str, Any]:
     """What timm knows of a network that it built ("architecture", "input_size", ...); empty for any other."""
     return vars(model).get("pretrained_cfg") or {}
+
+
+def timm_groups(model: nn.Module) -> Mapping[str, Any] | Callable[[str], Any]:
+    """How the parameters of a timm network group into layers: regular expressions, or a function of the name.
+
+    Raises:
+        TypeError: a network of another make.
+    """
+    if not is_timm(model):
+        raise TypeError(f"{type(model).__name__} is no network of timm")
+    return model.group_matcher(coarse=False)
 
 
 def base_model(model: nn.Module) -> nn.Module:

@@ -68,7 +68,7 @@ class Dataflow:
         first_read: when each parameter was first read, by its `id`.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.clock = 0
         self.root: ModuleCall | None = None
         self.first_read: dict[int, int] = {}

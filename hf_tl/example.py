@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from hf_tl.architectures import (
     CONVOLUTIONS,
     TRANSPOSED,
-    is_convolution,
     is_fully_connected,
     is_transformers,
     timm_config,
@@ -183,7 +182,7 @@ def _timm_size(model: nn.Module) -> tuple[int, ...]:
     """(channels, height, width): of the patch embedding if it insists on a size, else of pre-training."""
     from timm.layers import PatchEmbed
 
-    first = next((module for module in model.modules() if is_convolution(module)), None)
+    first = next((module for module in model.modules() if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED))), None)
     embed = next((module for module in model.modules() if isinstance(module, PatchEmbed)), None)
     trained = tuple(timm_config(model).get("input_size") or (3, 224, 224))
     channels = trained[0] if first is None else first.in_channels * (first.groups if first.in_channels == 1 else 1)

@@ -13,17 +13,17 @@ version moved is no longer the value that was recorded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hf_tl.architectures import is_convolution, is_fully_connected, without_adapter
-from hf_tl.dataflow import Dataflow
+from hf_tl.dataflow import Dataflow, ModuleCall
 
 
 Batch = Mapping[str, Tensor] | Tensor
@@ -120,6 +120,17 @@ class Trace:
     last: LayerCall | None = None
     flow: Dataflow = field(default_factory=Dataflow)
 
+    @property
+    def root(self) -> ModuleCall:
+        """The call of the network itself.
+
+        Raises:
+            RuntimeError: nothing ran yet.
+        """
+        if self.flow.root is None:
+            raise RuntimeError("the network did not run")
+        return self.flow.root
+
 
 def trace(model: nn.Module, example: Batch) -> Trace:
     """Runs the network once on `example` and returns what its layers did.
@@ -210,7 +221,9 @@ class _Recorder(TorchFunctionMode):
         found = self.followed.get(id(tensor))
         return found if found is not None and found.version == tensor._version else None
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         source = args[0] if args else kwargs.get("input")
         found = self.find(source) if isinstance(source, Tensor) else None

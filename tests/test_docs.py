@@ -143,7 +143,7 @@ def check_own_module(names, printed):
 
 
 def check_selections(names, printed):
-    code = next(s.code for s in snippets("README.md") if "select(layers" in s.code)
+    code = next(s.code for s in snippets("README.md") if "select_layers(layers" in s.code)
     lists = [line.split("  # ") for line in code.splitlines() if line.startswith("[")]
     assert len(lists) == 2
     for expression, names_in_comment in lists:
@@ -175,7 +175,7 @@ def check_merge(names, printed):
 CHECKS = {  # what must hold after the snippet of that page in which these words are
     ("README.md", "LinearSVM"): check_main_job,
     ("README.md", "nn.Sequential"): check_own_module,
-    ("README.md", "select(layers"): check_selections,
+    ("README.md", "select_layers(layers"): check_selections,
     ("lora.md", "save_adapter("): check_new_adapter,
     ("lora.md", "layers="): check_upper_half,
     ("lora.md", "resume_from_checkpoint"): check_trainer,

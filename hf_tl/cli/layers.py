@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   hf-tl layers timm/mobilenetv2_100.ra_in1k
-  hf-tl layers timm/mobilenetv2_100.ra_in1k --select "..50%" --plot ladder.png
+  hf-tl layers timm/mobilenetv2_100.ra_in1k --select "..50%" --plot layers.png
   hf-tl layers path/to/model --image-size 160 --level leaf"""
 
 
@@ -35,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     from hf_tl.example import dummy_batch
-    from hf_tl.layers import list_layers, select
+    from hf_tl.layers import list_layers, select_layers
     from hf_tl.models import load_network
 
     network = load_network(options.model, image_size=options.image_size)
     layers = list_layers(network.model, level=options.level, example=dummy_batch(network.model))
-    frozen = [] if options.select is None else select(layers, options.select)
+    frozen = [] if options.select is None else select_layers(layers, options.select)
     if options.plot is not None:
         options.plot.parent.mkdir(parents=True, exist_ok=True)
         layers.plot(options.plot, title=f"{Path(network.name).name}: from data (below) to task", frozen=frozen)

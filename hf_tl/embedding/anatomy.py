@@ -30,7 +30,7 @@ from hf_tl.embedding.taps import (
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.example import shapes_of
 from hf_tl.layers import head_names, layers_of
-from hf_tl.layers.selection import find_place
+from hf_tl.layers.select import find_place
 from hf_tl.models import Network
 from hf_tl.names import is_inside, name_matcher
 from hf_tl.trace import (

@@ -11,8 +11,8 @@ from torch import nn
 
 from hf_tl.embedding.pooling import Pooling, Stride, find_pooling
 from hf_tl.errors import InputError
-from hf_tl.layers import Layer, select
-from hf_tl.layers.selection import KINDS, find_place, point_at, split_terms
+from hf_tl.layers import Layer, select_layers
+from hf_tl.layers.select import KINDS, find_place, point_at, split_terms
 from hf_tl.models import Network
 from hf_tl.names import closest, match_names
 from hf_tl.table import format_table
@@ -180,7 +180,7 @@ def select_places(places: Sequence[str], term: str, *, text: str, position: int)
             f"{term!r} says where layers stand, which is not known of these; choose them by their names"
             f"{point_at(text, term, position)}"
         )
-    found = select(layers, text, start=position, stop=position + len(term))
+    found = select_layers(layers, text, start=position, stop=position + len(term))
     chosen = {layer.name for layer in found} & set(places)
     if not chosen:
         known = ", ".join(dict.fromkeys(place for place in places if place))

@@ -103,17 +103,16 @@ def _opens(call: ModuleCall, root: ModuleCall) -> bool:
 
 def _chains(call: ModuleCall) -> list[list[ModuleCall]]:
     chains: list[list[ModuleCall]] = []
-    older: frozenset[int] = frozenset()  # outputs of the siblings before the previous one
-    previous: ModuleCall | None = None
+    newest: frozenset[int] = frozenset()  # outputs of the previous sibling
+    older: frozenset[int] = frozenset()  # and of those before it
     for child in call.children:
-        follows = previous is not None and child.inputs & previous.outputs
-        if follows and not child.inputs & (older - previous.outputs):
+        follows = child.inputs & newest
+        if follows and not child.inputs & (older - newest):
             chains[-1].append(child)
         else:
             chains.append([child])
-        if previous is not None:
-            older |= previous.outputs
-        previous = child
+        older |= newest
+        newest = child.outputs
     return chains
 
 

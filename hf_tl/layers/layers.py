@@ -13,14 +13,12 @@ from hf_tl import plots
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.example import dummy_batch, shapes_of
 from hf_tl.layers.blocks import Blocks, find_blocks
-from hf_tl.layers.head import head_names
-from hf_tl.layers.ladder import Rung, build_ladder, split_ladder
+from hf_tl.layers.partition import Kind, Segment, head_names, partition, split_by_leaf
 from hf_tl.names import closest, is_inside, match_names
 from hf_tl.trace import Batch, Trace, trace
 
 
 Level = Literal["block", "leaf"]
-Kind = Literal["stem", "block", "norm", "head"]
 
 COLORS = {"stem": plots.BLUE, "block": plots.SKY, "norm": plots.GREEN, "head": plots.ORANGE}
 
@@ -97,7 +95,7 @@ class Layers(Sequence[Layer]):
     @overload
     def __getitem__(self, index: slice) -> tuple[Layer, ...]: ...
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int | slice) -> Layer | tuple[Layer, ...]:
         return self.items[index]
 
     def __len__(self) -> int:
@@ -183,10 +181,10 @@ def layers_of(
     """
     heads = head_names(model, record)
     found = find_blocks(record, heads) if blocks is None else _blocks_of_user(blocks, model, record)
-    rungs, towers = build_ladder(model, record, found, heads)
+    segments, towers = partition(model, record, found, heads)
     if level == "leaf":
-        rungs = split_ladder(model, record, rungs)
-    return Layers(_layers(rungs, record), _tied(model), towers, found.detector)
+        segments = split_by_leaf(model, record, segments)
+    return Layers(_layers(segments, record), _tied(model), towers, found.detector)
 
 
 def _blocks_of_user(patterns: Sequence[str], model: nn.Module, record: Trace) -> Blocks:
@@ -218,23 +216,23 @@ def _blocks_of_user(patterns: Sequence[str], model: nn.Module, record: Trace) ->
     return Blocks(tuple(chosen), "map")
 
 
-def _layers(rungs: Sequence[Rung], record: Trace) -> tuple[Layer, ...]:
-    deepest = max(len(rungs) - 1, 1)
+def _layers(segments: Sequence[Segment], record: Trace) -> tuple[Layer, ...]:
+    deepest = max(len(segments) - 1, 1)
     layers, stop = [], 0
-    for i, rung in enumerate(rungs):
-        stop = max(stop, rung.stop)
-        following = min((later.start for later in rungs[i + 1 :]), default=0)
+    for i, segment in enumerate(segments):
+        stop = max(stop, segment.stop)
+        following = min((later.start for later in segments[i + 1 :]), default=0)
         layers.append(
             Layer(
-                name=rung.name,
-                kind=rung.kind,
-                modules=tuple(rung.modules),
-                index=rung.index,
+                name=segment.name,
+                kind=segment.kind,
+                modules=tuple(segment.modules),
+                index=segment.index,
                 depth=i / deepest,
-                calls=max((record.calls[name] for name, _ in rung.modules), default=0),
+                calls=max((record.calls[name] for name, _ in segment.modules), default=0),
                 cut=following > stop and 1 in (record.flow.crossing(stop), record.flow.crossing(following - 1)),
-                tower=rung.tower,
-                owned=tuple(rung.parameters),
+                tower=segment.tower,
+                owned=tuple(segment.parameters),
             )
         )
     return tuple(layers)

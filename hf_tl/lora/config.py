@@ -157,8 +157,8 @@ class LoraConfig:
             the randomised decomposition with 4 iterations.
         rank_pattern: rank by pattern over module names (a regular expression for their last parts); first match wins.
         alpha_pattern: lora_alpha likewise.
-        layers: which layers are adapted, as `hf_tl.select` names them ("50%..", "-2.., head"); None for all. Not in
-            PEFT; saved as the names of the modules that were chosen.
+        layers: which layers are adapted, as `hf_tl.select_layers` names them ("50%..", "-2.., head"); None for all.
+            Not in PEFT; saved as the names of the modules that were chosen.
         layers_to_transform: indices of the blocks that are adapted, as PEFT counts them; None for all.
         layers_pattern: name of the list that the blocks stand in ("layers", "h"); None for the first list.
         fused_parts: which parts of a fused query-key-value projection are adapted, as letters of "qkv"; None for

@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_tl.architectures import CONVOLUTIONS, find_output_embeddings, has_running_statistics, is_fully_connected
 from hf_tl.errors import InputError
-from hf_tl.layers import head_names, list_layers, select
+from hf_tl.layers import head_names, list_layers, select_layers
 from hf_tl.lora.config import ALL_LINEAR, LoraConfig
 from hf_tl.lora.layer import LoraLayer
 from hf_tl.lora.saved import SavedModule
@@ -126,7 +126,7 @@ def default_targets(modules: Mapping[str, nn.Module], *, heads: Sequence[str] = 
 def in_layers(
     model: nn.Module, modules: Mapping[str, nn.Module], selection: str, *, example: Batch | None = None
 ) -> set[str]:
-    """Names of the modules that lie in the layers that a selection names (`hf_tl.select`).
+    """Names of the modules that lie in the layers that a selection names (`hf_tl.select_layers`).
 
     Args:
         model: the network, which runs once to have its layers found.
@@ -137,7 +137,7 @@ def in_layers(
     Raises:
         InputError: a selection that is malformed or names nothing, with a pointer into it.
     """
-    chosen = select(list_layers(model, example=example), selection)
+    chosen = select_layers(list_layers(model, example=example), selection)
     inside = {id(part) for layer in chosen for _, module in layer.modules for part in module.modules()}
     return {name for name, module in modules.items() if id(module) in inside}
 

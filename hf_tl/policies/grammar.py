@@ -8,7 +8,7 @@
             | "dropout" ":" ("off" | "on") [selection]        with stochastic depth and layer drop
             | plug-in ":" argument                   a verb of another package, see `hf_tl.plugins` and `Verb`
 
-A selection is that of `hf_tl.layers.selection`. Later clauses win; rates multiply.
+A selection is that of `hf_tl.layers.select`. Later clauses win; rates multiply.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 from hf_tl.errors import InputError, in_one_line
-from hf_tl.layers import Layer, Layers, select
+from hf_tl.layers import Layer, Layers, select_layers
 from hf_tl.names import closest
 from hf_tl.plugins import find_plugin, plugin_names
 
@@ -93,7 +93,7 @@ class Clause:
         """
         if self.verb not in ACTIONS and not self.text[self.start : self.stop].strip():
             return list(layers)
-        return select(layers, self.text, start=self.start, stop=self.stop)
+        return select_layers(layers, self.text, start=self.start, stop=self.stop)
 
 
 def parse_policy(text: str, *, plugins: bool = True) -> tuple[Clause, ...]:

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel, T5Config, T5Model
 from hf_tl import Embedding, FullNetworkEmbedding, InputError, LayerSelector, Network, list_layers
 from hf_tl.embedding.anatomy import find_taps
 from hf_tl.embedding.taps import select_names, select_places
-from hf_tl.layers import select
+from hf_tl.layers import select_layers
 from hf_tl.names import is_inside
 
 
@@ -51,7 +51,7 @@ def taps_of(made, selection):
 def test_a_place_reads_what_auto_reads_in_the_layers_of_that_name(make, selection):
     torch.manual_seed(0)
     model, example = made = make()
-    chosen = select(list_layers(model, example=example), selection)
+    chosen = select_layers(list_layers(model, example=example), selection)
     modules = [name for layer in chosen for name, _ in layer.modules]
     expected = [tap.name for tap in taps_of(made, "auto") if is_inside(tap.reading.module, modules)]
     inside = [tap.name for tap in taps_of(made, "auto") if is_inside(tap.name.partition("#")[0], modules)]
@@ -78,7 +78,7 @@ def test_a_name_is_that_layer_even_if_it_is_a_number():
     flat = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU(), torch.nn.Linear(3, 3), torch.nn.ReLU())
     made = flat, torch.randn(2, 3)
     assert [tap.name for tap in taps_of(made, "2")] == ["2"]
-    assert [layer.name for layer in select(list_layers(flat, example=made[1]), "0")] == ["2"]  # "0" is the stem
+    assert [layer.name for layer in select_layers(list_layers(flat, example=made[1]), "0")] == ["2"]  # "0" is the stem
     assert [tap.name for tap in taps_of(made, "0")] == ["0"]
     assert [tap.name for tap in taps_of(made, "-1")] == ["2"]
 

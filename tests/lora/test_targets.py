@@ -19,7 +19,7 @@ from hf_tl import (
     list_layers,
     load_adapter,
     save_adapter,
-    select,
+    select_layers,
 )
 from hf_tl.lora.adapted import adapter_state_dict, record_of
 from hf_tl.lora.targets import base_modules, default_targets, exact_targets, find_head
@@ -222,7 +222,7 @@ def test_layers_are_those_of_list_layers_and_of_a_network_with_adapters_too():
     model = add_lora(copy.deepcopy(model), LoraConfig(r=2), adapter_name="first")
     add_lora(model, LoraConfig(r=2, target_modules="all-linear", layers="-1"), adapter_name="second")
     second = [n for n, layer in record_of(model).layers.items() if "second" in layer.r]
-    chosen = select(list_layers(NETWORKS["bert"]()[0]), "-1")
+    chosen = select_layers(list_layers(NETWORKS["bert"]()[0]), "-1")
     inside = [f"{name}." for layer in chosen for name, _ in layer.modules]
     assert len(second) == 6
     assert all(n.startswith(tuple(inside)) for n in second)

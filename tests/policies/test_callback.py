@@ -10,7 +10,7 @@ import torch
 from training import bert, images, largest_difference, network, state, texts, trainer
 from transformers import TrainerCallback
 
-from hf_tl import At, InputError, Policy, PolicyCallback, list_layers, select
+from hf_tl import At, InputError, Policy, PolicyCallback, list_layers, select_layers
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -27,7 +27,7 @@ def test_frozen_layers_stand_still_with_their_statistics(name, tmp_path):
     training = trainer(model, tmp_path, [PolicyCallback("freeze: ..50%")], images(), max_steps=50)
     training.train()
     assert training.state.global_step == 50
-    frozen = select(list_layers(model), "..50%")
+    frozen = select_layers(list_layers(model), "..50%")
     inside = tuple(f"{name}." for layer in frozen for name, _ in layer.modules)
     statistics = [name for name in before if name.startswith(inside) and "running_mean" in name]
     assert len(statistics) >= 3

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from zoo import ZOO
 
-from hf_tl import InputError, Policy, list_layers, reinit_layers, select
+from hf_tl import InputError, Policy, list_layers, reinit_layers, select_layers
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -50,7 +50,7 @@ def test_every_tensor_of_the_chosen_layers_changes_and_no_other(specimen, tmp_pa
     layers = list_layers(model)
     tower = layers.towers[-1] if layers.towers else ""
     last = "-2.." if specimen.blocks[tower] > 1 else "-1.."
-    chosen = select(layers, f"{tower}.{last}" if tower else last)
+    chosen = select_layers(layers, f"{tower}.{last}" if tower else last)
     if not tower and not any(len({*names}) > 1 for names in layers.tied):
         chosen += [layer for layer in layers if layer.kind == "head"]
     before, random = state(model), torch.get_rng_state()
@@ -78,7 +78,7 @@ def test_the_old_recipe_does_nothing_and_this_one_does(tmp_path):
     block = model.bert.encoder.layer[-1]
     block.apply(model._init_weights)
     assert all((parameter == 7).all() for parameter in block.parameters())
-    reinit_layers(model, select(list_layers(model), "-1"))
+    reinit_layers(model, select_layers(list_layers(model), "-1"))
     assert not any((parameter == 7).any() for parameter in block.parameters())
 
 
@@ -87,7 +87,7 @@ def test_values_depend_on_seed_and_name_alone(name):
     def values(selection, seed=0):
         model = trained(some(name).model())
         torch.rand(3)  # whatever came before
-        reinit_layers(model, select(list_layers(model), selection), seed=seed)
+        reinit_layers(model, select_layers(list_layers(model), selection), seed=seed)
         return state(model)
 
     every, last, other = values("-3.., head"), values("-1"), values("-1", seed=1)
@@ -123,7 +123,7 @@ class Own(nn.Module):
 def test_modules_of_ones_own_reset_themselves():
     twins = [trained(Own(scale=False)) for _ in range(2)]
     for twin, selection in zip(twins, ("all", "-1"), strict=True):
-        reinit_layers(twin, select(list_layers(twin), selection))
+        reinit_layers(twin, select_layers(list_layers(twin), selection))
     assert not any((tensor == 7).all() for tensor in twins[0].state_dict().values())
     name = "layers.2.0.weight"
     assert torch.equal(twins[0].state_dict()[name], twins[1].state_dict()[name])
@@ -137,9 +137,9 @@ def test_what_cannot_be_reinitialised_is_said_and_nothing_changes():
     with pytest.raises(InputError, match=r"'scale' belongs to no module with reset_parameters.*build="):
         reinit_layers(model, list(layers))
     with pytest.raises(InputError, match=r"'scale' is .1,. here and missing in a new Own"):
-        reinit_layers(model, select(layers, "head"), build=lambda: nn.Linear(2, 2))
+        reinit_layers(model, select_layers(layers, "head"), build=lambda: nn.Linear(2, 2))
     with pytest.raises(InputError, match="a new Own cannot be built: ZeroDivisionError"):
-        reinit_layers(model, select(layers, "head"), build=lambda: 1 / 0)
+        reinit_layers(model, select_layers(layers, "head"), build=lambda: 1 / 0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
     reinit_layers(model, list(layers), build=Own)
     assert model.scale.item() == 0.5
@@ -154,7 +154,7 @@ def test_timm_of_another_size():
 def test_a_policy_reinitialises_once_with_its_seed():
     models = [trained(some("BertForSequenceClassification").model()) for _ in range(2)]
     applied = Policy("reinit: -1, head", seed=5).apply(models[0])
-    reinit_layers(models[1], select(list_layers(models[1]), "-1, head"), seed=5)
+    reinit_layers(models[1], select_layers(list_layers(models[1]), "-1, head"), seed=5)
     assert "classifier.weight" in applied.reinitialised
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(one, other)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from zoo import ZOO
 
-from hf_tl import InputError, list_layers, select
+from hf_tl import InputError, list_layers, select_layers
 
 
 class Blocks(nn.Module):
@@ -78,37 +78,42 @@ def numbers(chosen):
     ],
 )
 def test_a_selection_takes(layers, selection, expected):
-    assert numbers(select(layers, selection)) == expected
+    assert numbers(select_layers(layers, selection)) == expected
 
 
 @pytest.mark.parametrize("share", range(0, 101, 7))
 def test_two_ranges_that_meet_part_the_network(layers, share):
-    below, above = select(layers, f"..{share}%"), select(layers, f"{share}%.., head")
+    below, above = select_layers(layers, f"..{share}%"), select_layers(layers, f"{share}%.., head")
     assert below + above == list(layers)
 
 
 def test_among_the_leaves_the_numbers_are_those_of_the_blocks():
     leaves = list_layers(Blocks(), level="leaf", example=torch.randn(2, 4))
-    assert [leaf.name for leaf in select(leaves, "stem, -1")] == ["stem", "blocks.9.attn", "blocks.9.mlp"]
-    assert [leaf.name for leaf in select(leaves, "blocks.[01].attn")] == ["blocks.0.attn", "blocks.1.attn"]
-    assert numbers(select(leaves, "..50%")) == ["stem", 0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert [leaf.name for leaf in select_layers(leaves, "stem, -1")] == ["stem", "blocks.9.attn", "blocks.9.mlp"]
+    assert [leaf.name for leaf in select_layers(leaves, "blocks.[01].attn")] == ["blocks.0.attn", "blocks.1.attn"]
+    assert numbers(select_layers(leaves, "..50%")) == ["stem", 0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
 def test_towers(clip):
-    assert [layer.name for layer in select(clip, "text_model.0, vision_model.-1")] == [
+    assert [layer.name for layer in select_layers(clip, "text_model.0, vision_model.-1")] == [
         "vision_model.encoder.layers.3",
         "text_model.encoder.layers.0",
     ]
-    assert {layer.tower for layer in select(clip, "text_model")} == {"text_model"}
-    assert select(clip, "text_model") == select(clip, "text_model.all")
-    chosen = select(clip, "vision_model...50%, text_model.norm")
+    assert {layer.tower for layer in select_layers(clip, "text_model")} == {"text_model"}
+    assert select_layers(clip, "text_model") == select_layers(clip, "text_model.all")
+    chosen = select_layers(clip, "vision_model...50%, text_model.norm")
     assert numbers(chosen) == ["stem", 0, 1, "norm"]
-    assert {layer.tower for layer in select(clip, "head")} == {"vision_model", "text_model", ""}
+    assert {layer.tower for layer in select_layers(clip, "head")} == {"vision_model", "text_model", ""}
 
 
 def test_in_a_real_network_stages_have_names():
     layers = list_layers(timm.create_model("resnet18"), example=torch.randn(1, 3, 64, 64))
-    assert [layer.name for layer in select(layers, "layer[34]")] == ["layer3.0", "layer3.1", "layer4.0", "layer4.1"]
+    assert [layer.name for layer in select_layers(layers, "layer[34]")] == [
+        "layer3.0",
+        "layer3.1",
+        "layer4.0",
+        "layer4.1",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +135,7 @@ def test_in_a_real_network_stages_have_names():
 )
 def test_a_wrong_term_is_pointed_at(layers, selection, message, position):
     with pytest.raises(InputError, match=message) as raised:
-        select(layers, selection)
+        select_layers(layers, selection)
     _, shown, pointer = str(raised.value).split("\n")
     assert shown[2:] == selection
     assert pointer.index("^") - 2 == position
@@ -139,18 +144,18 @@ def test_a_wrong_term_is_pointed_at(layers, selection, message, position):
 def test_a_bare_number_is_ambiguous_among_towers(clip):
     for term in ("3", "..50%"):
         with pytest.raises(InputError, match=r"has 2 towers, say which one: .* write vision_model.* or text_model"):
-            select(clip, term)
+            select_layers(clip, term)
 
 
 def test_what_is_not_there():
     plain = list_layers(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), example=torch.randn(2, 4))
     with pytest.raises(InputError, match="there is no norm here: 'norm'"):
-        select(plain, "norm")
+        select_layers(plain, "norm")
 
 
 def test_a_selection_may_be_part_of_a_longer_text(layers):
     text = "freeze: stem, 20; tune: head"
-    assert numbers(select(layers, text, start=7, stop=12)) == ["stem"]
+    assert numbers(select_layers(layers, text, start=7, stop=12)) == ["stem"]
     with pytest.raises(InputError) as caught:
-        select(layers, text, start=7, stop=16)
+        select_layers(layers, text, start=7, stop=16)
     assert str(caught.value).splitlines()[1:] == [f"  {text}", "  " + " " * 14 + "^^"]

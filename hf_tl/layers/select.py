@@ -15,12 +15,12 @@ along, a range without an end the final norm; neither takes the head. A share is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from hf_tl.errors import InputError
 from hf_tl.layers.layers import Layer
-from hf_tl.names import closest, name_matcher
+from hf_tl.names import Matcher, closest, name_matcher
 
 
 BROKEN = "a regular expression stands between two slashes"
@@ -30,7 +30,7 @@ RANGE = re.compile(r"(?P<start>-?\d+%?)?\.\.(?P<stop>-?\d+%?)?")
 TERM = re.compile(r"\s*(?P<term>/(?:[^/\\]|\\.)*/|[^,]*?)\s*(?:,|$)")  # a comma within a regular expression is its own
 
 
-def select(layers: Sequence[Layer], selection: str, *, start: int = 0, stop: int | None = None) -> list[Layer]:
+def select_layers(layers: Sequence[Layer], selection: str, *, start: int = 0, stop: int | None = None) -> list[Layer]:
     """The layers that a selection names, in the order of the network.
 
     Args:
@@ -106,7 +106,7 @@ class _Term:
         inside = [layer for layer in part if layer.index in range(first, last) or layer.kind in kinds]
         return inside or self._fail("the range is empty", f"the blocks are 0 to {count - 1}, and the end is excluded")
 
-    def _named(self, matches: Callable[[str], bool]) -> list[Layer]:
+    def _named(self, matches: Matcher) -> list[Layer]:
         found = [layer for layer in self.every if any(matches(name) for name in _names(layer))]
         if found:
             return found
@@ -161,8 +161,8 @@ def split_terms(selection: str, *, start: int = 0, stop: int | None = None) -> I
     position, stop = start, len(selection) if stop is None else stop
     while position <= stop:
         found = TERM.match(selection, position, stop)
-        if not found["term"]:
-            at = found.start("term")
+        if found is None or not found["term"]:
+            at = position if found is None else found.start("term")
             raise InputError(
                 f"a layer is missing; write all, stem, norm, head, a number, a range or a name"
                 f"{point_at(selection, '?', at)}"
