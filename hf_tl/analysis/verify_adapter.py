@@ -52,9 +52,12 @@ def verify_adapter(model: nn.Module, folder: str | Path, batch: Batch) -> list[C
         batch: what the networks are called with, in eval mode.
 
     Raises:
-        InputError: an adapter that either of them cannot load; both are named.
+        InputError: an adapter that either of them cannot load, which is named; or PEFT is not installed.
     """
-    from peft import PeftModel
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise InputError("this compares with peft, which is not installed: pip install 'hf-tl[peft]'") from error
 
     ours = load_adapter(copy.deepcopy(model), folder, is_trainable=True).eval()
     try:

@@ -1,5 +1,7 @@
 """PEFT and hf_tl on one adapter: what is compared, and what must not pass."""
 
+import sys
+
 import pytest
 import torch
 from peft_zoo import randomise, text, tiny_bert
@@ -64,4 +66,11 @@ def test_an_adapter_that_peft_cannot_load_is_said_so(tmp_path, monkeypatch):
 
     monkeypatch.setattr("peft.PeftModel.from_pretrained", fails)
     with pytest.raises(InputError, match=r"hf_tl loads .*, but peft does not: KeyError: 'no such thing'"):
+        verify_adapter(tiny_bert(), folder, text())
+
+
+def test_without_peft_it_is_said_what_to_install(tmp_path, monkeypatch):
+    folder = saved(tmp_path, tiny_bert(), target_modules=["query"])
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(InputError, match=r"peft, which is not installed: pip install 'hf-tl\[peft\]'"):
         verify_adapter(tiny_bert(), folder, text())
