@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from hf_tl import plots
 from hf_tl.embedding.embedding import Embedding
 from hf_tl.errors import InputError
-from hf_tl.intervals import paired_gain, wilson
+from hf_tl.intervals import paired_gain, simultaneous_confidence, wilson
 from hf_tl.probes.active_set import SampleSpace, solve, warn_if_inexact
 from hf_tl.probes.gram import gram, required_labels
 from hf_tl.probes.grid_search import N_SPLITS, stratified_folds, usable_folds
@@ -19,7 +20,7 @@ from hf_tl.probes.labels import OneVsRest
 from hf_tl.table import format_table
 
 
-RELATIVE_C = 10.0  # C times the mean squared length of a row: the same for a narrow and a wide layer
+RELATIVE_C = 10.0  # C times the mean squared L2 norm of a sample: the same for a narrow and a wide layer
 LAST = "last"  # the copy of the last layer that an embedding may hold for the usual baseline
 
 
@@ -30,7 +31,7 @@ class Probed:
     Attributes:
         name: the layer's name, or "first .. last" of a range.
         n_features: number of columns.
-        right: (rows,) bool, which of the judged rows it got right.
+        right: (n_samples,) bool, which of the evaluated samples it got right.
     """
 
     name: str
@@ -39,26 +40,34 @@ class Probed:
 
     @property
     def accuracy(self) -> float:
-        """Share of rows that are right."""
+        """Share of samples that are right."""
         return float(self.right.mean())
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the accuracy, 95 %."""
-        return wilson(np.count_nonzero(self.right), len(self.right))
+        """Of the accuracy, 95 %, for one set that was not chosen by it."""
+        return self.interval_at(0.95)
+
+    def interval_at(self, confidence: float) -> tuple[float, float]:
+        """Of the accuracy.
+
+        Args:
+            confidence: how often it holds it.
+        """
+        return wilson(np.count_nonzero(self.right), len(self.right), confidence=confidence)
 
 
 @dataclass(frozen=True)
 class LayerProbes:
-    """Every layer judged on the same rows.
+    """Every layer evaluated on the same samples.
 
     Attributes:
         single: one a layer, from data to task.
         first_to: of the layers 0 .. i, for each i.
         to_last: of the layers i .. last, for each i.
-        depths: (layers,) 0 for the layer nearest to the data, 1 for the one nearest to the task.
+        depths: (n_layers,) 0 for the layer nearest to the data, 1 for the one nearest to the task.
         chance: accuracy of always saying the most frequent class.
-        judged_on: which rows, in words.
+        evaluated_on: which samples, in words.
         untrained: the same layers of the same network with random weights, or None.
     """
 
@@ -67,7 +76,7 @@ class LayerProbes:
     to_last: tuple[Probed, ...]
     depths: tuple[float, ...]
     chance: float
-    judged_on: str
+    evaluated_on: str
     untrained: LayerProbes | None = None
 
     @property
@@ -85,16 +94,29 @@ class LayerProbes:
         """The range, or the whole, with the highest accuracy; the one with fewest features of several."""
         return max((*self.first_to, *self.to_last), key=lambda probed: (probed.accuracy, -probed.n_features))
 
-    def gains(self) -> list[tuple[float, float, float]]:
-        """For each single layer, what all layers have over it, with the paired 95 % interval."""
-        return [paired_gain(self.whole.right, probed.right) for probed in self.single]
+    def best_layer_interval(self) -> tuple[float, float]:
+        """Of the best layer's accuracy, 95 %, wide enough for its being chosen on the same samples."""
+        return self.best_layer.interval_at(simultaneous_confidence(_outcomes(self.single)))
+
+    def best_range_interval(self) -> tuple[float, float]:
+        """Likewise of the best range's."""
+        return self.best_range.interval_at(simultaneous_confidence(_outcomes((*self.first_to, *self.to_last))))
+
+    def gains(self, *, simultaneous: bool = False) -> list[tuple[float, float, float]]:
+        """For each single layer, what all layers have over it, with the paired 95 % interval.
+
+        Args:
+            simultaneous: whether all intervals hold at once in 95 % of cases, so that the layer may be chosen by them.
+        """
+        gained = self.whole.right - _outcomes(self.single)
+        confidence = simultaneous_confidence(gained) if simultaneous else 0.95
+        return [paired_gain(self.whole.right, probed.right, confidence=confidence) for probed in self.single]
 
     def table(self) -> str:
         """One row a layer: alone, with all before it, with all after it, and the whole's gain over it alone."""
         header = ["layer", "features", "alone", "95 %", "first .. here", "here .. last", "all - alone", "95 %"]
-        weightless = self.untrained.single if self.untrained is not None else [None] * len(self.single)
         rows = []
-        for i, (probed, gain, untrained) in enumerate(zip(self.single, self.gains(), weightless, strict=True)):
+        for i, (probed, gain) in enumerate(zip(self.single, self.gains(), strict=True)):
             row = [
                 probed.name,
                 probed.n_features,
@@ -105,21 +127,24 @@ class LayerProbes:
                 f"{gain[0]:+.3f}",
                 _signed_span(gain[1:]),
             ]
-            rows.append([*row, untrained.accuracy] if untrained is not None else row)
-        return format_table([*header, "random weights"] if self.untrained is not None else header, rows)
+            rows.append(row if self.untrained is None else [*row, self.untrained.single[i].accuracy])
+        return format_table(header if self.untrained is None else [*header, "random weights"], rows)
 
     def __str__(self) -> str:
-        whole, layer, best = self.whole, self.best_layer, self.best_range
-        gain = paired_gain(whole.right, layer.right)
-        beaten = sum(low > 0 for _, low, _ in self.gains())
+        whole, layer, best, n_layers = self.whole, self.best_layer, self.best_range, len(self.single)
+        gains = self.gains(simultaneous=True)
+        gain = gains[int(np.argmax([probed.accuracy for probed in self.single]))]
         lines = [
-            f"all {len(self.single)} layers: {whole.accuracy:.3f} ({_span(whole.interval)}), "
-            f"{whole.n_features:,} features; chance {self.chance:.3f}; {self.judged_on}",
-            f"best single layer: {layer.name}, {layer.accuracy:.3f} ({_span(layer.interval)}); "
+            f"all {n_layers} layers: {whole.accuracy:.3f} ({_span(whole.interval)}), "
+            f"{whole.n_features:,} features; chance {self.chance:.3f}; {self.evaluated_on}",
+            f"best single layer: {layer.name}, {layer.accuracy:.3f} ({_span(self.best_layer_interval())}); "
             f"all layers have {gain[0]:+.3f} ({_signed_span(gain[1:])}, paired) over it",
-            f"best range: {best.name}, {best.accuracy:.3f} ({_span(best.interval)}), {best.n_features:,} features",
-            f"all layers are above {sum(g[0] > 0 for g in self.gains())} of {len(self.single)} single layers, "
-            f"clearly (the paired interval excludes 0) above {beaten}",
+            f"best range: {best.name}, {best.accuracy:.3f} ({_span(self.best_range_interval())}), "
+            f"{best.n_features:,} features",
+            f"all layers are above {sum(g[0] > 0 for g in gains)} of {n_layers} single layers, "
+            f"clearly (the paired interval excludes 0) above {sum(low > 0 for _, low, _ in gains)}",
+            f"the best is chosen on the same samples: its accuracy is an optimistic guess, its 95 % intervals are "
+            f"wide enough for the choice among {n_layers}",
         ]
         if self.untrained is not None:
             lines.append(
@@ -135,40 +160,27 @@ class LayerProbes:
             path: of the picture; its ending says which kind, ".png" or ".svg".
             title: above it.
         """
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8, 5.2), layout="constrained", dpi=130)
-        axes = figure.add_subplot()
-        at = np.arange(len(self.single))
+        at, alone = np.arange(len(self.single)), [probed.accuracy for probed in self.single]
         low, high = np.array([probed.interval for probed in self.single]).T
-        alone = np.array([probed.accuracy for probed in self.single])
-        axes.fill_between(at, low, high, color="#5b9bd5", alpha=0.25, linewidth=0)
-        axes.plot(at, alone, "o-", color="#2f75b5", markersize=3.5, linewidth=1.2, label="one layer alone")
-        for probes, colour, label in (
-            (self.first_to, "#3f8f5f", "first layer .. this one"),
-            (self.to_last, "#d1752b", "this layer .. last"),
-        ):
-            axes.plot(at, [probed.accuracy for probed in probes], color=colour, linewidth=1.8, label=label)
-        axes.axhline(self.whole.accuracy, color="#1f3864", linewidth=1, linestyle="--", label="all layers")
-        axes.axhspan(*self.whole.interval, color="#1f3864", alpha=0.08, linewidth=0)
-        if self.untrained is not None:
-            untrained = [probed.accuracy for probed in self.untrained.single]
-            axes.plot(at, untrained, color="#8c8c8c", linewidth=1.2, label="one layer alone, random weights")
-        axes.axhline(self.chance, color="black", linewidth=0.8, linestyle=":", label="chance")
-        best = int(np.argmax(alone))
-        named = f"best alone: {self.single[best].name}, {alone[best]:.3f}"
-        axes.plot([best], [alone[best]], "*", color="#1f3864", markersize=11, zorder=4, label=named)
-        axes.set_ylim(0, 1)
-        axes.set_xlim(-0.5, len(at) - 0.5)
-        axes.set_xlabel("layer, from data to task")
-        axes.set_ylabel("accuracy")
-        axes.set_title(title, fontsize=11, loc="left")
-        axes.grid(axis="y", linewidth=0.4, alpha=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize=8, ncols=4, frameon=False)
-        caption = f"bands: 95 % intervals; linear SVM, C = {RELATIVE_C:g} / mean squared length; {self.judged_on}"
-        figure.supxlabel(caption, fontsize=8, color="#555555")
-        figure.savefig(path)
+        caption = f"bands: 95 % intervals; linear SVM, C = {RELATIVE_C:g} / mean squared norm; {self.evaluated_on}"
+        with plots.picture(path, title=title, size=(8, 5.2), caption=caption) as (panel,):
+            plots.band(panel, at, low, high, color=plots.SKY)
+            plots.curve(panel, at, alone, color=plots.BLUE, marker="o", label="one layer alone")
+            for probes, color, label in (
+                (self.first_to, plots.GREEN, "first layer .. this one"),
+                (self.to_last, plots.ORANGE, "this layer .. last"),
+            ):
+                plots.curve(panel, at, [probed.accuracy for probed in probes], color=color, label=label)
+            plots.level(panel, self.whole.accuracy, color="#1f3864", label="all layers", interval=self.whole.interval)
+            if self.untrained is not None:
+                accuracies = [probed.accuracy for probed in self.untrained.single]
+                plots.curve(panel, at, accuracies, color=plots.GREY, label="one layer alone, random weights")
+            plots.level(panel, self.chance, label="chance")
+            best = int(np.argmax(alone))
+            named = f"best alone: {self.single[best].name}, {alone[best]:.3f}"
+            plots.curve(panel, [best], [alone[best]], color="#1f3864", marker="*", label=named)
+            plots.axes(panel, x="layer, from data to task", y="accuracy", between=(0, 1), whole=True)
+            plots.legend(panel)
 
 
 def layer_probes(
@@ -180,25 +192,26 @@ def layer_probes(
     n_splits: int = N_SPLITS,
     progress: bool = True,
 ) -> LayerProbes:
-    """Judges a linear SVM on each layer, on each range that starts at the first or ends at the last, and on all.
+    """Evaluates a linear SVM on each layer, on each range that starts at the first or ends at the last, and on all.
 
     The Gram matrix of several layers is the sum of theirs, so the ranges cost no products of features. A layer
     called "last" beside others is a copy of one of them, for the usual baseline, and is left out.
 
     Args:
-        embedding: training rows with labels.
-        test: rows to judge by; None to judge each training row by a fit without its fold.
-        untrained: the same for the same network with random weights: training rows, and test rows or None.
-        relative_C: C times the mean squared length of a row, one for all layers so that none is favoured by a search.
+        embedding: training samples with labels.
+        test: samples to evaluate on; None to evaluate each training sample by a fit without its fold.
+        untrained: the same for the same network with random weights: training samples, and test samples or
+            None.
+        relative_C: C times the mean squared L2 norm of a sample, one for all layers: none is favoured by a search.
         n_splits: folds, at most so many; without `test` only.
         progress: whether a progress bar is drawn.
 
     Raises:
-        InputError: no labels, layers that differ between the rows, or too few rows for folds.
+        InputError: no labels, layers that differ between the samples, or too few samples for folds.
     """
     if not relative_C > 0:
         raise InputError(f"relative_C must be above 0, got {relative_C}")
-    judge = _Judge(embedding, test, relative_C, n_splits)
+    evaluate = _Evaluation(embedding, test, relative_C, n_splits)
     baseline = None
     if untrained is not None:
         if [span.name for span in untrained[0].layers] != [span.name for span in embedding.layers]:
@@ -207,38 +220,38 @@ def layer_probes(
                 f"embed the same architecture with the same taps"
             )
         if (untrained[1] is None) != (test is None):
-            raise InputError("give test samples of the untrained network where there are test samples, and only there")
+            raise InputError("give test samples of the untrained network if and only if there are test samples")
         baseline = layer_probes(
             untrained[0], untrained[1], relative_C=relative_C, n_splits=n_splits, progress=progress
         )
-    n_layers = len(judge.spans)
+    n_layers = len(evaluate.spans)
     single, first_to, to_last = [], [], []
     with tqdm(total=3 * n_layers, desc="layers", unit="probe", disable=not progress) as bar:
         before = after = None
-        for i, (own, backward) in enumerate(zip(judge.grams(), judge.grams(reverse=True), strict=True)):
-            single.append(judge(own, [i], narrow=True))
+        for i, (own, backward) in enumerate(zip(evaluate.grams(), evaluate.grams(reverse=True), strict=True)):
+            single.append(evaluate(own, [i], narrow=True))
             before = own if before is None else _add(before, own)
-            first_to.append(judge(before, range(i + 1)))
+            first_to.append(evaluate(before, range(i + 1)))
             after = backward if after is None else _add(after, backward)
-            to_last.append(judge(after, range(n_layers - 1 - i, n_layers)))
+            to_last.append(evaluate(after, range(n_layers - 1 - i, n_layers)))
             bar.update(3)
     return LayerProbes(
         single=tuple(single),
         first_to=tuple(first_to),
         to_last=tuple(reversed(to_last)),
-        depths=tuple(span.depth for span in judge.spans),
-        chance=judge.chance,
-        judged_on=judge.judged_on,
+        depths=tuple(span.depth for span in evaluate.spans),
+        chance=evaluate.chance,
+        evaluated_on=evaluate.evaluated_on,
         untrained=baseline,
     )
 
 
 Grams = tuple[np.ndarray, np.ndarray | None]
-"""Inner products of the training rows, and of test with training rows."""
+"""Inner products of the training samples, and of test with training samples."""
 
 
-class _Judge:
-    """Fits and judges one set of layers after another, on the same rows."""
+class _Evaluation:
+    """Fits and evaluates one set of layers after another, on the same samples."""
 
     def __init__(self, embedding: Embedding, test: Embedding | None, relative_C: float, n_splits: int):
         labels = required_labels(embedding, "training")
@@ -249,17 +262,17 @@ class _Judge:
         if test is None:
             n_folds = usable_folds(labels, n_splits=n_splits)
             if n_folds == 0:
-                raise InputError(f"{len(labels)} rows, about one a class, cannot be split; give test rows")
+                raise InputError(f"{len(labels)} samples, about one a class, cannot be split; give test samples")
             self.fold, self.truth = stratified_folds(self.columns.strata, n_splits=n_folds), labels
-            self.judged_on = f"{len(labels)} training rows, each by a fit without its fold of {n_folds}"
+            self.evaluated_on = f"{len(labels)} training samples, each by a fit without its fold of {n_folds}"
         else:
             if [span.name for span in test.layers] != [span.name for span in embedding.layers]:
                 raise InputError(
-                    f"training and test rows have different layers: {len(embedding.layers)} and {len(test.layers)}; "
-                    f"use the same network and layers for both"
+                    f"training and test samples have different layers: {len(embedding.layers)} and "
+                    f"{len(test.layers)}; use the same network and layers for both"
                 )
             self.fold, self.truth = None, required_labels(test, "test")
-            self.judged_on = f"{len(self.truth)} test rows, {len(labels)} training rows"
+            self.evaluated_on = f"{len(self.truth)} test samples, {len(labels)} training samples"
         values, counts = np.unique(labels, return_counts=True)
         self.chance = float((self.truth == values[counts.argmax()]).mean())
 
@@ -296,6 +309,10 @@ class _Judge:
 
 def _add(first: Grams, second: Grams) -> Grams:
     return first[0] + second[0], None if first[1] is None else first[1] + second[1]
+
+
+def _outcomes(probes: Sequence[Probed]) -> np.ndarray:
+    return np.array([probed.right for probed in probes], dtype=np.float64)
 
 
 def _span(interval: tuple[float, float]) -> str:

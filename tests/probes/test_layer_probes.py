@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_tl import InputError, LinearSVM
-from hf_tl.probes.grid_search import stratified_folds
+from hf_tl.probes.grid_search import stratified_folds, usable_folds
 from hf_tl.probes.layer_probes import layer_probes
 
 
@@ -86,6 +86,7 @@ def test_sentences_table_and_plot(tmp_path):
     noise = features(signal=(0, 0, 0, 0)), features(60, seed=1, signal=(0, 0, 0, 0))
     probes = layer_probes(train, test, untrained=noise, progress=False)
     assert "best single layer: layer2, " in str(probes)
+    assert "the best is chosen on the same samples" in str(probes)
     assert "the same network with random weights: all layers 0." in str(probes)
     lines = probes.table().splitlines()
     assert len(lines) == 2 + 4
@@ -103,5 +104,25 @@ def test_wrong_input_is_refused():
         layer_probes(train, features(last=True))
     with pytest.raises(InputError, match="relative_C must be above 0"):
         layer_probes(train, relative_C=0)
-    with pytest.raises(InputError, match="give test rows"):
+    with pytest.raises(InputError, match="give test samples"):
         layer_probes(Features(train.values[:3], train.layers, train.labels[:3]))
+
+
+def test_an_interval_of_the_best_of_many_layers_holds_where_none_knows_anything():
+    covered = 0
+    spans = tuple(Span(f"layer{i}", 4 * i, 4 * i + 4, i / 49) for i in range(50))
+    for seed in range(15):
+        generator = np.random.default_rng(seed)
+        train, test = (Features(generator.normal(size=(n, 200)), spans, np.arange(n) % 2) for n in (40, 200))
+        probes = layer_probes(train, test, progress=False)
+        low, high = probes.best_layer_interval()
+        covered += low <= 0.5 <= high
+        assert low < probes.best_layer.interval[0]
+    assert covered >= 13
+
+
+def test_folds_are_as_many_as_the_median_class_allows():
+    labels = np.repeat([0, 1, 2], [1, 4, 9])
+    assert usable_folds(labels) == 4
+    assert usable_folds(np.repeat([0, 1, 2], [1, 9, 9])) == 5
+    assert usable_folds(np.arange(5)) == 0

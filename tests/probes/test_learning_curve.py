@@ -1,10 +1,13 @@
 """Learning curves: intervals, and sentences that say what the numbers show."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from hf_tl import InputError, learning_curve
-from hf_tl.probes.learning_curve import LearningCurve, fit_power_law, per_class_accuracy
+from hf_tl.intervals import half_width
+from hf_tl.probes.learning_curve import LearningCurve, fit_power_law
 
 
 def curve():
@@ -87,12 +90,56 @@ def test_without_test_rows_a_quarter_is_held_out_and_never_sampled():
     assert all(not samples & judged and len(judged) == 30 for samples, judged in values)
 
 
-def test_mean_per_class_accuracy_is_scikit_learns():
-    from sklearn.metrics import balanced_accuracy_score
+def test_it_is_the_mean_of_the_classes_accuracies():
+    """Two classes of three are told apart by the one sample each; the third, rare in the test samples, never."""
+    values, labels = np.eye(3)[[0, 1, 2]], np.arange(3)
+    test = replace(few(), values=np.eye(3)[[0, 0, 0, 1, 0]], labels=np.array([0, 0, 0, 1, 2]))
+    found = learning_curve(replace(few(), values=values, labels=labels), test, shots=(1,), n_splits=2, progress=False)
+    np.testing.assert_allclose(found.accuracy["full network"], 2 / 3)
 
-    generator = np.random.default_rng(0)
-    truth, predicted = generator.choice(4, 50, p=[0.7, 0.1, 0.1, 0.1]), generator.integers(0, 4, 50)
-    assert per_class_accuracy(truth, predicted) == pytest.approx(balanced_accuracy_score(truth, predicted))
+
+def test_draws_that_are_all_the_same_samples_claim_nothing():
+    train, test = few(60), few(60, seed=1)
+    all_of_them = learning_curve(train, test, shots=(5, 20), progress=False)
+    other = learning_curve(few(60, seed=3), test, shots=(5, 20), method="other", progress=False)
+    both = all_of_them.beside(other)
+    assert np.isfinite(both.half_widths("other")).tolist() == [True, False]
+    assert "± ?" in both.table().splitlines()[2]
+    assert both.table().endswith("± ?: all draws are the same samples, so they say nothing about others")
+    compared = both.compare("other", "full network")
+    assert compared.endswith("nothing can be said (all draws are the same samples) at 20 samples per class.")
+
+
+def test_intervals_are_wider_where_draws_share_samples():
+    apart = half_width(np.array([0.5, 0.6, 0.4, 0.55]))
+    draws = np.tile([0.5, 0.6, 0.4, 0.55], (2, 1))
+    curve = LearningCurve((1, 2), {"a": draws}, chance=0.2, overlap=(0.0, 0.5))
+    assert curve.half_widths("a") == pytest.approx([apart, apart * np.sqrt(5)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("held_out", [False, True])
+def test_intervals_hold_the_accuracy_of_new_samples(held_out):
+    """recipes/benchmarks/check_intervals.py at a small size."""
+    options, n, covered = {"shots": (1, 10, 30), "C": 1.0, "progress": False}, 25, np.zeros(3)
+    many = [learning_curve(pairs(40, i), pairs(1000, 999), n_splits=2, random_state=i, **options) for i in range(n)]
+    expected = np.mean([curve.accuracy["full network"].mean(axis=1) for curve in many], axis=0)
+    for i in range(n):
+        train, test = pairs(54 if held_out else 40, 1000 + i), None if held_out else pairs(100, 2000 + i)
+        curve = learning_curve(train, test, random_state=i, **options)
+        covered += abs(curve.accuracy["full network"].mean(axis=1) - expected) <= curve.half_widths("full network")
+    assert (covered >= 0.8 * n).all()
+
+
+def pairs(n, seed):
+    """Two classes of n, hard to tell apart."""
+    y = np.repeat([0, 1], n)
+    values = np.random.default_rng(seed).normal(size=(2 * n, 6)) + 0.35 * (2 * y[:, None] - 1)
+    return replace(few(), values=values, labels=y)
+
+
+def fit(shots, accuracy):
+    return fit_power_law(shots, accuracy.mean(axis=1), accuracy.std(axis=1, ddof=1) / np.sqrt(accuracy.shape[1]))
 
 
 def test_a_power_law_is_found_and_its_range_covers_what_comes():
@@ -100,29 +147,27 @@ def test_a_power_law_is_found_and_its_range_covers_what_comes():
     covered = 0
     for seed in range(60):
         noise = np.random.default_rng(seed).normal(0, 0.02, (6, 5))
-        law = fit_power_law(shots, 0.9 - 0.5 * shots[:, None] ** -0.6 + noise)
+        law = fit(shots, 0.9 - 0.5 * shots[:, None] ** -0.6 + noise)
         low, high = law.range_at(100)
         covered += low <= 0.9 - 0.5 * 100**-0.6 <= high
         assert low <= law.at(100) <= high
         assert law.a <= 1
     assert covered >= 54
-    exact = fit_power_law(shots, np.repeat(0.9 - 0.5 * shots[:, None] ** -0.6, 5, axis=1))
+    exact = fit(shots, np.repeat(0.9 - 0.5 * shots[:, None] ** -0.6, 5, axis=1))
     assert (exact.a, exact.b, exact.c) == pytest.approx((0.9, 0.5, 0.6), abs=0.05)
 
 
 def test_few_points_leave_the_law_open():
     assert curve().law("a") is None
     assert curve().outlook() == ""
-    flat = fit_power_law([1, 2, 3, 5], np.full((4, 3), 0.25))
+    flat = fit([1, 2, 3, 5], np.full((4, 3), 0.25))
     assert flat.at(1000) == pytest.approx(0.25, abs=0.02)
-    wide = fit_power_law([1, 2, 3, 5], np.array([[0.2, 0.4], [0.3, 0.5], [0.4, 0.5], [0.5, 0.6]]))
+    wide = fit([1, 2, 3, 5], np.array([[0.2, 0.4], [0.3, 0.5], [0.4, 0.5], [0.5, 0.6]]))
     low, high = wide.range_at(1000)
     assert high - low > 0.3
 
 
 def test_a_curve_that_cannot_be_drawn_is_refused():
-    from dataclasses import replace
-
     with pytest.raises(InputError, match="n_splits must be 2 or more"):
         learning_curve(few(), n_splits=1)
     with pytest.raises(InputError, match="the smallest with 40 to draw from"):
