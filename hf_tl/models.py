@@ -298,12 +298,7 @@ def _timm_prepare(model: nn.Module, image_size: int | None) -> Callable[[list], 
     if image_size is not None:
         data["input_size"] = (data["input_size"][0], image_size, image_size)
     transform = create_transform(**data, is_training=False)
-    mode = "RGB" if data["input_size"][0] == 3 else "L"
-
-    def prepare(images: list) -> Tensor:
-        return torch.stack([transform(image.convert(mode)) for image in images])
-
-    return prepare
+    return _TimmPreparation(transform, "RGB" if data["input_size"][0] == 3 else "L")
 
 
 def _image_prepare(model: PreTrainedModel, files: _Files, image_size: int | None) -> tuple[Prepare, Any]:
@@ -314,45 +309,86 @@ def _image_prepare(model: PreTrainedModel, files: _Files, image_size: int | None
     if image_size is not None:
         square = {"height": image_size, "width": image_size}
         resized = {"size": square, "crop_size": square}
-
-    def prepare(images: list) -> Batch:
-        return dict(processor([image.convert("RGB") for image in images], return_tensors="pt", **resized))
-
-    return prepare, processor
+    return _ImagePreparation(processor, resized), processor
 
 
 def _text_prepare(model: PreTrainedModel, files: _Files, image_size: int | None) -> tuple[Prepare, Any]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(files.place, revision=files.revision or "main")
+    tokenizer.padding_side = "right"  # positions are counted from the left, and padding is masked on either side
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    positions = model.config.to_dict().get("max_position_embeddings") or LONGEST_TEXT
-    length = min(tokenizer.model_max_length, positions, LONGEST_TEXT)
-    accepted = set(tokenizer.model_input_names)
+        model.config.pad_token_id = tokenizer.pad_token_id  # by which classifiers find the last token of a text
+    return _TextPreparation(tokenizer, min(tokenizer.model_max_length, _longest_text(model))), tokenizer
 
-    def prepare(texts: list) -> Batch:
-        batch = tokenizer([str(text) for text in texts], padding=True, truncation=True, max_length=length)
-        batch = batch.convert_to_tensors("pt")
-        return {key: value for key, value in batch.items() if key in accepted}
 
-    return prepare, tokenizer
+def _longest_text(model: PreTrainedModel) -> int:
+    """The most tokens that a network has positions for, or what is usual."""
+    config = model.config.to_dict()
+    limits = [config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)]
+    for name, module in model.named_modules():  # RoBERTa's positions begin behind that of padding
+        if "position" in name and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)
+    return min([LONGEST_TEXT, *limits])
 
 
 def _audio_prepare(model: PreTrainedModel, files: _Files, image_size: int | None) -> tuple[Prepare, Any]:
     from transformers import AutoFeatureExtractor
 
     extractor = AutoFeatureExtractor.from_pretrained(files.place, revision=files.revision or "main")
-    rate = extractor.sampling_rate
     # spectrograms come in the one length that the network takes, samples in that of the longest recording
     takes_samples = model.main_input_name == "input_values" and "num_mel_bins" not in model.config.to_dict()
     padding = {"padding": True} if takes_samples and "padding_value" in extractor.to_dict() else {}
+    return _AudioPreparation(extractor, padding), extractor
 
-    def prepare(recordings: list) -> Batch:
+
+@dataclass(frozen=True)
+class _TimmPreparation:
+    """PIL images -> pixels. This and what follows are classes for the sake of worker processes, which get a copy."""
+
+    transform: Callable[[Any], Tensor]
+    mode: str
+
+    def __call__(self, images: list) -> Tensor:
+        return torch.stack([self.transform(image.convert(self.mode)) for image in images])
+
+
+@dataclass(frozen=True)
+class _ImagePreparation:
+    """PIL images -> what an image processor of transformers makes of them."""
+
+    processor: Any
+    options: Mapping[str, Any]
+
+    def __call__(self, images: list) -> Batch:
+        return dict(self.processor([image.convert("RGB") for image in images], return_tensors="pt", **self.options))
+
+
+@dataclass(frozen=True)
+class _TextPreparation:
+    """Strings -> tokens, at most `length` of them, padded to the longest."""
+
+    tokenizer: Any
+    length: int
+
+    def __call__(self, texts: list) -> Batch:
+        batch = self.tokenizer([str(text) for text in texts], padding=True, truncation=True, max_length=self.length)
+        batch = batch.convert_to_tensors("pt")
+        return {key: value for key, value in batch.items() if key in self.tokenizer.model_input_names}
+
+
+@dataclass(frozen=True)
+class _AudioPreparation:
+    """Recordings -> what a feature extractor of transformers makes of them."""
+
+    extractor: Any
+    options: Mapping[str, Any]
+
+    def __call__(self, recordings: list) -> Batch:
+        rate = self.extractor.sampling_rate
         samples = [read_samples(recording, rate=rate) for recording in recordings]
-        return dict(extractor(samples, sampling_rate=rate, return_tensors="pt", **padding))
-
-    return prepare, extractor
+        return dict(self.extractor(samples, sampling_rate=rate, return_tensors="pt", **self.options))
 
 
 def _hub_config(name: str, revision: str | None) -> dict:

@@ -12,11 +12,14 @@ version moved is no longer the value that was recorded.
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +41,8 @@ ACTIVATIONS = frozenset(
 )
 NOT_ACTIVATIONS = (nn.MultiheadAttention, nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.Softmax2d, nn.GLU)
 
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
 _LINEAR, _NORM, _ACTIVATION = 0, 1, 2  # how far along its chain a value is
 
 
@@ -141,7 +146,7 @@ def trace(model: nn.Module, example: Batch) -> Trace:
     recorder = _Recorder(model)
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     untouched = torch.random.fork_rng(sorted(devices, key=str))  # some networks draw masks
-    with untouched, evaluating(model), torch.no_grad(), recorder.hooks(), recorder:
+    with untouched, evaluating(model), uncompiled(), torch.no_grad(), recorder.hooks(), recorder:
         returned = forward(model, example)
     record = recorder.trace
     record.flow.release()
@@ -160,14 +165,34 @@ def forward(model: nn.Module, batch: Batch) -> object:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; on the way out every module gets its own training flag back."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    """Eval mode inside, for one thread at a time; on the way out every module gets its own training flag back."""
+    with in_turn(model):
+        flags = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in flags:
+                module.training = training
+
+
+@contextmanager
+def in_turn(model: nn.Module) -> Iterator[None]:
+    """Inside, no other thread reads this network: hooks and training flags are one state for all of them."""
+    with _LOCKS_LOCK:
+        lock = _LOCKS.setdefault(model, threading.RLock())
+    with lock:
         yield
-    finally:
-        for module, training in flags:
-            module.training = training
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Inside, what the user compiled runs eagerly: its hooks may not be those of the moment."""
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def first_float(value: object) -> Tensor | None:

@@ -41,7 +41,9 @@ from hf_tl.trace import (
     evaluating,
     first_float,
     forward,
+    in_turn,
     trace,
+    uncompiled,
 )
 
 
@@ -79,12 +81,12 @@ def find_taps(
     """
     returned: Shapes = {}
     try:
-        with _watching(network.model, returned):
+        with in_turn(network.model), _watching(network.model, returned):
             record = trace(network.model, example)
     except Exception as error:  # the network is the user's, and so are its errors
         raise InputError(
             f"{network.name} cannot run on its prepared inputs, {shapes_of(example)}: {in_one_line(error)}; "
-            f"check the image size and what prepares the inputs"
+            f"check what prepares them"
         ) from error
     survey = _Survey(network, record, returned, n_samples(example), activation)
     taps = survey.select(selection)
@@ -408,10 +410,8 @@ def _mixed_samples(model: nn.Module, example: Batch, taps: Sequence[Tap]) -> dic
     No axis is the samples' by its length alone: it must be half as long for half the batch. Several pieces a sample,
     such as windows, must come in a number that does not depend on their content, and hold one sample each.
     """
-    one: Shapes = {}
-    with suppress(Exception), _watching(model, one):  # a network that takes no single sample is not asked
-        _run(model, _part(example, 0))
-    n, reasons = n_samples(example), {}
+    n, one = n_samples(example), _shapes_in(model, _part(example, 0))
+    reasons: dict[str, str] = {}
     for tap in taps:
         key = tap.reading.module, tap.reading.call
         if tap.reading.side == "output" and key in one and one[key] and one[key][0] * n != tap.shape[0]:
@@ -421,14 +421,14 @@ def _mixed_samples(model: nn.Module, example: Batch, taps: Sequence[Tap]) -> dic
         return reasons
     generator = torch.Generator().manual_seed(0)
     for _ in range(VARIATIONS):
-        other: Shapes = {}
-        with suppress(Exception), _watching(model, other):  # content that makes no sense to the network
-            _run(model, _varied(example, generator))
+        other = _shapes_in(model, _varied(example, generator))
         for tap in pieces:
             shape = other.get((tap.reading.module, tap.reading.call), tap.shape)
             if tap.reading.side == "output" and shape[0] != tap.shape[0]:
                 reasons[tap.name] = "how many values it gives depends on what they are, as where tokens are routed"
     pieces = [tap for tap in pieces if tap.name not in reasons]
+    if not pieces:
+        return reasons
     with suppress(InputError), TapReader(model, pieces) as read:  # a layer that does not run is named when it is read
         alone = torch.cat([read(_part(example, i)) for i in range(n)])
         for name in _differing(pieces, read(example), alone):
@@ -447,9 +447,20 @@ def _differing(taps: Sequence[Tap], values: Tensor, expected: Tensor) -> list[st
     return found
 
 
-def _run(model: nn.Module, batch: Batch) -> None:
-    with torch.random.fork_rng(), evaluating(model), torch.no_grad():
+def _shapes_in(model: nn.Module, batch: Batch) -> Shapes:
+    """What each module call returns in a pass, as far as that gets: the batch may make no sense to the network."""
+    shapes: Shapes = {}
+    with (
+        in_turn(model),
+        _watching(model, shapes),
+        torch.random.fork_rng(),
+        evaluating(model),
+        uncompiled(),
+        torch.no_grad(),
+        suppress(Exception),
+    ):
         forward(model, batch)
+    return shapes
 
 
 def _part(batch: Batch, index: int) -> Batch:
@@ -457,7 +468,7 @@ def _part(batch: Batch, index: int) -> Batch:
     if isinstance(batch, Tensor):
         return batch[index : index + 1]
     n = n_samples(batch)
-    return {key: value[index : index + 1] if len(value) == n else value for key, value in batch.items()}
+    return {key: value[index : index + 1] if value.ndim and len(value) == n else value for key, value in batch.items()}
 
 
 def _varied(batch: Batch, generator: torch.Generator) -> Batch:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from hf_tl.embedding.pooling import pool
 from hf_tl.embedding.taps import Tap
 from hf_tl.errors import InputError
-from hf_tl.trace import Batch, evaluating, first_float, forward
-
-
-_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_LOCKS_LOCK = threading.Lock()
+from hf_tl.trace import Batch, evaluating, first_float, forward, uncompiled
 
 
 class _AllRead(BaseException):
@@ -62,7 +57,6 @@ class TapReader:
             wanted[tap.reading.module, tap.reading.side][tap.reading.call].append((tap, column))
             column += tap.n_features
         with self._stack as stack:  # whatever fails below, what was registered is removed
-            stack.enter_context(in_turn(self.model))
             stack.enter_context(evaluating(self.model))
             for (name, side), calls in wanted.items():
                 stack.callback(self._hook(modules[name], (name, side), calls).remove)
@@ -70,6 +64,8 @@ class TapReader:
                 # A compiled network runs the hooks that it had when it was compiled, and silently no others.
                 stack.enter_context(torch._dynamo.config.patch(skip_nnmodule_hook_guards=False))
                 self._run = torch.compile(self.model)
+            else:
+                stack.enter_context(uncompiled())
             self._stack = stack.pop_all()
         return self
 
@@ -168,12 +164,3 @@ class TapReader:
 def n_samples(batch: Batch) -> int:
     """Number of samples of a batch: the length of its first tensor."""
     return len(batch) if isinstance(batch, Tensor) else len(next(iter(batch.values())))
-
-
-@contextmanager
-def in_turn(model: nn.Module) -> Iterator[None]:
-    """Inside, no other thread reads this network: hooks and training flags are one state for all of them."""
-    with _LOCKS_LOCK:
-        lock = _LOCKS.setdefault(model, threading.RLock())
-    with lock:
-        yield

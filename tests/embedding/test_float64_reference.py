@@ -1,4 +1,7 @@
-"""The paper's embedding against a float64 reference: plain forward hooks on the modules, numpy for the rest."""
+"""The paper's embedding against a float64 reference: plain forward hooks on the modules, numpy for the rest.
+
+Where the two differ, the value lies next to its threshold: as near as float32 sums can be off, on any processor.
+"""
 
 import numpy as np
 import pytest
@@ -9,8 +12,9 @@ from torch import nn
 from hf_tl import FullNetworkEmbedding, Network
 
 
-ROWS = 256  # more than a million entries each, so that one in a million can be seen
+SAMPLES = 64
 BATCH = 16
+UNITS = 32 * 2.0**-23  # of what is averaged: two averages in float32, and those in the mean and the deviation
 
 
 def pooled(value: torch.Tensor, *, channels_last: bool, mask: np.ndarray | None = None) -> np.ndarray:
@@ -24,15 +28,18 @@ def pooled(value: torch.Tensor, *, channels_last: bool, mask: np.ndarray | None 
     return value.reshape(len(value), -1, value.shape[-1]).mean(axis=1)
 
 
-def reference(model, batches, points, masks) -> np.ndarray:
-    """points: (module to hook, channels last?) in column order -> (rows, features) float64."""
+def reference(model, batches, points, masks) -> tuple[np.ndarray, np.ndarray]:
+    """points: (module to hook, channels last?) in column order -> (samples, features) float64: values, and sizes.
+
+    A size is the average of the absolute values, in which the error of a sum is measured.
+    """
     modules = dict(model.named_modules())
     parts = [[] for _ in points]
     mask = None
     handles = [
         modules[name].register_forward_hook(
             lambda module, args, output, part=part, last=last: part.append(
-                pooled(output, channels_last=last, mask=mask if last else None)
+                [pooled(value, channels_last=last, mask=mask if last else None) for value in (output, output.abs())]
             )
         )
         for part, (name, last) in zip(parts, points, strict=True)
@@ -43,11 +50,13 @@ def reference(model, batches, points, masks) -> np.ndarray:
             model(**batch) if isinstance(batch, dict) else model(batch)
     for handle in handles:
         handle.remove()
-    return np.concatenate([np.concatenate(part) for part in parts], axis=1)
+    values, sizes = (
+        np.concatenate([np.concatenate([pair[i] for pair in part]) for part in parts], axis=1) for i in (0, 1)
+    )
+    return values, sizes
 
 
-def ternary(train: np.ndarray, values: np.ndarray) -> np.ndarray:
-    mean, std = train.mean(axis=0), train.std(axis=0)
+def ternary(values: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     z = np.divide(values - mean, std, out=np.zeros_like(values), where=std > 0)
     return np.where(z > 0.15, 1, np.where(z < -0.25, -1, 0))
 
@@ -70,7 +79,7 @@ def cnn():
             points.append((f"{prefix}bn3", False))
         else:
             points.append((f"{prefix}act{leaf[4:]}", False))
-    inputs = [torch.randn(3, 64, 64) for _ in range(ROWS)]
+    inputs = [torch.randn(3, 64, 64) for _ in range(SAMPLES)]
     return model, inputs, lambda rows: torch.stack(rows), points, "auto"
 
 
@@ -82,7 +91,7 @@ def vit(*, every_layer=True):
     if not every_layer:
         parts = [(f"blocks.{i}{part}", True) for i in range(12) for part in (".attn.proj", ".mlp.act", "")]
         points = [*parts, ("norm", True)]
-    inputs = [torch.randn(3, 64, 64) for _ in range(ROWS)]
+    inputs = [torch.randn(3, 64, 64) for _ in range(SAMPLES)]
     return model, inputs, lambda rows: torch.stack(rows), points, ["conv", "linear"] if every_layer else "auto"
 
 
@@ -112,7 +121,7 @@ def bert(*, every_layer=True):
         mask = torch.stack([nn.functional.pad(torch.ones_like(row), (0, length - len(row))) for row in rows])
         return {"input_ids": ids, "attention_mask": mask}
 
-    inputs = [torch.randint(1, 200, (5 + i % 17,)) for i in range(ROWS)]
+    inputs = [torch.randint(1, 200, (5 + i % 17,)) for i in range(SAMPLES)]
     return model, inputs, prepare, points, "linear" if every_layer else "auto"
 
 
@@ -132,19 +141,22 @@ def test_ternary_features_equal_a_float64_reference(make, dtype):
     model, inputs, prepare, points, taps = make()
     model = model.to(dtype)
     inputs = [row.to(dtype) if row.is_floating_point() else row for row in inputs]
-    batches = [prepare(inputs[i : i + BATCH]) for i in range(0, ROWS, BATCH)]
+    batches = [prepare(inputs[i : i + BATCH]) for i in range(0, SAMPLES, BATCH)]
     masks = [batch["attention_mask"].numpy() if isinstance(batch, dict) else None for batch in batches]
-    raw = reference(model, batches, points, masks)
-    half = ROWS // 2
-    expected = np.concatenate([ternary(raw[:half], raw[:half]), ternary(raw[:half], raw[half:])])
+    raw, sizes = reference(model, batches, points, masks)
+    half = SAMPLES // 2
+    mean, std = raw[:half].mean(axis=0), raw[:half].std(axis=0)
+    expected = ternary(raw, mean, std)
 
     fne = FullNetworkEmbedding(Network(model, prepare), taps=taps, batch_size=BATCH, progress=False)
     train, test = fne.fit_transform(inputs[:half]), fne.transform(inputs[half:])
     got = np.concatenate([np.asarray(train), np.asarray(test)])
 
     assert got.shape == expected.shape
-    wrong = (got != expected).mean()
-    print(f"\n{make.__name__} {dtype}: {(got != expected).sum()} of {got.size:,} entries differ: {wrong:.1e}")
-    assert got.size > 1_000_000
     assert {-1, 0, 1} == set(np.unique(got))
-    assert wrong <= 1e-6
+    differing = got != expected
+    print(f"\n{make.__name__} {dtype}: {differing.sum()} of {got.size:,} entries differ")
+    distance = np.minimum(*(np.abs(raw - (mean + threshold * std)) for threshold in (-0.25, 0.15)))
+    near = UNITS * np.maximum(sizes, sizes[:half].max(axis=0))
+    assert (distance <= near)[differing].all()
+    assert (np.abs(got - expected) <= 1).all()
