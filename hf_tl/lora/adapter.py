@@ -329,7 +329,7 @@ def is_split(config: Mapping[str, object]) -> bool:
 def is_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or infinite."""
     # a finite sum proves it in one pass without a mask; half precision may overflow on sound values
-    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+    return not tensor.is_floating_point() or math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
 def split_key(key: str) -> tuple[str, str | None]:
@@ -471,7 +471,7 @@ def _check_tensor(key: str, tensor: Tensor, path: Path) -> None:
             f"{path}: {key!r} has shape {tuple(tensor.shape)} and no values; it was saved from a shard, "
             f"gather the parameters before saving"
         )
-    if tensor.is_floating_point() and not is_finite(tensor):
+    if not is_finite(tensor):
         raise InputError(f"{path}: {key!r} holds NaN or infinite values")
 
 

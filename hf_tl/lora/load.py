@@ -164,7 +164,7 @@ def _converted(name: str, tensor: Tensor, own: Tensor) -> Tensor:
         InputError: values that this dtype cannot hold.
     """
     converted = tensor.to(own)
-    if converted.dtype != tensor.dtype and converted.is_floating_point() and not is_finite(converted):
+    if converted.dtype != tensor.dtype and not is_finite(converted):
         largest = float(tensor.abs().max())
         raise InputError(
             f"{name!r} holds values up to {largest:.3g}, more than the network's {own.dtype} can hold; "

@@ -93,8 +93,8 @@ class Placement:
                 contents.setdefault(whole, {})[f"{name}.{part}"] = tensor
             elif part == "bias" and self.adapter.settings.bias != "none":
                 self.tensors[f"{name}.base_layer.bias" if name in self.updates else f"{name}.bias"] = tensor
-            elif part == "weight" and self._is_vocabulary(name):
-                self.vocabulary[f"{name}.weight"] = tensor
+            elif self._is_vocabulary(name):
+                self.vocabulary[f"{name}.{part}"] = tensor
             else:
                 self._unexpected(f"{key!r} (not among modules_to_save={list(self._wanted)})")
         for name, tensors in contents.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -83,8 +84,7 @@ def push_adapter(
                 info = replace(info, training_seconds=trainer_seconds(folder))
         files = {name: folder / name for name in (CONFIG_NAME, TENSORS_NAME)}
         for path in (*files.values(), folder / CARD):
-            if leads_out(path):
-                raise InputError(f"{str(path)!r} is a link to {str(path.resolve())!r}; put the file itself there")
+            _check_link(path)
         adapter = read_adapter(folder)
         changes = _name_base(adapter, base_model, kind=kind)
         if changes:
@@ -208,7 +208,14 @@ def _changed_config(folder: Path, changes: Mapping[str, object], made: Path) -> 
     return path
 
 
+def _check_link(path: Path) -> None:
+    """Raises InputError for a link to what the folder's author may not even have, such as a token of this machine."""
+    if leads_out(path):
+        raise InputError(f"{str(path)!r} is a link to {os.readlink(path)!r}; put the file itself there")
+
+
 def _read_card(folder: Path) -> str | None:
+    _check_link(folder / CARD)
     try:
         data = read_untrusted(folder / CARD, largest=_LARGEST_CARD)
     except FileNotFoundError:

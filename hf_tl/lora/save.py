@@ -52,7 +52,7 @@ def adapter_on(model: nn.Module, *, adapter_name: str = "default") -> Adapter:
     exported = adapter_state_dict(model, adapter_name=adapter_name, export=True)
     tensors = {key.removeprefix(PREFIX): value for key, value in exported.items()}
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not is_finite(tensor):
+        if not is_finite(tensor):
             raise InputError(f"{name!r} of adapter {adapter_name!r} holds NaN or infinite values; nothing was saved")
     return Adapter(_config_fields(record, adapter_name, tensors), tensors, f"adapter {adapter_name!r}")
 

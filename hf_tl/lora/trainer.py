@@ -89,12 +89,15 @@ def live_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def write_resumable(model: nn.Module, folder: Path) -> None:
-    """Writes the adapter under the name that Trainer reads, other than of PEFT's own class, and has it not pushed."""
-    from transformers.utils import SAFE_WEIGHTS_NAME
+def save_for_trainer(model: nn.Module, folder: Path) -> None:
+    """Writes the adapter in use as `save_adapter` does, but for a base network that nobody else has.
 
-    write_whole(folder / SAFE_WEIGHTS_NAME, pack(live_tensors(model)))
-    _write_gitignore(folder.parent)
+    Trainer pushes its folders, and adapter_config.json may name a folder of this machine.
+    """
+    adapter = adapter_on(model, adapter_name=adapter_in_use(model))
+    if not is_hub_name(adapter.config["base_model_name_or_path"]):
+        adapter = replace(adapter, config={**adapter.config, "base_model_name_or_path": None})
+    write_adapter(adapter, folder)
 
 
 def _save_pretrained(
@@ -107,18 +110,18 @@ def _save_pretrained(
 ) -> None:
     """What `model.save_pretrained` does while the network has an adapter: the adapter is saved, not the network."""
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+    from transformers.utils import SAFE_WEIGHTS_NAME
 
     if push_to_hub:
         raise InputError("save_pretrained(push_to_hub=True) is not for adapters; use hf_tl.push_adapter(model, ...)")
     if not is_main_process:
         return
-    adapter = adapter_on(model, adapter_name=adapter_in_use(model))
-    if not is_hub_name(adapter.config["base_model_name_or_path"]):
-        # Trainer pushes what it saved, and nobody else has the folder that the network came from
-        adapter = replace(adapter, config={**adapter.config, "base_model_name_or_path": None})
-    folder = write_adapter(adapter, Path(save_directory))
+    folder = Path(save_directory)
+    save_for_trainer(model, folder)
     if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
-        write_resumable(model, folder)
+        # Trainer reads adapter_model.safetensors for PEFT's own class only, for any other model this name
+        write_whole(folder / SAFE_WEIGHTS_NAME, pack(live_tensors(model)))
+        _write_gitignore(folder.parent)
     elif not (folder / CARD).is_file():
         update_card(folder)  # a card of the library peft, and Trainer has it completed below
 
@@ -166,11 +169,12 @@ def _take_adapter(model: nn.Module, tensors: MutableMapping[str, Tensor], prefix
     if prefix or not any(key.startswith(PREFIX) for key in tensors):
         return
     adapter, live = adapter_in_use(model), live_tensors(model)
+    both = [key for key in live if key in tensors]
     problems = {
         "missing": sorted(live.keys() - tensors.keys()),
         "unexpected": sorted(tensors.keys() - live.keys()),
-        "of another shape": [key for key in live if key in tensors and tensors[key].shape != live[key].shape],
-        "NaN": [key for key, tensor in tensors.items() if tensor.is_floating_point() and not is_finite(tensor)],
+        "of another shape": [key for key in both if tensors[key].shape != live[key].shape],
+        "NaN or too large": [key for key in both if not is_finite(tensors[key].to(live[key].dtype))],
     }
     for what, found in problems.items():
         if found:

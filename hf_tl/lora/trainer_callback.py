@@ -12,8 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_tl.lora.adapted import RECORD, record_of
 from hf_tl.lora.adapter import with_memory_each
-from hf_tl.lora.save import save_adapter
-from hf_tl.lora.trainer import adapter_in_use, follow_trainer, live_tensors
+from hf_tl.lora.trainer import adapter_in_use, follow_trainer, live_tensors, save_for_trainer
 
 
 class AdapterCallback(TrainerCallback):
@@ -67,7 +66,7 @@ class AdapterCallback(TrainerCallback):
         """Completes the folder that Trainer wrote."""
         folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if args.should_save and self._hook is not None and folder.is_dir():
-            save_adapter(model, folder, adapter_name=adapter_in_use(model))
+            save_for_trainer(model, folder)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **events: Any

@@ -246,7 +246,9 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     tensors = load_file(path)
     tensors["base_model.model.body.0.lora_A.weight"][0, 0] = float("nan")
     save_file(tensors, path)
-    with pytest.raises(InputError, match=r"1 tensors are NaN, the first 'base_model.model.body.0.lora_A.weight'"):
+    with pytest.raises(
+        InputError, match=r"1 tensors are NaN or too large, the first 'base_model.model.body.0.lora_A.weight'"
+    ):
         trainer("plain", tmp_path).train(resume_from_checkpoint=str(path.parent))
 
 
