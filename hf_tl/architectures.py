@@ -95,6 +95,18 @@ def is_convolution(module: nn.Module) -> bool:
     return isinstance(without_adapter(module), (*CONVOLUTIONS, *TRANSPOSED))
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """What torch.compile wrapped; any other module itself."""
+    compiled = _is_a(module, "torch._dynamo.eval_frame.OptimizedModule")
+    return dict(module.named_children())["_orig_mod"] if compiled else module
+
+
+def is_parallel(module: nn.Module) -> bool:
+    """True for the wrappers in which torch spreads a network over processes or devices."""
+    fsdp = "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel"
+    return isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or _is_a(module, fsdp)
+
+
 def is_container(module: nn.Module) -> bool:
     """True for a list or a dictionary of modules, which is never called itself."""
     return type(module).forward is nn.Module.forward

@@ -11,6 +11,7 @@ The contract that checkpoints, merging and the command line build on
     record.layers["a.b.query"]     the LoraLayer that stands at that place (layer.py: adapter_tensors, r, scaling ...)
     record.saved["classifier"]     the SavedModule that stands there (layer.py): original_module and a copy an adapter
     record.biases[NAME]            live names of the network's own biases that train with the adapter
+    record.vocabulary[NAME]        live names of the embeddings of a resized vocabulary, which travel with the adapter
     record.active                  names of the adapters in use
 
 `adapter_state_dict(model, adapter_name=NAME)` gives the live tensors under the names of PEFT's files:
@@ -24,6 +25,7 @@ The contract that checkpoints, merging and the command line build on
     base_model.model.<saved module>.<name in it>                   parameters and buffers of modules_to_save
     base_model.model.<adapted module>.base_layer.bias  (d,)        with bias="lora_only" or "all"
     base_model.model.<module>.bias                                 other biases, with bias="all"
+    base_model.model.<embeddings>.weight               (V, d)      of a resized vocabulary
 
 Live names in `model.named_parameters()` are PEFT's too: `<module>.lora_A.NAME.weight`, `<module>.base_layer.weight`,
 `<saved module>.modules_to_save.NAME.weight`, `<saved module>.original_module.weight`.
@@ -43,7 +45,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_tl.architectures import is_transformers
+from hf_tl.architectures import is_parallel, is_transformers, unwrapped
 from hf_tl.errors import InputError
 from hf_tl.lora.adapter import PREFIX
 from hf_tl.lora.config import LoraConfig
@@ -63,9 +65,10 @@ class AdapterRecord:
     layers: dict[str, LoraLayer] = field(default_factory=dict)
     saved: dict[str, SavedModule] = field(default_factory=dict)
     biases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    vocabulary: dict[str, tuple[str, ...]] = field(default_factory=dict)
     active: list[str] = field(default_factory=list)
     trained_before: frozenset[str] = frozenset()
-    original_biases: dict[str, Tensor] = field(default_factory=dict)
+    originals: dict[str, Tensor] = field(default_factory=dict)
     original_settings: list[tuple[nn.Module, str, object]] = field(default_factory=list)
     hooks: list[torch.utils.hooks.RemovableHandle] = field(default_factory=list)
     follows_trainer: bool = False
@@ -124,17 +127,48 @@ class AdapterRecord:
         """Finds the biases that train with an adapter and keeps their values."""
         bias, lora_names, saved = self.configs[adapter].bias, tuple(self.layers), tuple(self.saved)
         names = []
-        for name, parameter in self.model.named_parameters() if bias != "none" else ():
+        for name, _ in self.model.named_parameters() if bias != "none" else ():
             owner, _, kind = name.rpartition(".")
             if kind != "bias" or ".lora_B." in name or name.startswith(tuple(f"{one}." for one in saved)):
                 continue
             if bias == "all" or owner.removesuffix(".base_layer") in lora_names:
                 names.append(name)
-                self.original_biases[name] = parameter.detach().clone()
         self.biases[adapter] = tuple(names)
+        self.keep_originals(names)
 
-    def set_biases(self, values: Mapping[str, Tensor]) -> None:
-        """Gives biases of the network, by name, these values."""
+    def add_vocabulary(self, adapter: str, names: Iterable[str]) -> None:
+        """Lets the weights of embeddings, by name, travel with an adapter, and keeps their values."""
+        live = []
+        for name in names:
+            owner, _, part = name.rpartition(".")
+            adapted = owner in self.layers and adapter in self.layers[owner].r
+            live.append(f"{owner}.base_layer.{part}" if adapted else name)
+        self.vocabulary[adapter] = tuple(live)
+
+    def own_names(self, adapter: str) -> tuple[str, ...]:
+        """Live names of the network's own parameters that go with an adapter."""
+        return (*self.biases.get(adapter, ()), *self.vocabulary.get(adapter, ()))
+
+    def keep_originals(self, names: Iterable[str]) -> None:
+        """Keeps the values of the network's own parameters that an adapter is about to change."""
+        for name in names:
+            if name not in self.originals:
+                self.originals[name] = self.model.get_parameter(name).detach().clone()
+
+    def release(self, adapter: str, *, restore: bool) -> None:
+        """Lets go of the network's own parameters that went with an adapter, at their old values with `restore`."""
+        names = self.own_names(adapter)
+        self.biases.pop(adapter, None)
+        self.vocabulary.pop(adapter, None)
+        shared = {name for other in self.configs if other != adapter for name in self.own_names(other)}
+        originals = {n: self.originals.pop(n) for n in names if n in self.originals and n not in shared}
+        for name in names:
+            self.model.get_parameter(name).requires_grad_(False)
+        if restore:
+            self.set_parameters(originals)
+
+    def set_parameters(self, values: Mapping[str, Tensor]) -> None:
+        """Gives parameters of the network, by name, these values."""
         with torch.no_grad():
             for name, value in values.items():
                 self.model.get_parameter(name).copy_(value)
@@ -170,6 +204,24 @@ def _asking(value: Any) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad:
         return value.detach().requires_grad_()
     return value
+
+
+def find_network(model: nn.Module) -> nn.Module:
+    """The network to put adapters on: the model itself, or what torch.compile wrapped.
+
+    Raises:
+        InputError: wrappers that an adapter has to come before.
+    """
+    network = unwrapped(model)
+    if is_parallel(network):
+        raise InputError(
+            f"the network is in {type(network).__name__}, which would not share the gradients of a new adapter among "
+            f"its processes; add or load adapters first, then wrap it"
+        )
+    for name, module in network.named_modules():
+        if unwrapped(module) is not module:
+            raise InputError(f"{name!r} is compiled by itself; add or load adapters first, then compile it")
+    return network
 
 
 def record_of(model: nn.Module) -> AdapterRecord:
@@ -252,16 +304,16 @@ def disable_adapters(model: nn.Module) -> Iterator[nn.Module]:
     if record.is_merged:
         raise InputError("merged adapters cannot be disabled; call unmerge_adapter first")
     before = [part.disable_adapters for part in record.parts]
-    trained = {name: record.model.get_parameter(name).detach().clone() for name in record.original_biases}
+    trained = {name: record.model.get_parameter(name).detach().clone() for name in record.originals}
     try:
         for part in record.parts:
             part.disable_adapters = True
-        record.set_biases(record.original_biases)
+        record.set_parameters(record.originals)
         yield model
     finally:
         for part, disabled in zip(record.parts, before, strict=True):
             part.disable_adapters = disabled
-        record.set_biases(trained)
+        record.set_parameters(trained)
 
 
 def adapter_state_dict(model: nn.Module, *, adapter_name: str = "default", export: bool = False) -> dict[str, Tensor]:
@@ -282,7 +334,8 @@ def adapter_state_dict(model: nn.Module, *, adapter_name: str = "default", expor
             found |= _under(name, layer.adapter_tensors(adapter_name, export=export))
     for name, saved in record.saved.items():
         found |= _under(name, saved.adapter_tensors(adapter_name))
-    return found | {PREFIX + name: record.model.get_parameter(name).detach() for name in record.biases[adapter_name]}
+    own = record.own_names(adapter_name)
+    return found | {PREFIX + name: record.model.get_parameter(name).detach() for name in own}
 
 
 def _under(name: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

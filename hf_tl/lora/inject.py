@@ -7,6 +7,7 @@ checkpoint is about to give).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,7 +16,7 @@ from torch import nn
 
 from hf_tl.architectures import CONVOLUTIONS, is_fully_connected
 from hf_tl.errors import InputError
-from hf_tl.lora.adapted import RECORD, AdapterRecord, check_new_name, set_adapter
+from hf_tl.lora.adapted import RECORD, AdapterRecord, check_new_name, find_network, set_adapter
 from hf_tl.lora.attention import LoraAttention
 from hf_tl.lora.config import ALL_LINEAR, LoraConfig
 from hf_tl.lora.convolution import LoraConv
@@ -31,6 +32,7 @@ from hf_tl.lora.targets import (
     find_targets,
     in_layers,
     output_embeddings,
+    resized_vocabulary,
     saved_names,
     with_running_statistics,
 )
@@ -52,6 +54,7 @@ class Plan:
         saved: names of the modules that train in full.
         statistics: names of the normalisations that are saved for their running statistics alone.
         frozen: names of the normalisations whose running statistics are to stand still.
+        vocabulary: names of the weights of embeddings that travel with the adapter.
     """
 
     config: LoraConfig
@@ -59,6 +62,7 @@ class Plan:
     saved: Sequence[str] = ()
     statistics: Sequence[str] = ()
     frozen: Sequence[str] = ()
+    vocabulary: Sequence[str] = ()
 
 
 def add_lora(
@@ -90,8 +94,10 @@ def add_lora(
         InputError: the config chooses no module, or one of a kind that cannot be adapted. The network is then what
             it was.
     """
-    plan = plan_adapter(model, config, example=example, running_statistics=running_statistics)
-    return inject(model, plan, adapter_name=adapter_name)
+    network = find_network(model)
+    plan = plan_adapter(network, config, example=example, running_statistics=running_statistics)
+    inject(network, plan, adapter_name=adapter_name)
+    return model
 
 
 def plan_adapter(
@@ -114,7 +120,14 @@ def plan_adapter(
         config = replace(config, target_modules=exact, layers=None, layers_to_transform=None, layers_pattern=None)
     moving = [name for name in with_running_statistics(modules) if not is_inside(name, saved)]
     statistics, frozen = (tuple(moving) if running_statistics == word else () for word in ("save", "freeze"))
-    return Plan(config, targets, tuple(saved), statistics, frozen)
+    vocabulary = [name for name in resized_vocabulary(model) if not is_inside(name, saved)]
+    if vocabulary:
+        warnings.warn(
+            f"the vocabulary has another size than that of {model.name_or_path!r}: {', '.join(vocabulary)} is saved "
+            f"with the adapter but frozen; name its module in modules_to_save to train it",
+            stacklevel=3,
+        )
+    return Plan(config, targets, tuple(saved), statistics, frozen, vocabulary)
 
 
 def inject(model: nn.Module, plan: Plan, *, adapter_name: str = "default", empty: bool = False) -> nn.Module:
@@ -145,6 +158,7 @@ def inject(model: nn.Module, plan: Plan, *, adapter_name: str = "default", empty
         record.freeze_statistics(model.get_submodule(name))
     record.configs[adapter_name] = replace(plan.config, modules_to_save=tuple(saved) or None)
     record.keep_biases(adapter_name)
+    record.add_vocabulary(adapter_name, plan.vocabulary)
     set_adapter(model, adapter_name)
     follow_trainer(model)
     return model

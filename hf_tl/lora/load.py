@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hf_tl.errors import InputError
-from hf_tl.lora.adapted import adapter_state_dict, record_of
-from hf_tl.lora.adapter import PREFIX, Adapter, is_finite, is_split, rank_fields, read_adapter, split_key
+from hf_tl.lora.adapted import adapter_state_dict, find_network, record_of
+from hf_tl.lora.adapter import PREFIX, Adapter, is_split, rank_fields, read_adapter, split_key
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.inject import Plan, inject
 from hf_tl.lora.merge import delete_adapter
@@ -68,25 +68,27 @@ def put_adapter(
     is_trainable: bool = False,
 ) -> nn.Module:
     """`load_adapter` for an adapter that is in memory."""
-    found = place(saved, model)
+    network = find_network(model)
+    found = place(saved, network)
     complaint = found.complaint()
     if complaint and strict:
         raise InputError(f"{complaint}; load_adapter(..., strict=False) loads the rest")
     if not found.updates:
-        raise InputError(f"adapter {saved.folder!r} has no layer that this {type(model).__name__} has")
+        raise InputError(f"adapter {saved.folder!r} has no layer that this {type(network).__name__} has")
     if complaint:
         warnings.warn(f"left out of the load: {complaint}", stacklevel=3)
     alphas = {name: saved.alpha_of(found.written[name]) for name in found.updates}
     targets = [Target(name, update.rank, alphas[name]) for name, update in found.updates.items()]
-    plan = Plan(_config(found, alphas), targets, tuple(found.saved))
-    inject(model, plan, adapter_name=adapter_name, empty=not is_split(saved.config))
+    plan = Plan(_config(found, alphas), targets, tuple(found.saved), vocabulary=tuple(found.vocabulary))
+    inject(network, plan, adapter_name=adapter_name, empty=not is_split(saved.config))
     try:
-        _fill(model, found, adapter_name=adapter_name, strict=strict)
+        _keep_vocabulary(network, found, adapter_name=adapter_name)
+        _fill(network, found, adapter_name=adapter_name, strict=strict)
     except BaseException:
-        delete_adapter(model, [adapter_name])
+        delete_adapter(network, [adapter_name])
         raise
     if not is_trainable:
-        _freeze(model, adapter_name)
+        _freeze(network, adapter_name)
     return model
 
 
@@ -131,6 +133,26 @@ def _config(found: Placement, alphas: Mapping[str, float]) -> LoraConfig:
     return replace(found.adapter.settings, **changes)
 
 
+def _keep_vocabulary(model: nn.Module, found: Placement, *, adapter_name: str) -> None:
+    """Keeps the network's own embeddings where the file brings others.
+
+    Raises:
+        InputError: another adapter brought some already, and this one has others.
+    """
+    record = record_of(model)
+    for name in record.vocabulary[adapter_name]:
+        own = record.model.get_parameter(name)
+        if torch.equal(own, found.tensors[name].to(own)):
+            continue
+        for other, names in record.vocabulary.items():
+            if other != adapter_name and name in names:
+                raise InputError(
+                    f"adapter {adapter_name!r} brings other values of {name!r} than adapter {other!r} did; "
+                    f"delete {other!r} first"
+                )
+        record.keep_originals([name])
+
+
 def _fill(model: nn.Module, found: Placement, *, adapter_name: str, strict: bool) -> None:
     """Copies the tensors in; whatever the network has and the file has not is an error, or keeps its value."""
     state = adapter_state_dict(model, adapter_name=adapter_name)
@@ -145,32 +167,10 @@ def _fill(model: nn.Module, found: Placement, *, adapter_name: str, strict: bool
     with torch.no_grad():
         for name, tensor in found.tensors.items():
             if name in live:
-                live[name].copy_(_converted(name, tensor, live[name]))
+                live[name].copy_(tensor)
         for name in lacking:
             if split_key(name)[1] is not None:
                 live[name].zero_()  # inject left it empty
-        parameters = dict(model.named_parameters()) if found.vocabulary else {}
-        for name, tensor in found.vocabulary.items():
-            owner, _, part = name.rpartition(".")
-            own = parameters.get(name, parameters.get(f"{owner}.base_layer.{part}"))
-            if own is not None and not torch.equal(own, tensor.to(own)):
-                own.copy_(tensor)
-
-
-def _converted(name: str, tensor: Tensor, own: Tensor) -> Tensor:
-    """The tensor in the network's dtype.
-
-    Raises:
-        InputError: values that this dtype cannot hold.
-    """
-    converted = tensor.to(own)
-    if converted.dtype != tensor.dtype and not is_finite(converted):
-        largest = float(tensor.abs().max())
-        raise InputError(
-            f"{name!r} holds values up to {largest:.3g}, more than the network's {own.dtype} can hold; "
-            f"load the network in a wider dtype"
-        )
-    return converted
 
 
 def _freeze(model: nn.Module, adapter_name: str) -> None:

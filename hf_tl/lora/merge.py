@@ -122,12 +122,7 @@ def delete_adapter(
         merge_adapter(model, reversible=False)
     kept = record.is_merged
     for adapter in gone:
-        biases = record.biases.pop(adapter)
-        originals = {name: record.original_biases.pop(name) for name in biases}
-        if not kept:
-            record.set_biases(originals)
-        for name in biases:
-            record.model.get_parameter(name).requires_grad_(False)
+        record.release(adapter, restore=not kept)
         del record.configs[adapter]
     _take_off(record, gone, kept=kept)
     if stays:

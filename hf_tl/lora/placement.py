@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from hf_tl.architectures import CONVOLUTIONS, find_output_embeddings, is_container, is_conv1d, is_transformers
 from hf_tl.errors import InputError
-from hf_tl.lora.adapter import Adapter, LayerUpdate
+from hf_tl.lora.adapter import Adapter, LayerUpdate, is_finite
 from hf_tl.lora.targets import base_modules
 from hf_tl.names import closest, peft_matcher
 
@@ -29,7 +30,7 @@ class Placement:
         updates: name of a layer in the network -> its update.
         saved: names of the modules that come whole: heads, norms with their statistics.
         tensors: every tensor that is to be filled in, by its name in a file for this network.
-        vocabulary: name of an embedding's weight, or that of the output embeddings -> what the file brings for it.
+        vocabulary: names of the tensors of the network's own embeddings, or output embeddings, that the file brings.
         problems: what does not fit, by kind: "missing", "unexpected", "mismatched".
     """
 
@@ -40,7 +41,7 @@ class Placement:
     updates: dict[str, LayerUpdate] = field(default_factory=dict)
     saved: list[str] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    vocabulary: dict[str, Tensor] = field(default_factory=dict)
+    vocabulary: list[str] = field(default_factory=list)
     problems: dict[str, list[str]] = field(default_factory=lambda: {"missing": [], "unexpected": [], "mismatched": []})
 
     @property
@@ -89,12 +90,15 @@ class Placement:
                 self._unexpected(f"{key!r} ({self._closest(owners[key])})")
             elif own.shape != tensor.shape or own.is_floating_point() != tensor.is_floating_point():
                 self._mismatched(key, name, own, tensor)
+            elif not is_finite(tensor.to(own.dtype)):
+                self._too_large(key, tensor, own.dtype)
             elif (whole := self._saved_parent(name)) is not None:
                 contents.setdefault(whole, {})[f"{name}.{part}"] = tensor
             elif part == "bias" and self.adapter.settings.bias != "none":
                 self.tensors[f"{name}.base_layer.bias" if name in self.updates else f"{name}.bias"] = tensor
             elif self._is_vocabulary(name):
-                self.vocabulary[f"{name}.{part}"] = tensor
+                self.vocabulary.append(f"{name}.{part}")
+                self.tensors[f"{name}.base_layer.{part}" if name in self.updates else f"{name}.{part}"] = tensor
             else:
                 self._unexpected(f"{key!r} (not among modules_to_save={list(self._wanted)})")
         for name, tensors in contents.items():
@@ -139,6 +143,12 @@ class Placement:
         if wrong:
             self.problems["mismatched"].append(f"layer {written!r} ({' and '.join(wrong)})")
             return
+        double = any(p.dtype == torch.float64 for p in self.modules[name].parameters(recurse=False))
+        factors = torch.float64 if double else torch.float32
+        for ending, tensor in update.tensors().items():
+            if not is_finite(tensor.to(factors)):
+                self._too_large(f"{written}.{ending}", tensor, factors)
+                return
         self.written[name] = written
         owner, _, child = name.rpartition(".")
         if isinstance(self.modules.get(owner), nn.MultiheadAttention):
@@ -182,6 +192,10 @@ class Placement:
             elif self._saved_parent(name) is not None:
                 hint = f"; build the network with {tensor.shape[0]} outputs"
         self.problems["mismatched"].append(f"{key!r} (is {written}, expected {here}{hint})")
+
+    def _too_large(self, key: str, tensor: Tensor, dtype: torch.dtype) -> None:
+        largest = float(tensor.abs().max())
+        self.problems["mismatched"].append(f"{key!r} (holds values up to {largest:.3g}, more than {dtype} can)")
 
     def _closest(self, name: str) -> str:
         return closest(name, [known for known in self.modules if known])

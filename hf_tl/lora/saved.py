@@ -44,8 +44,20 @@ class SavedModule(nn.Module):
                 raise
             return getattr(self.current, name)
 
+    def __getitem__(self, key: Any) -> Any:
+        return self.current[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.current)
+
+    def __len__(self) -> int:
+        return len(self.current)
+
+    def __bool__(self) -> bool:
+        return True  # whatever its length
+
     @property
-    def current(self) -> nn.Module:
+    def current(self) -> Any:
         """The module that runs."""
         if self.active is None or self.disable_adapters:
             return self.original_module

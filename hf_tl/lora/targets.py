@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from hf_tl.architectures import CONVOLUTIONS, find_output_embeddings, has_running_statistics, is_fully_connected
+from hf_tl.architectures import (
+    CONVOLUTIONS,
+    find_output_embeddings,
+    has_running_statistics,
+    is_container,
+    is_fully_connected,
+    is_transformers,
+)
 from hf_tl.errors import InputError
 from hf_tl.layers import head_names, list_layers, select_layers
 from hf_tl.lora.config import ALL_LINEAR, LoraConfig
@@ -165,6 +172,27 @@ def output_embeddings(model: nn.Module, modules: Mapping[str, nn.Module]) -> lis
     return [name for name, module in modules.items() if words is not None and module is words]
 
 
+def resized_vocabulary(model: nn.Module) -> list[str]:
+    """Names of the weights of a transformers network's embeddings, where its checkpoint has fewer or more rows.
+
+    Of tied weights the first name; [] where the checkpoint is not on this disk.
+    """
+    if not is_transformers(model) or not model.name_or_path:
+        return []
+    from transformers import AutoConfig
+
+    try:
+        checkpoint = AutoConfig.from_pretrained(model.name_or_path, local_files_only=True).get_text_config()
+        embeddings = model.get_input_embeddings()
+    except (OSError, ValueError, KeyError, NotImplementedError):  # it has no name that can be read, or no embeddings
+        return []
+    size = checkpoint.to_dict().get("vocab_size")
+    if not isinstance(embeddings, nn.Embedding) or size in (None, embeddings.num_embeddings):
+        return []
+    tables = [embeddings, model.get_output_embeddings()]
+    return [name for name, p in model.named_parameters() if any(t is not None and p is t.weight for t in tables)]
+
+
 def saved_names(modules: Mapping[str, nn.Module], wanted: Sequence[str]) -> list[str]:
     """The modules that the names of modules_to_save mean: whole names or their last parts."""
     if not wanted:
@@ -174,7 +202,18 @@ def saved_names(modules: Mapping[str, nn.Module], wanted: Sequence[str]) -> list
     for name in wanted:
         if not any(n == name or n.endswith(f".{name}") for n in found):
             raise InputError(f"modules_to_save names {name!r}, which is no module; {closest(name, list(modules))}")
-    return [name for name in found if not is_inside(name, [other for other in found if other != name])]
+    found = [name for name in found if not is_inside(name, [other for other in found if other != name])]
+    return [part for name in found for part in _called(name, modules)]
+
+
+def _called(name: str, modules: Mapping[str, nn.Module]) -> list[str]:
+    """A module's name; of a list or dictionary of modules, which is never called itself, the names of its children."""
+    module = modules[name]
+    if not is_container(module):
+        return [name]
+    if next(module.parameters(recurse=False), None) is not None:
+        raise InputError(f"modules_to_save names {name!r}, a {type(module).__name__}, which only holds parameters")
+    return [part for child, _ in module.named_children() for part in _called(f"{name}.{child}", modules)]
 
 
 def with_running_statistics(modules: Mapping[str, nn.Module]) -> list[str]:
