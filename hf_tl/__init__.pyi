@@ -39,8 +39,6 @@ from .lora import unmerge_adapter as unmerge_adapter
 from .models import Network as Network
 from .models import find_modality as find_modality
 from .models import load_network as load_network
-from .policies import AppliedPolicy as AppliedPolicy
-from .policies import At as At
 from .policies import Policy as Policy
 from .policies import PolicyCallback as PolicyCallback
 from .policies import PrefixCache as PrefixCache

@@ -1,4 +1,4 @@
-"""Plug-ins: poolings, verbs of policies and heads of other packages, found by name.
+"""Plug-ins: poolings, actions of policies and heads of other packages, found by name.
 
 A package announces what it brings as an entry point, KIND.NAME, and hf_tl finds it under NAME:
 
@@ -24,7 +24,7 @@ from hf_tl.errors import InputError, in_one_line
 GROUP = "hf_tl.plugins"
 KINDS = {
     "pooling": "a function (values, mask) -> (samples, channels), see hf_tl.embedding.pooling.Pooling",
-    "verb": "a function (argument, layers) -> clauses of a policy, see hf_tl.policies.grammar.Verb",
+    "action": "a function (argument, layers) -> clauses of a policy, see hf_tl.policies.grammar.Action",
     "head": "a function (C, shape) -> a classifier, see hf_tl.probes.heads.HeadMaker",
 }
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)

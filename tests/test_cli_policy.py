@@ -32,7 +32,7 @@ def test_the_examples_of_help_run_as_printed(tmp_path, timm_folder, monkeypatch,
 
 
 WRONG = {
-    "a word": (["frezze: 1"], "a policy has no verb 'frezze'; write one of freeze, tune"),
+    "a word": (["frezze: 1"], "a policy has no action 'frezze'; write one of freeze, tune"),
     "a layer": (["freeze: 40"], "there is no block 40"),
     "nothing": ([""], "the policy says nothing"),
     "a phase": (["", "--phase", "later", "tune: all"], "a phase begins at '0', '2 epochs'"),

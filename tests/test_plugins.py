@@ -1,4 +1,4 @@
-"""A package of somebody else's brings a pooling, a verb and a head; what is broken is in nobody's way."""
+"""A package of somebody else's brings a pooling, an action and a head; what is broken is in nobody's way."""
 
 import importlib
 import json
@@ -78,9 +78,9 @@ def layers():
 
 def test_they_are_listed_and_not_imported(site, capsys):
     assert [(one.kind, one.name, one.origin) for one in list_plugins()] == [
+        ("action", "sandwich", "tl-extras 1.2"),
         ("head", "centroid", "tl-extras 1.2"),
         ("pooling", "median", "tl-extras 1.2"),
-        ("verb", "sandwich", "tl-extras 1.2"),
     ]
     assert main(["plugins"]) == 0
     rows = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()[2:5]]
@@ -94,7 +94,7 @@ def test_they_are_listed_and_not_imported(site, capsys):
 def test_one_name_imports_one_module(site):
     assert find_plugin("pooling", "median") is not None
     assert "tl_extras.poolings" in sys.modules
-    assert not {"tl_extras.verbs", "tl_extras.heads"} & set(sys.modules)
+    assert not {"tl_extras.actions", "tl_extras.heads"} & set(sys.modules)
     assert find_plugin("head", "median") is None
 
 
@@ -134,24 +134,23 @@ def test_a_stored_pass_knows_whose_pooling_it_was(site, network, tmp_path):
     assert fingerprint_pooling("median") == "median of tl-extras 1.2 (tl_extras.poolings:median)"
 
 
-def test_a_verb_says_it_in_the_verbs_of_policies(site):
+def test_an_action_is_put_into_the_actions_of_policies(site):
     found = layers()
     expected = Policy("freeze: all; tune: 0..2, -2.., head; lr: x0.1 0..2; dropout: off head").plan(found)
-    for text in ("sandwich: 2; dropout: off head", "tl_extras.verbs:sandwich: 2; dropout: off head"):
+    for text in ("sandwich: 2; dropout: off head", "tl_extras.actions:sandwich: 2; dropout: off head"):
         assert Policy(text).plan(found) == expected
         assert PolicyCallback(text).policy.plan(found) == expected
     assert [setting.trains for setting in expected.settings] == [False, True, True, False, True, True, True]
     with pytest.raises(InputError, match="sandwich takes 1 to 2 blocks at each end, got '3'"):
         Policy("sandwich: 3").plan(found)
-    with pytest.raises(InputError, match=r"has no verb 'sandwhich'; .* 'sandwich'"):
+    with pytest.raises(InputError, match=r"has no action 'sandwhich'; .* 'sandwich'"):
         Policy("sandwhich: 2")
 
 
-def test_a_verb_holds_for_a_phase(site):
-    from hf_tl import At
+def test_an_action_holds_for_a_phase(site):
 
     found = layers()
-    phased = Policy("", [At("0", "tune: head"), At("1 epochs", "sandwich: 1")]).plans(found)
+    phased = Policy("", [("0", "tune: head"), ("1 epochs", "sandwich: 1")]).plans(found)
     assert [setting.trains for setting in phased[1].settings] == [False, True, False, False, False, True, True]
 
 
@@ -261,7 +260,6 @@ def nothing(C, shape): return object()
 
 
 def test_one_that_misbehaves_is_said(site, network):
-    from hf_tl import At
 
     (site / "faulty.py").write_text(MISBEHAVING)
     found = layers()
@@ -269,15 +267,15 @@ def test_one_that_misbehaves_is_said(site, network):
         FullNetworkEmbedding(network, pool="faulty:flat", progress=False).fit(pictures(4))
     with pytest.raises(InputError, match="head 'faulty:nothing' should make a classifier with fit, predict and score"):
         make_head("faulty:nothing", (3, 3))
-    for verb, sentence in {
+    for action, sentence in {
         "number": "should give the text of clauses, got int",
-        "nonsense": "made of 'x' what is no policy: a policy has no verb 'freese'",
+        "nonsense": "made of 'x' what is no policy: a policy has no action 'freese'",
         "fails": "failed on 'x': IndexError",
     }.items():
-        with pytest.raises(InputError, match=f"verb 'faulty:{verb}' {sentence}"):
-            Policy(f"faulty:{verb}: x").plan(found)
+        with pytest.raises(InputError, match=f"action 'faulty:{action}' {sentence}"):
+            Policy(f"faulty:{action}: x").plan(found)
     with pytest.raises(InputError, match="phase '0' reinitialises, which happens once"):
-        Policy("", [At("0", "faulty:late: x")]).plan(found)
+        Policy("", [("0", "faulty:late: x")]).plan(found)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -39,7 +39,6 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     from hf_tl.example import dummy_batch
     from hf_tl.models import load_network
-    from hf_tl.policies.phases import At
     from hf_tl.policies.policy import Policy
 
     if not options.lr > 0:
@@ -47,12 +46,12 @@ def run(options: argparse.Namespace) -> None:
     if options.gradual is not None:
         policy = Policy.gradual(every=options.gradual, text=options.policy)
     else:
-        policy = Policy(options.policy, [At(when, text) for when, text in options.phase])
+        policy = Policy(options.policy, [(when, text) for when, text in options.phase])
     network = load_network(options.model, image_size=options.image_size)
     result = policy.dry_run(network.model, lr=options.lr, example=dummy_batch(network.model))
     if options.plot is not None:
         options.plot.parent.mkdir(parents=True, exist_ok=True)
-        result.draw(
+        result.plot(
             options.plot, title=f"{Path(network.name).name}: learning rates, from data (below) to task (above)"
         )
     print(result)

@@ -82,12 +82,14 @@ class Layers(Sequence[Layer]):
         towers: names of the towers, in execution order; empty for a network of one tower.
         detector: what found the blocks: "map" (the user's), "checkpointing", "timm", "dataflow" or "leaves",
             joined by "+" where the parts of a network were found differently.
+        run_order: names of all modules, in the order in which they started; one that is called twice is there twice.
     """
 
     items: tuple[Layer, ...]
     tied: tuple[tuple[str, ...], ...] = ()
     towers: tuple[str, ...] = ()
     detector: str = "leaves"
+    run_order: tuple[str, ...] = ()
 
     @overload
     def __getitem__(self, index: int) -> Layer: ...
@@ -184,7 +186,7 @@ def layers_of(
     segments, towers = partition(model, record, found, heads)
     if level == "leaf":
         segments = split_by_leaf(model, record, segments)
-    return Layers(_layers(segments, record), _tied(model), towers, found.detector)
+    return Layers(_layers(segments, record), _tied(model), towers, found.detector, tuple(record.modules))
 
 
 def _blocks_of_user(patterns: Sequence[str], model: nn.Module, record: Trace) -> Blocks:

@@ -149,7 +149,8 @@ def find_place(text: str, towers: Sequence[str] = ()) -> tuple[str, str] | None:
 
 def point_at(selection: str, text: str, position: int) -> str:
     """Two lines for the end of an error message: the selection, and a pointer to the term in it."""
-    return f"\n  {selection}\n  {' ' * position}{'^' * len(text)}"
+    shown = re.sub(r"\s", " ", selection)  # one of several lines has its pointer under the mistake, too
+    return f"\n  {shown}\n  {' ' * position}{'^' * len(text)}"
 
 
 def split_terms(selection: str, *, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, int]]:

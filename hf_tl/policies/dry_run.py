@@ -22,15 +22,18 @@ class DryRun:
 
     Attributes:
         layers: the layers of the network.
-        phases: when each phase begins.
         plans: one for each phase.
         lr: the optimizer's learning rate, without its schedule.
     """
 
     layers: Layers
-    phases: tuple[str, ...]
     plans: tuple[Plan, ...]
     lr: float
+
+    @property
+    def phases(self) -> list[str]:
+        """When each phase begins."""
+        return [plan.start.when for plan in self.plans]
 
     @property
     def warnings(self) -> list[str]:
@@ -65,7 +68,7 @@ class DryRun:
         changes = [i for i in range(len(cells)) if i == 0 or cells[i] != cells[i - 1]]
         return ", ".join(f"from {self.phases[i]} {cells[i]}" if i else cells[i] for i in changes)
 
-    def draw(self, path: str | Path, *, title: str = "") -> None:
+    def plot(self, path: str | Path, *, title: str = "") -> None:
         """Draws the grid into a PNG, SVG or PDF file: a row for each layer, a column for each phase.
 
         Raises:

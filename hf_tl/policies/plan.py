@@ -1,4 +1,4 @@
-"""What a policy says about every layer of a network in one of its phases."""
+"""What a policy does with every layer of a network in one of its phases."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from hf_tl.errors import InputError
-from hf_tl.layers import Layer, Layers
-from hf_tl.names import is_inside
+from hf_tl.layers import Layer, Layers, select_layers
 from hf_tl.policies.grammar import Clause
+from hf_tl.policies.phases import PhaseStart
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,18 @@ class Setting:
     dropout: str = "on"
     named: bool = False
 
-    def __str__(self) -> str:
-        if not self.trains:
-            return "freeze"
-        return f"{'reinit' if self.reinit else 'tune'} x{self.rate:.3g}"
-
 
 @dataclass(frozen=True)
 class Plan:
     """One phase of a policy for one network: a setting for every layer, in the order of the network.
 
     Attributes:
+        start: when the phase begins.
         settings: what is done with each layer.
         trained: parameters that are tuned, by `id`, each with the setting of its layer.
     """
 
+    start: PhaseStart
     settings: tuple[Setting, ...]
     trained: dict[int, Setting] = field(repr=False)
 
@@ -75,92 +72,114 @@ class Plan:
 
     def warnings(self) -> list[str]:
         """What is allowed and costs more than it seems."""
-        told = []
-        frozen = [setting.layer for setting in self.settings if setting.layer.owned and not self.tunes(setting.layer)]
-        order = [setting.layer for setting in self.settings]
-        if self.lowest is not None:
-            above = [layer for layer in frozen if order.index(layer) > order.index(self.lowest)]
-            top = any(self.tunes(layer) for layer in order[order.index(above[-1]) :]) if above else False
-            if above and top:
-                told.append(
-                    f"{self.lowest.name!r} trains below {len(above)} frozen layers ({above[0].name!r} to "
-                    f"{above[-1].name!r}), so that backward runs through all of them; freeze it too, "
-                    f"'freeze: stem, ..', unless you mean it"
-                )
-        moving = [setting.layer.name for setting in self.settings if not setting.trains and setting.norm == "train"]
-        if moving and any(_has_statistics(setting.layer) for setting in self.settings if setting.layer.name in moving):
-            told.append(f"the batch norms of frozen layers keep moving ({moving[0]!r}); 'norm: eval' stops them")
-        return told
+        found = []
+        tuned = [i for i, setting in enumerate(self.settings) if self.tunes(setting.layer)]
+        between = [setting.layer for setting in self.settings[tuned[0] : tuned[-1]]] if tuned else []
+        passed = [layer.name for layer in between if layer.owned and not self.tunes(layer)]
+        if passed:
+            found.append(
+                f"{between[0].name!r} trains below {len(passed)} frozen layers ({passed[0]!r} to {passed[-1]!r}), so "
+                f"that backward runs through all of them; freeze it too, 'freeze: stem, ..', unless you mean it"
+            )
+        moving = [setting.layer for setting in self.settings if not setting.trains and setting.norm == "train"]
+        if any(has_statistics(inner) for layer in moving for _, module in layer.modules for inner in module.modules()):
+            found.append(f"the batch norms of frozen layers keep moving ({moving[0].name!r}); 'norm: eval' stops them")
+        return found
 
 
-def make_plan(layers: Layers, clauses: Sequence[Clause], *, alone: bool = True) -> Plan:
+def make_plan(start: PhaseStart, clauses: Sequence[Clause], layers: Layers, *, single: bool = True) -> Plan:
     """The plan that clauses make; later clauses win.
 
     A layer that no clause freezes or tunes is tuned, unless the clauses say what to tune and nothing of freezing:
     then all others are frozen.
 
     Args:
+        start: when the phase begins.
+        clauses: that hold then, in hf_tl's own actions.
         layers: from `list_layers`.
-        clauses: from `parse_policy`, `expanded`.
-        alone: whether there is one phase only, in which whatever is reinitialised trains.
+        single: whether there is one phase only, in which whatever is reinitialised trains.
 
     Raises:
         InputError: a selection that names nothing, or parameters that two layers share and only one of them trains.
     """
-    chosen = [(clause, {id(layer) for layer in clause.layers(layers)}) for clause in clauses]
-    verbs = {clause.verb for clause in clauses}
-    silent = not ("tune" in verbs and "freeze" not in verbs)
-    settings = tuple(_setting(layer, layers, chosen, silent, alone) for layer in layers)
-    return Plan(settings, _trained(layers, settings))
+    chosen = [(clause, {id(layer) for layer in _selected(clause, layers)}) for clause in clauses]
+    actions = {clause.action for clause in clauses}
+    by_default = "tune" not in actions or "freeze" in actions
+    settings = []
+    for layer in layers:
+        mine = [clause for clause, members in chosen if id(layer) in members]
+        named = [clause.action == "tune" for clause in mine if clause.action in ("freeze", "tune")]
+        reinit = any(clause.action == "reinit" for clause in mine)
+        trains = named[-1] if named else by_default or (reinit and single)
+        words = {clause.action: clause.word for clause in mine if clause.action in ("norm", "dropout")}
+        norm = words.get("norm", "train" if trains else "eval")
+        dropout = words.get("dropout", "on" if trains else "off")
+        settings.append(Setting(layer, trains, reinit, _rate(mine, layer, layers), norm, dropout, bool(named)))
+    return Plan(start, tuple(settings), _trained(layers, settings))
 
 
-def _setting(layer: Layer, layers: Layers, chosen: list, silent: bool, alone: bool) -> Setting:
-    mine = [clause for clause, members in chosen if id(layer) in members]
-    actions = [clause.verb for clause in mine if clause.verb in ("freeze", "tune")]
-    reinit = any(clause.verb == "reinit" for clause in mine)
-    trains = actions[-1] == "tune" if actions else silent or (reinit and alone)
+def _selected(clause: Clause, layers: Layers) -> Sequence[Layer]:
+    return layers if clause.is_about_all else select_layers(layers, clause.text, start=clause.start, stop=clause.stop)
+
+
+def _rate(clauses: Sequence[Clause], layer: Layer, layers: Layers) -> float:
     rate = 1.0
-    for clause in mine:
-        if clause.verb == "lr":
-            rate *= clause.rate ** _height(layer, layers) if clause.word == "decay" else clause.rate
-    words = {clause.verb: clause.word for clause in mine if clause.verb in ("norm", "dropout")}
-    norm = words.get("norm", "train" if trains else "eval")
-    dropout = words.get("dropout", "on" if trains else "off")
-    return Setting(layer, trains, reinit, rate, norm, dropout, bool(actions))
+    for clause in clauses:
+        if clause.action == "lr":
+            height = _height(layer, layers) if clause.word == "decay" else 1
+            try:
+                rate *= clause.rate**height
+            except OverflowError:
+                rate = float("inf")
+            if not 0 < rate < float("inf"):
+                raise InputError(f"'{clause}' gives {layer.name!r} a rate of {rate}; write a number nearer to 1")
+    return rate
 
 
 def _height(layer: Layer, layers: Layers) -> int:
     """Blocks from here to the head of the tower, this one included: 0 for norm and head (BEiT, appendix)."""
-    blocks = [other for other in layers if other.tower == layer.tower and other.kind == "block"]
+    n_blocks = sum(other.tower == layer.tower and other.kind == "block" for other in layers)
     if layer.kind == "stem":
-        return len(blocks) + 1
-    return len(blocks) - layer.index if layer.kind == "block" else 0
+        return n_blocks + 1
+    return n_blocks - layer.index if layer.index is not None else 0
 
 
 def _trained(layers: Layers, settings: Sequence[Setting]) -> dict[int, Setting]:
-    trained = {
-        id(parameter): setting for setting in settings if setting.trains for parameter in tunable(setting.layer)
-    }
+    """The parameters that are tuned; of those that several layers share, a layer that a clause names decides."""
+    owners = {id(parameter): setting for setting in settings for parameter in setting.layer.parameters()}
+    trained = {own: owners[own] for s in settings if s.trains for own in map(id, tunable(s.layer))}
     for names in layers.tied:
-        sharing = [setting for setting in settings if _holds(setting.layer, names)]
-        named = [setting for setting in sharing if setting.named]
-        verdicts = {setting.trains for setting in named}
-        if len(verdicts) > 1:
-            kept, tuned = (next(s for s in named if s.trains is trains).layer.name for trains in (False, True))
-            raise InputError(
-                f"{kept!r} is frozen and {tuned!r} is tuned, but they share {names[0]!r}; freeze or tune both"
-            )
-        fresh = {setting.reinit for setting in sharing}
-        if len(fresh) > 1:
-            new, old = (next(s for s in sharing if s.reinit is reinit).layer.name for reinit in (True, False))
-            raise InputError(f"{new!r} is reinitialised and shares {names[0]!r} with {old!r}; name both or neither")
-        for setting in sharing:
-            for parameter in setting.layer.parameters():
-                if named and _is_one_of(parameter, setting.layer, names):
-                    trained.pop(id(parameter), None)
-                    if verdicts == {True}:
-                        trained[id(parameter)] = setting
+        held = [(setting, _parameters(setting.layer, names)) for setting in settings]
+        sharing = [(setting, parameters) for setting, parameters in held if parameters]
+        named = [setting for setting, _ in sharing if setting.named]
+        _check_tied(names[0], [setting for setting, _ in sharing], named)
+        for own in {id(parameter) for _, parameters in sharing if named for parameter in parameters}:
+            if named[0].trains:
+                trained[own] = owners[own]
+            else:
+                trained.pop(own, None)
     return trained
+
+
+def _check_tied(name: str, sharing: Sequence[Setting], named: Sequence[Setting]) -> None:
+    kept = next((setting.layer.name for setting in named if not setting.trains), None)
+    tuned = next((setting.layer.name for setting in named if setting.trains), None)
+    if kept is not None and tuned is not None:
+        raise InputError(f"{kept!r} is frozen and {tuned!r} is tuned, but they share {name!r}; freeze or tune both")
+    new = next((setting.layer.name for setting in sharing if setting.reinit), None)
+    old = next((setting.layer.name for setting in sharing if not setting.reinit), None)
+    if new is not None and old is not None:
+        raise InputError(f"{new!r} is reinitialised and shares {name!r} with {old!r}; name both or neither")
+
+
+def _parameters(layer: Layer, names: Sequence[str]) -> list[nn.Parameter]:
+    """Those of the named parameters that are in the modules of a layer."""
+    return [
+        parameter
+        for prefix, module in layer.modules
+        for name, parameter in module.named_parameters(prefix, remove_duplicate=False)
+        if name in names
+    ]
 
 
 def tunable(layer: Layer) -> list[nn.Parameter]:
@@ -169,28 +188,10 @@ def tunable(layer: Layer) -> list[nn.Parameter]:
     What does not among others that do is a constant of the network, such as the fixed position embeddings of Whisper
     and ViT-MAE; where nothing does, somebody froze the layer. Quantised weights are no constants.
     """
-    free = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-    if not free:
-        return layer.parameters()
-    return [
-        parameter for parameter in layer.parameters() if parameter.requires_grad or not parameter.is_floating_point()
-    ]
-
-
-def _holds(layer: Layer, names: Sequence[str]) -> bool:
-    return any(is_inside(name, [own]) for own, _ in layer.modules for name in names)
-
-
-def _is_one_of(parameter: nn.Parameter, layer: Layer, names: Sequence[str]) -> bool:
-    for own, module in layer.modules:
-        for name in names:
-            if is_inside(name, [own]) and module.get_parameter(name[len(own) + 1 :]) is parameter:
-                return True
-    return False
-
-
-def _has_statistics(layer: Layer) -> bool:
-    return any(has_statistics(inner) for _, module in layer.modules for inner in module.modules())
+    own = layer.parameters()
+    if not any(parameter.requires_grad for parameter in own):
+        return own
+    return [parameter for parameter in own if parameter.requires_grad or not parameter.is_floating_point()]
 
 
 def has_statistics(module: nn.Module) -> bool:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import partial
 
 from torch import nn
 
 from hf_tl.errors import InputError
-from hf_tl.example import dummy_batch
 from hf_tl.layers import Layers, list_layers
 from hf_tl.policies.applied import AppliedPolicy
 from hf_tl.policies.dry_run import DryRun
-from hf_tl.policies.grammar import Clause, parse_policy
-from hf_tl.policies.phases import At, Progress, check_order, phase_at
+from hf_tl.policies.grammar import Clause, expand, parse_policy
+from hf_tl.policies.phases import (
+    Phase,
+    PhaseStart,
+    Progress,
+    Schedule,
+    parse_phases,
+    phase_at,
+    tune_top,
+    unfreeze_gradually,
+)
 from hf_tl.policies.plan import Plan, make_plan
 from hf_tl.policies.rates import group_parameters
-from hf_tl.policies.schedules import Gradual, Schedule, TopK
 from hf_tl.trace import Batch
 
 
@@ -27,8 +35,10 @@ class Policy:
     Attributes:
         text: clauses that hold all the time, such as "freeze: ..50%; reinit: -2.., head; lr: decay 0.8"; for the
             language see `hf_tl.policies.grammar`.
-        phases: clauses that hold for a time, which are read after those of `text`; or a function that makes the
-            phases for the layers of a network. Only `text` may reinitialise.
+        phases: pairs of when a phase begins and the clauses that hold from then on, which are read after those of
+            `text`: ("0", "tune: head"), ("2 epochs", "tune: all"), for the moments see `parse_start` in
+            `hf_tl.policies.phases`; or a function that makes them for the layers of a network. Only `text` may
+            reinitialise.
         seed: of the values of reinitialised layers.
         l2_sp: strength of the pull of tuned layers back to where they started (L2-SP, Li et al., ICML 2018): the
             gradient of l2_sp / 2 * ||w - w0||^2 is added. Reinitialised layers are free of it.
@@ -40,18 +50,17 @@ class Policy:
     """
 
     text: str = ""
-    phases: Sequence[At] | Schedule = ()
+    phases: Sequence[tuple[str, str]] | Schedule = ()
     seed: int = 0
     l2_sp: float = 0.0
     relative_rates: bool = False
+    clauses: tuple[Clause, ...] = field(init=False, repr=False, compare=False)
+    parsed_phases: tuple[Phase, ...] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self):
-        parse_policy(self.text)
-        if isinstance(self.phases, Sequence) and self.phases:
-            check_order(self.phases)
-            for phase in self.phases:
-                _parse_phase(phase)
-        if not self.phases and not self.text.strip() and not self.l2_sp and not self.relative_rates:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "clauses", parse_policy(self.text))
+        object.__setattr__(self, "parsed_phases", () if callable(self.phases) else parse_phases(self.phases))
+        if not self.phases and not self.clauses and not self.l2_sp and not self.relative_rates:
             raise InputError("the policy says nothing; write what to freeze, tune or reinit: 'freeze: ..50%'")
         if self.l2_sp < 0:
             raise InputError(f"l2_sp should be at least 0, got {self.l2_sp}")
@@ -71,12 +80,6 @@ class Policy:
             relative_rates=self.relative_rates or other.relative_rates,
         )
 
-    def for_layers(self, layers: Layers) -> Policy:
-        """The policy with its phases written out for the layers of a network."""
-        if isinstance(self.phases, Sequence):
-            return self
-        return replace(self, phases=tuple(self.phases(layers)))
-
     def plans(self, layers: Layers) -> list[Plan]:
         """What is done with each of a network's layers in each phase.
 
@@ -84,29 +87,49 @@ class Policy:
             InputError: a selection that names nothing in this network, a phase in which nothing trains, a layer
                 that is reinitialised and never trains, tied parameters that are half frozen.
         """
-        policy = self.for_layers(layers)
-        common = _expanded(parse_policy(policy.text), layers)
-        phases = policy.phases or (At("0", ""),)
-        plans = [
-            make_plan(layers, (*common, *_parse_phase(phase, layers)), alone=len(phases) == 1) for phase in phases
-        ]
-        for phase, plan in zip(phases, plans, strict=True):
+        phases = self._phases(layers) or (Phase(PhaseStart("0")),)
+        common = _expanded(self.clauses, layers)
+        plans = []
+        for phase in phases:
+            own = _expanded(phase.clauses, layers)
+            if any(clause.action == "reinit" for clause in own):
+                raise InputError(
+                    f"phase {phase.start.when!r} reinitialises, which happens once, before training; "
+                    f"move 'reinit' to the text of the policy"
+                )
+            plan = make_plan(phase.start, (*common, *own), layers, single=len(phases) == 1)
             if not plan.trained:
-                where = f" from {phase.when!r} on" if len(phases) > 1 else ""
+                where = f" from {phase.start.when!r} on" if len(phases) > 1 else ""
                 names = ", ".join(repr(layer.name) for layer in layers if layer.n_parameters)
                 raise InputError(f"nothing trains{where}; leave something to tune, one of {names}")
-        for number, setting in enumerate(plans[0].settings):
-            if setting.reinit and not any(plan.settings[number].trains for plan in plans):
+            plans.append(plan)
+        for settings in zip(*(plan.settings for plan in plans), strict=True):
+            if settings[0].reinit and not any(setting.trains for setting in settings):
                 raise InputError(
-                    f"{setting.layer.name!r} is both frozen and reinitialised, and would stay random; "
+                    f"{settings[0].layer.name!r} is both frozen and reinitialised, and would stay random; "
                     f"leave it out of 'freeze', or add it to 'tune'"
                 )
         return plans
 
     def plan(self, layers: Layers, progress: Progress | None = None) -> Plan:
         """What is done with each of a network's layers at this point of its training; no progress is the start."""
-        policy = self.for_layers(layers)
-        return policy.plans(layers)[phase_at(policy.phases, progress or Progress()) if policy.phases else 0]
+        plans = self.plans(layers)
+        return plans[phase_at([plan.start for plan in plans], progress or Progress())]
+
+    def statements(self, layers: Layers) -> list[str]:
+        """Everything that decides what the policy does to a network, one statement after the other."""
+        found = [str(clause) for clause in self.clauses]
+        for phase in self._phases(layers):
+            when = f"from {phase.start.when}"
+            found += [f"{when}: {clause}" for clause in phase.clauses] + [when]
+        if any(clause.action == "reinit" for clause in self.clauses):
+            found.append(f"seed={self.seed}")
+        found += [f"l2_sp={self.l2_sp!r}"] * bool(self.l2_sp)
+        found += ["relative_rates=True"] * self.relative_rates
+        return found + [f"layer {layer.name!r}" for layer in layers]
+
+    def _phases(self, layers: Layers) -> tuple[Phase, ...]:
+        return parse_phases(self.phases(layers)) if callable(self.phases) else self.parsed_phases
 
     def apply(
         self,
@@ -115,6 +138,7 @@ class Policy:
         example: Batch | None = None,
         blocks: Sequence[str] | None = None,
         build: Callable[[], nn.Module] | None = None,
+        start: bool = True,
     ) -> AppliedPolicy:
         """Puts the policy to work on a network, for a training loop of your own.
 
@@ -125,44 +149,25 @@ class Policy:
             example: what it is called with; see `list_layers`.
             blocks: names of the modules that are its blocks; see `list_layers`.
             build: makes a new network, for reinitialised layers; see `reinit_layers`.
+            start: whether it starts at once; otherwise nothing changes until `start` and `advance` are called.
 
         Raises:
             InputError: the policy does not fit the network; nothing has changed then.
         """
-        applied = self.prepare(model, example=example, blocks=blocks, build=build)
-        applied.start()
-        applied.advance()
-        return applied
-
-    def prepare(
-        self,
-        model: nn.Module,
-        *,
-        example: Batch | None = None,
-        blocks: Sequence[str] | None = None,
-        build: Callable[[], nn.Module] | None = None,
-    ) -> AppliedPolicy:
-        """The same before anything has changed: `start` reinitialises, `advance` enters the phase that holds.
-
-        Args:
-            model: a network.
-            example: what it is called with; see `list_layers`.
-            blocks: names of the modules that are its blocks; see `list_layers`.
-            build: makes a new network; for layers that cannot be reinitialised otherwise.
-        """
-        example = dummy_batch(model, n=1) if example is None else example
         layers = list_layers(model, example=example, blocks=blocks)
-        return AppliedPolicy(
+        applied = AppliedPolicy(
             model,
             layers,
-            plans=self.plans(layers),
-            phases=self.for_layers(layers).phases,
-            example=example,
+            self.plans(layers),
             seed=self.seed,
             l2_sp=self.l2_sp,
             relative_rates=self.relative_rates,
             build=build,
         )
+        if start:
+            applied.start()
+            applied.advance()
+        return applied
 
     def param_groups(
         self,
@@ -185,15 +190,33 @@ class Policy:
         Raises:
             InputError: rates that change from phase to phase, or with the gradients.
         """
-        layers = list_layers(model, example=example, blocks=blocks)
-        plans = self.plans(layers)
-        moving = any(len({plan.settings[i].rate for plan in plans}) > 1 for i in range(len(layers)))
+        plans = self.plans(list_layers(model, example=example, blocks=blocks))
+        moving = any([setting.rate for setting in plan.settings] != _rates(plans[0]) for plan in plans)
         if moving or self.relative_rates or self.l2_sp:
             raise InputError(
                 "groups cannot hold rates that change with the phase or the gradients, nor L2-SP; "
                 "give the optimizer plain groups and call .attach(optimizer) on what apply returned"
             )
         return group_parameters(model, plans, lr=lr, weight_decay=weight_decay)
+
+    def dry_run(
+        self,
+        model: nn.Module | Layers,
+        *,
+        lr: float = 1.0,
+        example: Batch | None = None,
+        blocks: Sequence[str] | None = None,
+    ) -> DryRun:
+        """What the policy would do, without doing it: `print` it, or `plot` it.
+
+        Args:
+            model: a network, or its layers.
+            lr: the optimizer's learning rate.
+            example: what the network is called with; see `list_layers`.
+            blocks: names of the modules that are its blocks; see `list_layers`.
+        """
+        layers = model if isinstance(model, Layers) else list_layers(model, example=example, blocks=blocks)
+        return DryRun(layers, tuple(self.plans(layers)), lr)
 
     @classmethod
     def gradual(cls, *, every: int = 1, unit: str = "epoch", blocks: int = 1, text: str = "") -> Policy:
@@ -212,18 +235,18 @@ class Policy:
             raise InputError(f"unit should be 'epoch' or 'step', got {unit!r}")
         if every < 1 or blocks < 1:
             raise InputError(f"every and blocks should be at least 1, got {every} and {blocks}")
-        return cls(text, Gradual(every, unit, blocks))
+        return cls(text, partial(unfreeze_gradually, every=every, unit=unit, blocks=blocks))
 
     @classmethod
     def lp_ft(cls, *, probe: str, rate: float = 1.0, text: str = "") -> Policy:
         """A linear probe, then fine-tuning of everything (LP-FT, Kumar et al., ICLR 2022).
 
         Args:
-            probe: how long the head trains alone: "2 epochs", "100 steps" or "plateau eval_loss 2".
+            probe: how long only the head trains: "2 epochs", "100 steps" or "plateau eval_loss 2".
             rate: the learning rate of fine-tuning in units of the probe's.
             text: clauses that hold in both phases.
         """
-        return cls(text, (At("0", "tune: head"), At(probe, f"tune: all; lr: x{rate!r}")))
+        return cls(text, (("0", "tune: head"), (probe, f"tune: all; lr: x{rate!r}")))
 
     @classmethod
     def surgical(cls, selection: str) -> Policy:
@@ -235,7 +258,7 @@ class Policy:
         """The last k blocks, the norm and the head are tuned."""
         if k < 0:
             raise InputError(f"k should be at least 0 blocks, got {k}")
-        return cls("", TopK(k))
+        return cls("", partial(tune_top, k=k))
 
     @classmethod
     def auto_rgn(cls, text: str = "tune: all") -> Policy:
@@ -245,39 +268,10 @@ class Policy:
         """
         return cls(text, relative_rates=True)
 
-    def dry_run(
-        self,
-        model: nn.Module | Layers,
-        *,
-        lr: float = 1.0,
-        example: Batch | None = None,
-        blocks: Sequence[str] | None = None,
-    ) -> DryRun:
-        """What the policy would do, without doing it: `print` it, or `draw` it.
-
-        Args:
-            model: a network, or its layers.
-            lr: the optimizer's learning rate.
-            example: what the network is called with; see `list_layers`.
-            blocks: names of the modules that are its blocks; see `list_layers`.
-        """
-        layers = model if isinstance(model, Layers) else list_layers(model, example=example, blocks=blocks)
-        policy = self.for_layers(layers)
-        phases = [phase.when for phase in policy.phases] or ["0"]
-        return DryRun(layers, tuple(phases), tuple(policy.plans(layers)), lr)
-
 
 def _expanded(clauses: Sequence[Clause], layers: Layers) -> tuple[Clause, ...]:
-    return tuple(own for clause in clauses for own in clause.expanded(layers))
+    return tuple(own for clause in clauses for own in (expand(clause, layers) if clause.plugin else (clause,)))
 
 
-def _parse_phase(phase: At, layers: Layers | None = None) -> tuple[Clause, ...]:
-    """The clauses of a phase; for a network, with those that plug-ins make."""
-    clauses = parse_policy(phase.text)
-    clauses = clauses if layers is None else _expanded(clauses, layers)
-    if any(clause.verb == "reinit" for clause in clauses):
-        raise InputError(
-            f"phase {phase.when!r} reinitialises, which happens once, before training; "
-            f"move 'reinit' to the text of the policy"
-        )
-    return clauses
+def _rates(plan: Plan) -> list[float]:
+    return [setting.rate for setting in plan.settings]

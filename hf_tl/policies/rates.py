@@ -34,60 +34,57 @@ class LayerRates:
         anchors: Mapping[int, Tensor] | None = None,
     ):
         self.plan, self.relative, self.pull, self.anchors = plan, relative, pull, anchors or {}
-        self.whole: list[dict[str, Any]] | None = None
-        self.handles = [
+        self._parts: list[tuple[dict[str, Any], dict[str, Any]]] = []  # each with the group that it is part of
+        self._groups: list[dict[str, Any]] = []
+        self._handles = [
             optimizer.register_step_pre_hook(self._split),
             optimizer.register_step_post_hook(self._join),
         ]
 
     def remove(self) -> None:
         """Takes the hooks away."""
-        for handle in self.handles:
+        for handle in self._handles:
             handle.remove()
 
     def _split(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        if self.whole is not None:  # the step before failed on its way
-            optimizer.param_groups[:] = self.whole
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            if self.pull and parameter.grad is not None and id(parameter) in self.anchors:
-                away = parameter.detach() - self.anchors[id(parameter)].to(parameter)
-                parameter.grad.add_(away, alpha=self.pull)
+        if self._groups:  # the step before failed on its way
+            optimizer.param_groups[:] = self._groups
+        if self.pull:
+            self._pull(optimizer)
         relative = relative_gradients(self.plan) if self.relative else {}
-        self.whole = list(optimizer.param_groups)
-        parts = []
-        for group in self.whole:
+        self._groups, self._parts = list(optimizer.param_groups), []
+        for group in self._groups:
             by_rate: dict[float, list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 setting = self.plan.trained.get(id(parameter))
                 rate = setting.rate * relative.get(setting.layer, 1.0) if setting is not None else 1.0
                 by_rate.setdefault(rate, []).append(parameter)
             for rate, members in by_rate.items():
-                parts.append({**group, "params": members, "lr": group["lr"] * rate})
-        optimizer.param_groups[:] = parts
+                self._parts.append((group, {**group, "params": members, "lr": group["lr"] * rate}))
+        optimizer.param_groups[:] = [part for _, part in self._parts]
 
     def _join(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        if self.whole is None:
-            return
-        parts = iter(optimizer.param_groups)
-        for group in self.whole:
-            left = len(group["params"])
-            while left:
-                part = next(parts)
-                left -= len(part["params"])
-                kept = {key: value for key, value in part.items() if key not in ("params", "lr")}
-                group.update(kept)  # what an optimizer counts in its groups
-        optimizer.param_groups[:] = self.whole
-        self.whole = None
+        for group, part in self._parts:  # what an optimizer counts in its groups is kept
+            group.update({key: value for key, value in part.items() if key not in ("params", "lr")})
+        if self._groups:
+            optimizer.param_groups[:] = self._groups
+        self._groups, self._parts = [], []
+
+    def _pull(self, optimizer: Optimizer) -> None:
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            anchor = self.anchors.get(id(parameter))
+            if anchor is not None and parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - anchor.to(parameter), alpha=self.pull)
 
 
 def relative_gradients(plan: Plan) -> dict[Layer, float]:
     """Gradient norm over weight norm of each layer that trains, relative to the largest (Lee et al., ICLR 2023, 4)."""
     ratios = {}
     for setting in plan.settings:
-        tuned = [p for p in setting.layer.parameters() if id(p) in plan.trained and p.grad is not None]
+        tuned = [(p, p.grad) for p in setting.layer.parameters() if id(p) in plan.trained and p.grad is not None]
         if tuned:
-            gradient = torch.stack([p.grad.detach().float().norm() for p in tuned]).norm()
-            weight = torch.stack([p.detach().float().norm() for p in tuned]).norm()
+            gradient = torch.stack([grad.detach().float().norm() for _, grad in tuned]).norm()
+            weight = torch.stack([parameter.detach().float().norm() for parameter, _ in tuned]).norm()
             ratios[setting.layer] = (gradient / weight.clamp_min(1e-12)).item()
     largest = max(ratios.values(), default=0.0)
     return {layer: ratio / largest for layer, ratio in ratios.items()} if largest > 0 else {}

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from hf_tl.architectures import TimmNetwork, is_timm, is_transformers, timm_config
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.layers import Layer
+from hf_tl.names import is_inside
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def reinit_layers(
@@ -30,45 +38,94 @@ def reinit_layers(
         model: a network, changed in place.
         layers: some of its layers.
         seed: of the values.
-        build: makes a new network; by default that is known of transformers' and timm's networks, and the modules
-            of any other reset themselves.
+        build: makes a new network; by default that is known of transformers' and timm's networks, also within
+            another module, and all other modules reset themselves.
 
     Raises:
         InputError: no new network can be made, or its tensors have other shapes; nothing has changed then.
     """
+    values = draw_values(model, layers, seed=seed, build=build)
+    write_values(model, values)
+    return list(values)
+
+
+def draw_values(
+    model: nn.Module, layers: Sequence[Layer], *, seed: int = 0, build: Callable[[], nn.Module] | None = None
+) -> dict[str, Tensor]:
+    """The values that `reinit_layers` gives, by name; the network stays as it is."""
     wanted = _tensors(model, layers)
+    sources = {"": build} if build is not None else _sources(model)
+    found: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        fresh = _fresh_values(model, layers, wanted, seed, build)
-        for name, tensor in wanted.items():
-            if name not in fresh or fresh[name].shape != tensor.shape:
-                found = tuple(fresh[name].shape) if name in fresh else "missing"
-                raise InputError(
-                    f"{name!r} is {tuple(tensor.shape)} here and {found} in a new {type(model).__name__}, so it "
-                    f"cannot be reinitialised; give a function that builds this network as build=..."
-                )
-        for name, tensor in wanted.items():
-            tensor.copy_(fresh[name])
-    return list(wanted)
+        for prefix, maker in sources.items():
+            if any(_is_under(name, prefix) for name in wanted):
+                found |= _new_tensors(model.get_submodule(prefix), maker, prefix, seed)
+        rest = {name for name in wanted if not any(_is_under(name, prefix) for prefix in sources)}
+        if rest:
+            found |= _reset_tensors(model, layers, rest, seed)
+    for name, tensor in wanted.items():
+        if name not in found or found[name].shape != tensor.shape:
+            shape = tuple(found[name].shape) if name in found else "missing"
+            raise InputError(
+                f"{name!r} is {tuple(tensor.shape)} here and {shape} in a new {type(model).__name__}, so it "
+                f"cannot be reinitialised; give a function that builds this network as build=..."
+            )
+    return {name: found[name] for name in wanted}
+
+
+def write_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copies values into the parameters and buffers of these names."""
+    tensors = dict((*model.named_parameters(), *model.named_buffers()))
+    with torch.no_grad():
+        for name, value in values.items():
+            tensors[name].copy_(value)
+
+
+def _tensors(model: nn.Module, layers: Sequence[Layer]) -> dict[str, Tensor]:
+    """The parameters and buffers of some layers by name, in the order of the network."""
+    chosen = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    for module in (module for layer in layers for _, module in layer.modules):
+        chosen |= {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    every = (*model.named_parameters(), *model.named_buffers())
+    return {name: tensor for name, tensor in every if id(tensor) in chosen}
+
+
+def _sources(model: nn.Module) -> dict[str, Callable[[], nn.Module]]:
+    """The outermost networks of transformers and timm in a module, by name, with functions that make them anew."""
+    found: dict[str, Callable[[], nn.Module]] = {}
+    for name, module in model.named_modules():
+        if any(_is_under(name, prefix) for prefix in found):
+            continue
+        if is_transformers(module):
+            found[name] = partial(_build_transformers, module)
+        elif "architecture" in timm_config(module) and is_timm(module):
+            found[name] = partial(_build_timm, module)
+    return found
+
+
+def _is_under(name: str, prefix: str) -> bool:
+    return not prefix or is_inside(name, [prefix])
+
+
+def _new_tensors(network: nn.Module, maker: Callable[[], nn.Module], prefix: str, seed: int) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    try:
+        with torch.device("cpu"):
+            other = maker()
+    except Exception as error:  # a foreign constructor can fail in any way
+        raise InputError(
+            f"a new {type(network).__name__} cannot be built: {in_one_line(error)}; give a function that "
+            f"does as build=..."
+        ) from error
+    parameters = other.named_parameters(prefix, remove_duplicate=False)
+    return dict((*parameters, *other.named_buffers(prefix, remove_duplicate=False)))
 
 
 @runtime_checkable
-class _FromConfig(Protocol):
-    """A transformers network."""
+class _Initialises(Protocol):
+    """A network that sets all of its weights itself, as many of timm's do."""
 
-    config: object
-    config_class: type | None
-
-    @property
-    def base_model(self) -> nn.Module: ...
-
-
-@runtime_checkable
-class _FromName(Protocol):
-    """A timm network."""
-
-    default_cfg: Mapping
-    num_classes: int
+    def init_weights(self) -> None: ...
 
 
 @runtime_checkable
@@ -76,65 +133,50 @@ class _Resets(Protocol):
     def reset_parameters(self) -> None: ...
 
 
-def _tensors(model: nn.Module, layers: Sequence[Layer]) -> dict[str, Tensor]:
-    """The parameters and buffers of some layers by name, in the order of the network."""
-    owned = {id(parameter) for layer in layers for parameter in layer.parameters()}
-    inside = {
-        id(tensor)
-        for layer in layers
-        for _, module in layer.modules
-        for tensor in (*module.parameters(), *module.buffers())
-    }
-    every = (*model.named_parameters(), *model.named_buffers())
-    return {name: tensor for name, tensor in every if id(tensor) in owned | inside}
+def _build_transformers(network: PreTrainedModel) -> nn.Module:
+    return type(network)(copy.deepcopy(network.config))
 
 
-def _fresh_values(
-    model: nn.Module, layers: Sequence[Layer], wanted: Mapping, seed: int, build: Callable[[], nn.Module] | None
-) -> dict[str, Tensor]:
-    maker = build or _maker(model)
-    if maker is None:
-        return dict(_reset(model, layers, wanted, seed))
-    try:
-        with torch.device("cpu"):
-            other = maker()
-    except Exception as error:  # a foreign constructor can fail in any way
-        raise InputError(
-            f"a new {type(model).__name__} cannot be built: {in_one_line(error)}; give a function that "
-            f"does as build=..."
-        ) from error
-    return {
-        **dict(other.named_parameters(remove_duplicate=False)),
-        **dict(other.named_buffers(remove_duplicate=False)),
-    }
-
-
-def _maker(model: nn.Module) -> Callable[[], nn.Module] | None:
-    if isinstance(model, _FromConfig):
-        return lambda: type(model)(copy.deepcopy(model.config))
-    if isinstance(model, _FromName) and "architecture" in model.default_cfg:
-        return lambda: _build_timm(model)
-    return None
-
-
-def _build_timm(model: _FromName) -> nn.Module:
-    """A new network of timm: of the size in its configuration, or of that of its position embedding."""
+def _build_timm(network: TimmNetwork) -> nn.Module:
+    """A new network of timm: of the name's widths at the size of the images, or a copy that initialises itself."""
     import timm
 
-    name, own = model.default_cfg["architecture"], dict(model.named_parameters())
-    options = {"pretrained": False, "num_classes": model.num_classes}
-    sized = [{"img_size": size.img_size} for _, size in model.named_children() if isinstance(size, _Sized)]
-    first = next((tensor.shape[1] for tensor in own.values() if tensor.ndim == 4), 3)
-    tries = [options | extra for extra in (*sized, {})]
-    tries = [options | {"in_chans": first} | extra for extra in (*sized, {})] + tries
-    for candidate in tries:
+    assert isinstance(network, nn.Module)
+    name, shapes = timm_config(network)["architecture"], _shapes(network)
+    first = next((shape[1] for shape in shapes.values() if len(shape) == 4), 3)
+    sizes = [{"img_size": part.img_size} for part in network.children() if isinstance(part, _Sized)]
+    for extra in [{"in_chans": first} | size for size in (*sizes, {})] + [*sizes, {}]:
         try:
-            built = timm.create_model(name, **candidate)
+            built = timm.create_model(name, pretrained=False, num_classes=network.num_classes, **extra)
         except TypeError:  # an architecture without this option
             continue
-        if {key: value.shape for key, value in built.named_parameters()} == {k: v.shape for k, v in own.items()}:
+        if _shapes(built) == shapes:
             return built
-    return timm.create_model(name, **options)
+    return _initialised_copy(network, built) if isinstance(network, _Initialises) else built
+
+
+def _initialised_copy(network: nn.Module, named: nn.Module) -> nn.Module:
+    """A copy of a network with its own fresh values, of other widths than those of its name.
+
+    What the initialiser leaves out and is one number throughout in the network of the name is that number here.
+    """
+    twin = _blank_copy(network)
+    for module in twin.modules():
+        if isinstance(module, _Resets):
+            module.reset_parameters()
+    if isinstance(twin, _Initialises):
+        twin.init_weights()
+    constants = {name: value.flatten()[0] for name, value in named.named_parameters() if value.unique().numel() == 1}
+    for name, parameter in twin.named_parameters():
+        if parameter.isnan().any():
+            if name not in constants:
+                raise ValueError(f"its init_weights leaves {name!r} out")
+            parameter.fill_(constants[name])
+    return twin
+
+
+def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
 
 
 @runtime_checkable
@@ -144,25 +186,58 @@ class _Sized(Protocol):
     img_size: tuple[int, int]
 
 
-def _reset(model: nn.Module, layers: Sequence[Layer], wanted: Mapping, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Values of modules that can reset themselves: a copy of each does, under a seed of its own."""
-    names = {module: name for name, module in model.named_modules()}
+def _blank_copy(module: Any) -> Any:
+    """A copy without parameters: an initialiser that leaves one out leaves NaN."""
+    twin = copy.deepcopy(module)
+    for parameter in twin.parameters():
+        if parameter.is_floating_point():
+            parameter.fill_(float("nan"))
+    return twin
+
+
+def _reset_tensors(model: nn.Module, layers: Sequence[Layer], wanted: set[str], seed: int) -> dict[str, Tensor]:
+    """Values of modules that can reset themselves: a copy of each does, under a seed of its own.
+
+    Of modules within one another, the outer one decides on parameters, as it may treat those of the inner one in its
+    own way; buffers are the inner one's.
+    """
     chosen = {inner for layer in layers for _, module in layer.modules for inner in module.modules()}
-    covered: set[str] = set()
-    for module in chosen:
-        name = names[module]
-        if isinstance(module, _Resets):
-            twin = copy.deepcopy(module)
-            digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    found: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():
+        if module in chosen and isinstance(module, _Resets) and any(_is_under(name, prefix) for name in wanted):
+            digest = hashlib.sha256(f"{seed}:{prefix}".encode()).digest()
             torch.manual_seed(int.from_bytes(digest[:8], "big") % 2**63)
-            twin.reset_parameters()
-            for own, tensor in (*twin.named_parameters(), *twin.named_buffers()):
-                full = f"{name}.{own}" if name else own
-                covered.add(full)
-                yield full, tensor
-    missing = [name for name in wanted if name not in covered]
+            try:
+                parameters, buffers = _reset(module, prefix)
+            except Exception as error:  # a foreign reset_parameters can fail in any way
+                raise InputError(
+                    f"{prefix!r} cannot be reset: {in_one_line(error)}; give a function that builds the network as "
+                    f"build=..."
+                ) from error
+            found = {name: value for name, value in parameters.items() if not value.isnan().any()} | found | buffers
+    missing = sorted(wanted - found.keys())
     if missing:
         raise InputError(
-            f"{missing[0]!r} belongs to no module with reset_parameters, so how it begins is not known; "
+            f"{missing[0]!r} belongs to no module with reset_parameters that sets it, so how it begins is not known; "
             f"give a function that builds the network as build=..."
         )
+    return found
+
+
+def _reset(module: Any, prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters and buffers of a module that was reset, by name."""
+    twin = _blank_copy(module)
+    if not parametrize.is_parametrized(module):
+        twin.reset_parameters()
+        return dict(twin.named_parameters(prefix)), dict(twin.named_buffers(prefix))
+    # an initialiser writes into what the parametrization computes, where it is lost: reset without, then assign
+    tensors = list(twin.parametrizations)
+    plain = copy.deepcopy(module)
+    for name in tensors:
+        parametrize.remove_parametrizations(plain, name)
+    plain = _blank_copy(plain)
+    plain.reset_parameters()
+    twin = copy.deepcopy(module)
+    for name, parameter in plain.named_parameters(recurse=False):
+        setattr(twin, name, parameter)
+    return dict(twin.named_parameters(prefix)), dict(twin.named_buffers(prefix))

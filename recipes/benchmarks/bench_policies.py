@@ -44,7 +44,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4)
         self.cache = PrefixCache() if cached else None
         if cached:
-            applied.use_cache(self.cache, rows=rows)
+            applied.use_cache(self.cache, n_samples=rows)
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[dict[str, float], float]:
         """Seconds of each part, and the loss."""

@@ -13,14 +13,14 @@ import torch.distributed as dist
 from training import bert, trainer
 from transformers import TrainerCallback
 
-from hf_tl import At, Policy, PolicyCallback
+from hf_tl import Policy, PolicyCallback
 
 
 POLICIES = {
     "gradual": Policy.gradual(every=2, unit="step", text="reinit: -1, head; lr: decay 0.7"),
     "lp_ft": Policy.lp_ft(probe="3 steps", rate=0.5),
-    "plateau": Policy("", [At("0", "tune: head"), At("plateau eval_loss 1 max", "tune: all")]),
-    "refreeze": Policy("", [At("0", "tune: all"), At("2 steps", "tune: head"), At("4 steps", "tune: -2..")]),
+    "plateau": Policy("", [("0", "tune: head"), ("plateau eval_loss 1 max", "tune: all")]),
+    "refreeze": Policy("", [("0", "tune: all"), ("2 steps", "tune: head"), ("4 steps", "tune: -2..")]),
 }
 
 

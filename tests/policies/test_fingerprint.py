@@ -8,12 +8,12 @@ import pytest
 import torch
 from training import bert, trainer
 
-from hf_tl import At, InputError, Policy, PolicyCallback
+from hf_tl import InputError, Policy, PolicyCallback
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-PHASES = (At("0", "tune: head, 3"), At("3 steps", "tune: all; lr: x0.5"))
+PHASES = (("0", "tune: head, 3"), ("3 steps", "tune: all; lr: x0.5"))
 TRAINED = Policy("reinit: head; lr: decay 0.5", PHASES, seed=3, l2_sp=0.1)
 
 
@@ -35,8 +35,8 @@ def test_the_same_policy_written_otherwise_is_the_same(checkpoint, tmp_path):
     assert resume(spaced, checkpoint, tmp_path).state.global_step == 4
 
 
-LATER = (At("0", "tune: head, 3"), At("4 steps", "tune: all; lr: x0.5"))
-OTHER = (At("0", "tune: head, 3"), At("3 steps", "tune: all; lr: x0.25"))
+LATER = (("0", "tune: head, 3"), ("4 steps", "tune: all; lr: x0.5"))
+OTHER = (("0", "tune: head, 3"), ("3 steps", "tune: all; lr: x0.25"))
 CASES = {
     "another rate": (
         Policy("reinit: head; lr: decay 0.7", PHASES, seed=3, l2_sp=0.1),

@@ -7,7 +7,7 @@ import timm
 import torch
 from zoo import ZOO
 
-from hf_tl import At, InputError, Policy, list_layers
+from hf_tl import InputError, Policy, list_layers
 from hf_tl.policies.phases import Progress
 
 
@@ -125,9 +125,7 @@ def test_policies_add_up(layers):
 
 
 def test_a_plateau_is_read_from_what_was_logged(layers):
-    policy = Policy(
-        phases=[At("0", "tune: head"), At("plateau eval_loss 2", "tune: all"), At("plateau eval_acc 1", "")]
-    )
+    policy = Policy(phases=[("0", "tune: head"), ("plateau eval_loss 2", "tune: all"), ("plateau eval_acc 1", "")])
     losses = [1.0, 0.8, 0.9, 0.85, 0.5, 0.9]
     history = [{"step": 10 * (i + 1), "eval_loss": loss, "eval_acc": -loss} for i, loss in enumerate(losses)]
     phases = [policy.plan(layers, Progress(history=history[:n])) for n in range(7)]
@@ -139,7 +137,7 @@ def test_a_plateau_is_read_from_what_was_logged(layers):
 
 
 def test_epochs_then_a_plateau_counts_evaluations_after_the_epoch(layers):
-    policy = Policy(phases=[At("0", "tune: head"), At("1 epoch", "tune: -1"), At("plateau eval_loss 1", "tune: all")])
+    policy = Policy(phases=[("0", "tune: head"), ("1 epoch", "tune: -1"), ("plateau eval_loss 1", "tune: all")])
     history = [{"step": s, "epoch": s / 10, "eval_loss": float(s)} for s in (5, 10, 15, 20)]
     names = []
     for s in (5, 10, 15, 20):
@@ -150,7 +148,7 @@ def test_epochs_then_a_plateau_counts_evaluations_after_the_epoch(layers):
 
 def test_dry_run(vit, tmp_path):
     before = {name: (value.clone(), value.requires_grad) for name, value in vit.named_parameters()}
-    policy = Policy("reinit: head", [At("0", "freeze: ..3"), At("1 epoch", "freeze: 1, 2; lr: x0.5 head")])
+    policy = Policy("reinit: head", [("0", "freeze: ..3"), ("1 epoch", "freeze: 1, 2; lr: x0.5 head")])
     run = policy.dry_run(vit, lr=1e-3)
     for name, value in vit.named_parameters():
         assert torch.equal(value, before[name][0])
@@ -160,10 +158,10 @@ def test_dry_run(vit, tmp_path):
     assert lines[-1].startswith("warning: 'stem' trains below 2 frozen layers ('blocks.1' to 'blocks.2')")
     assert "reinit 0.0005" in lines[10]
     assert "backward stops at 'blocks.3'" in lines[11]
-    run.draw(tmp_path / "grid.png")
+    run.plot(tmp_path / "grid.png")
     assert (tmp_path / "grid.png").stat().st_size > 5000
     with pytest.raises(InputError, match=r"\.png, \.svg or \.pdf"):
-        run.draw(tmp_path / "grid.gif")
+        run.plot(tmp_path / "grid.gif")
 
 
 def test_dry_run_of_many_phases_tells_the_changes(vit):
@@ -176,9 +174,9 @@ def test_dry_run_of_many_phases_tells_the_changes(vit):
 
 
 WRONG = [
-    ("frezze: 1", r"no verb 'frezze'; write one of freeze, tune, .*the closest are 'freeze'"),
+    ("frezze: 1", r"no action 'frezze'; write one of freeze, tune, .*the closest are 'freeze'"),
     ("freeze ..50%", r"colon is missing after 'freeze'; write 'freeze: \.\.\.'"),
-    ("; : 1", r"no verb ''; write freeze, tune"),
+    ("; : 1", r"no action ''; write freeze, tune"),
     ("freeze: 1,; tune: 2", r"a layer is missing; write all, stem"),
     ("tune: 0; freeze: heda", r"names no layer.*the closest are 'head'"),
     ("freeze: 6", r"no block 6.*the blocks are 0 to 5, or -6 to -1"),
@@ -216,18 +214,20 @@ def test_the_pointer_stands_under_the_mistake(layers):
 
 def test_wrong_phases(layers):
     for phases, message in [
-        ([At("1 epoch", "tune: all")], "first phase should begin at '0', got '1 epoch'"),
-        ([At("0", "tune: 0"), At("2 steps", ""), At("2 steps", "")], "'2 steps' comes after '2 steps'"),
-        ([At("0", "tune: 0"), At("0", "")], "'0' comes after '0'"),
-        ([At("0", "tune: 0"), At("1 step", "reinit: head")], "'1 step' reinitialises, which happens once"),
-        ([At("0", "tune: 0"), At("1 step", "freeze: all")], "nothing trains from '1 step' on"),
+        ([("1 epoch", "tune: all")], "first phase should begin at '0', got '1 epoch'"),
+        ([("0", "tune: 0"), ("2 steps", ""), ("2 steps", "")], "'2 steps' comes after '2 steps'"),
+        ([("0", "tune: 0"), ("0", "")], "'0' comes after '0'"),
+        ([("0", "tune: 0"), ("1 step", "reinit: head")], "'1 step' reinitialises, which happens once"),
+        ([("0", "tune: 0"), ("1 step", "freeze: all")], "nothing trains from '1 step' on"),
     ]:
         with pytest.raises(InputError, match=message):
             Policy(phases=phases).plans(layers)
     with pytest.raises(InputError, match="'2 epochs', '100 steps' or 'plateau eval_loss 2', got 'later'"):
-        At("later", "tune: all")
+        Policy(phases=[("0", ""), ("later", "tune: all")])
+    with pytest.raises(InputError, match=r"phases should be pairs like \('2 epochs', 'tune: all'\), got \['0'\]"):
+        Policy(phases=["0"])
     with pytest.raises(InputError, match="both frozen and reinitialised"):
-        Policy("reinit: 0", [At("0", "tune: 1"), At("1 step", "tune: head")]).plans(layers)
+        Policy("reinit: 0", [("0", "tune: 1"), ("1 step", "tune: head")]).plans(layers)
 
 
 def test_two_towers(clip):

@@ -47,7 +47,7 @@ def sharded():
     plain = network()
     expected = train(plain, policy.apply(plain, example=example))
     model = network()
-    applied = policy.prepare(model, example=example)
+    applied = policy.apply(model, example=example, start=False)
     applied.start()
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     for layer in model[:-1]:
