@@ -88,7 +88,7 @@ class _AddLowRank(torch.autograd.Function):
         return out.to(y.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # one output, one gradient
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, mask, h, a, b, ratio, stretched = ctx.saved_tensors
         needs_y, needs_x, needs_a, needs_b, needs_ratio = ctx.needs_input_grad[:5]
         grad_x = grad_a = grad_b = grad_ratio = None

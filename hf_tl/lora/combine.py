@@ -142,7 +142,7 @@ def resize_adapter(
     tensors = dict(adapter.tensors)
     report, ranks, scales = [], {}, {}
     for name, update in adapter.updates.items():
-        new = min(rank, update.rank) if rank is not None else _rank_to_keep(update, keep)
+        new = _rank_to_keep(update, keep) if keep is not None else min(rank or largest, update.rank)
         if new < update.rank:
             B, A, error = _resized(update, new)
         else:

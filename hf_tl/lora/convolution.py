@@ -6,6 +6,8 @@ kernel 1. With groups only B is grouped, as in PEFT: every group reads r / group
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,7 +65,7 @@ class LoraConv(LoraLayer):
             extents = [0] * self.axes if base.padding == "valid" else [2 * p for p in base.padding]
         return [side for extent in reversed(extents) for side in (extent // 2, extent - extent // 2)]
 
-    def merged_parameters(self, adapters: list[str]) -> dict[str, Tensor]:
+    def merged_parameters(self, adapters: Sequence[str]) -> dict[str, Tensor]:
         """See LoraLayer.
 
         Raises:

@@ -67,10 +67,9 @@ def _orthogonal(a: Tensor, b: Tensor) -> None:
     rank = a.shape[0]
     if rank % 2:
         raise InputError(f"'orthogonal' splits the rank into halves, so it must be even; got {rank}")
-    like = {"dtype": a.dtype, "device": a.device}
-    basis, _ = torch.linalg.qr(torch.randn(rank, rank, **like))
-    a.copy_((torch.randn(a.shape[1], rank // 2, **like) @ basis[0::2]).t() / 10)
-    b.copy_((torch.randn(b.shape[0], rank // 2, **like) @ basis[1::2]) / 10)
+    basis, _ = torch.linalg.qr(a.new_empty(rank, rank).normal_())
+    a.copy_((a.new_empty(a.shape[1], rank // 2).normal_() @ basis[0::2]).t() / 10)
+    b.copy_((b.new_empty(b.shape[0], rank // 2).normal_() @ basis[1::2]) / 10)
 
 
 def _leading(weight: Tensor, rank: int, init: str) -> tuple[Tensor, Tensor]:

@@ -180,12 +180,12 @@ def wrap(module: nn.Module, name: str) -> LoraLayer:
         return LoraEmbedding(module)
     if isinstance(module, nn.MultiheadAttention):
         return LoraAttention(module)
-    kind = next((kind for kind in CONVOLUTIONS if isinstance(module, kind)), None)
-    if kind is None:
+    if not isinstance(module, CONVOLUTIONS):
         raise InputError(
             f"target_modules chooses {name!r}, a {type(module).__name__}, but adapters are made for {KINDS}; "
             "name modules of those kinds, or put it into exclude_modules"
         )
+    kind = next(kind for kind in CONVOLUTIONS if isinstance(module, kind))
     if type(module).forward is not kind.forward:
         raise InputError(
             f"{name!r} is a {type(module).__name__} with a convolution of its own making, beside which an adapter "
@@ -228,8 +228,9 @@ def _make(
             layers[name] = layer = record.layers.get(name) or wrap(record.model.get_submodule(name), name)
             if isinstance(layer, LoraAttention):
                 layers[f"{name}.base_layer.out_proj"] = layer.output
-            for part in (layer, layer.output) if isinstance(layer, LoraAttention) else (layer,):
-                part.add_adapter(
+            parts = (layer, layer.output) if isinstance(layer, LoraAttention) else (layer,)
+            for one in parts:
+                one.add_adapter(
                     adapter,
                     config=plan.config,
                     rank=target.rank,

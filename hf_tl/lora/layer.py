@@ -133,10 +133,11 @@ class LoraLayer(nn.Module):
         if config.use_dora or config.subtracts_start:
             self.check_weight()
         weight = self.weight
-        like = {"dtype": torch.float64 if weight.dtype == torch.float64 else torch.float32, "device": weight.device}
+        device, dtype = weight.device, torch.float64 if weight.dtype == torch.float64 else torch.float32
         empty = empty or weight.is_meta
         shape_a, shape_b = self._shapes(rank)
-        a, b = torch.empty(shape_a, **like), torch.zeros(shape_b, **like)
+        a = torch.empty(shape_a, dtype=dtype, device=device)
+        b = torch.zeros(shape_b, dtype=dtype, device=device)
         scaling = config.scaling(rank, alpha)
         start = None
         if not empty:
@@ -144,7 +145,7 @@ class LoraLayer(nn.Module):
         mask = _part_mask(b, parts) if parts else None
         if mask is not None and not empty:
             b *= mask
-        self._hold(adapter, a, b, torch.zeros(shape_b[0], **like) if config.lora_bias else None)
+        self._hold(adapter, a, b, b.new_zeros(shape_b[0]) if config.lora_bias else None)
         if mask is not None or start is not None:
             start_a, start_b = start or (None, None)
             self.lora_fixed[adapter] = Fixed(mask=mask, start_a=start_a, start_b=start_b)
@@ -153,7 +154,7 @@ class LoraLayer(nn.Module):
         self.use_dora[adapter] = config.use_dora
         self.freeze_a[adapter] = config.freeze_a
         if config.use_dora:
-            norms = torch.empty(shape_b[0], **like) if empty else self.row_norms(adapter).to(like["dtype"])
+            norms = b.new_empty(shape_b[0]) if empty else self.row_norms(adapter).to(dtype)
             self.lora_magnitude_vector[adapter] = Factor(norms.view(self._magnitude_shape()))
 
     @property
@@ -191,12 +192,14 @@ class LoraLayer(nn.Module):
 
     def factors(self, adapter: str) -> tuple[Tensor, Tensor]:
         """A and B as they act: without what a mask hides, with what an init took out of W subtracted."""
+        a: Tensor
+        b: Tensor
         a, b = self.held_factors(adapter)
         if adapter in self.lora_fixed:
-            fixed = self.lora_fixed[adapter]
+            fixed: Fixed = self.lora_fixed[adapter]
             if fixed.mask is not None:
                 b = b * fixed.mask
-            if fixed.start_a is not None:
+            if fixed.start_a is not None and fixed.start_b is not None:
                 a, b = torch.cat([a, fixed.start_a]), torch.cat([b, -fixed.start_b], dim=1)
         return a, b
 
@@ -264,10 +267,10 @@ class LoraLayer(nn.Module):
                 the live parameters.
         """
         factors = self.factors(adapter) if export else self.held_factors(adapter)
-        for name, factor in zip(("lora_A", "lora_B"), factors, strict=True):
+        for name, held, factor in zip(("lora_A", "lora_B"), (self.lora_A, self.lora_B), factors, strict=True):
             yield f"{name}.weight", factor
-            if self._modules[name][adapter].bias is not None:
-                yield f"{name}.bias", self._modules[name][adapter].bias
+            if held[adapter].bias is not None:
+                yield f"{name}.bias", held[adapter].bias
         if adapter in self.lora_magnitude_vector:
             yield "lora_magnitude_vector", self.lora_magnitude_vector[adapter].weight
 
@@ -288,7 +291,7 @@ class LoraLayer(nn.Module):
         """Forgets an adapter."""
         for name in (*FACTORS, "lora_fixed"):
             held = self._modules.get(name)
-            if held is not None and adapter in held:
+            if isinstance(held, nn.ModuleDict) and adapter in held:
                 del held[adapter]
         for settings in (self.r, self.lora_alpha, self.scaling, self.lora_dropout, self.use_dora, self.freeze_a):
             settings.pop(adapter, None)

@@ -72,8 +72,9 @@ def merge_adapter(
     if not reversible:
         for layer in record.layers.values():
             layer.originals.clear()
-    after = None if before is None else _output(model, example)
-    return Merge(len(held), None if after is None else (after - before).abs().max().item())
+    if example is None or before is None:
+        return Merge(len(held), None)
+    return Merge(len(held), (_output(model, example) - before).abs().max().item())
 
 
 def unmerge_adapter(model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import record_of
@@ -43,7 +43,7 @@ def create_loraplus_groups(
     }.items():
         if not value > 0:
             raise InputError(f"{name} must be above 0, got {value}")
-    names: dict[nn.Parameter, str] = {}
+    names: dict[Tensor, str] = {}
     for layer in record_of(model).layers.values():
         for adapter in layer.r:
             for part, parameter in layer.adapter_tensors(adapter):

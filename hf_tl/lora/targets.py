@@ -110,7 +110,8 @@ def find_targets(
         )
         for name in chosen
     ]
-    return targets if config.fused_parts is None else [_part(t, modules[t.name], config) for t in targets]
+    parts = config.fused_parts
+    return targets if parts is None else [_part(t, modules[t.name], parts, config.use_rslora) for t in targets]
 
 
 def default_targets(modules: Mapping[str, nn.Module], *, heads: Sequence[str] = ()) -> list[str]:
@@ -260,24 +261,25 @@ def _hidden(name: str, modules: Mapping[str, nn.Module]) -> bool:
     return child == "out_proj" and isinstance(modules.get(parent), nn.MultiheadAttention)
 
 
-def _part(target: Target, module: nn.Module, config: LoraConfig) -> Target:
+def _part(target: Target, module: nn.Module, parts: str, use_rslora: bool) -> Target:
     kind = target.name.rpartition(".")[2]
     rows, columns = (0, 0)
     if is_fully_connected(module):
-        rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
+        weight = module.get_parameter("weight")
+        rows, columns = weight.shape if isinstance(module, nn.Linear) else weight.shape[::-1]
     if kind not in STACKED or rows != 3 * columns:
         raise InputError(
-            f"fused_parts={config.fused_parts!r} needs projections of queries, keys and values one below the other "
+            f"fused_parts={parts!r} needs projections of queries, keys and values one below the other "
             f"(named {', '.join(STACKED)}), but target_modules chooses {target.name!r} ({rows} x {columns})"
         )
-    n = len(config.fused_parts)
-    scaled = target.alpha * (n**0.5 if config.use_rslora else n)  # the scaling stays that of one part
-    return Target(target.name, target.rank * n, scaled, config.fused_parts)
+    n = len(parts)
+    scaled = target.alpha * (n**0.5 if use_rslora else n)  # the scaling stays that of one part
+    return Target(target.name, target.rank * n, scaled, parts)
 
 
 def _in_blocks(name: str, config: LoraConfig) -> bool:
     index = config.layers_to_transform
-    wanted = {index} if isinstance(index, int) else set(index)
+    wanted = {index} if isinstance(index, int) else set(index or ())
     pattern = config.layers_pattern
     if not pattern:
         match = re.match(r"(?:.*?\.)?[^.]*\.(\d+)\.", name)
