@@ -29,6 +29,7 @@ from hf_tl.lora.targets import (
     base_modules,
     exact_targets,
     find_head,
+    find_new,
     find_targets,
     in_layers,
     output_embeddings,
@@ -109,8 +110,12 @@ def plan_adapter(
 ) -> Plan:
     """Where add_lora would put an adapter; nothing is changed."""
     modules = base_modules(model)
-    heads = find_head(model, modules, example=example)
-    saved = heads if config.modules_to_save is None else saved_names(modules, config.modules_to_save)
+    heads, new = find_head(model, modules, example=example), find_new(model, modules)
+    if config.modules_to_save is None:
+        saved = [*heads, *(name for name in new if not is_inside(name, heads))]
+    else:
+        saved = saved_names(modules, config.modules_to_save)
+        _warn_of_new([name for name in new if not is_inside(name, saved)])
     config = replace(config, modules_to_save=tuple(saved))
     words = output_embeddings(model, modules)
     within = None if config.layers is None else in_layers(model, modules, config.layers, example=example)
@@ -192,6 +197,15 @@ def wrap(module: nn.Module, name: str) -> LoraLayer:
             "would read another input; put it into exclude_modules"
         )
     return LoraConv(module)
+
+
+def _warn_of_new(names: Sequence[str]) -> None:
+    if names:
+        warnings.warn(
+            f"the checkpoint has no weights of {', '.join(names)}: what was drawn for them stays frozen, and another "
+            f"process draws other values; name them in modules_to_save",
+            stacklevel=4,
+        )
 
 
 def _check(record: AdapterRecord, plan: Plan, adapter: str) -> None:

@@ -167,6 +167,27 @@ def find_head(model: nn.Module, modules: Mapping[str, nn.Module], *, example: Ba
     return [name for name in found if not is_inside(name, [other for other in found if other != name])]
 
 
+def find_new(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
+    """Names of the modules with weights of their own that `from_pretrained` drew, as the checkpoint has none.
+
+    BERT's pooler, from a checkpoint of masked words, beside a head; [] where nothing is known of a checkpoint. Then
+    the network was made from its configuration, or copied.
+    """
+    if not is_transformers(model):
+        return []
+    # not public: transformers marks what it has loaded, so as not to draw it; tests/lora/test_targets.py watches
+    loaded = {id(p) for p in model.parameters() if "_is_hf_initialized" in vars(p)}
+    resized = resized_vocabulary(model) if loaded else []
+    return [
+        name
+        for name, module in modules.items()
+        if any(
+            loaded and id(p) not in loaded and f"{name}.{part}" not in resized
+            for part, p in module.named_parameters(recurse=False)
+        )
+    ]
+
+
 def output_embeddings(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
     """The name of the layer that turns states into words, if there is one."""
     words = find_output_embeddings(model)
