@@ -29,9 +29,9 @@ def test_heads(stored, head, capsys):
     assert ("note: full network: C=" in printed) == (head == "svm")
 
 
-def test_a_head_that_can_learn_the_rows_by_heart_is_reported(stored, capsys):
+def test_a_head_that_can_memorise_the_samples_is_reported(stored, capsys):
     assert main(["probe", stored, "--head", "kernel"]) == 0
-    assert "note: full network: head 'kernel' on 12 rows" in capsys.readouterr().out
+    assert "note: full network: head 'kernel' on 12 samples" in capsys.readouterr().out
 
 
 def test_layers_and_curve_print_and_draw(stored, tmp_path, capsys):

@@ -182,7 +182,7 @@ class _Column:
             alpha, values = solved
             self.last = alpha, values, active
             misplaced = self._misplaced(alpha, values, active)
-            n_misplaced = np.count_nonzero(misplaced)
+            n_misplaced = int(misplaced.sum())
             if n_misplaced == 0:
                 return self.last if self._is_exact(alpha, values, active) else None
             if n_misplaced < fewest:

@@ -7,7 +7,7 @@ from mmap import mmap
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import DTypeLike
 
 from hf_tl.embedding.embedding import Embedding
 from hf_tl.errors import InputError
@@ -23,15 +23,25 @@ class Matrix(Protocol):
     """(n_samples, n_features) numbers that need not be in memory: an array, a memory map, the values of an
     `Embedding`, or an array of another library; slices of rows and `np.asarray` give arrays."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n_samples, n_features)."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the numbers."""
+        ...
 
     def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
     def __array__(self) -> np.ndarray: ...
 
 
-def plain_values(X: Embedding | Matrix | ArrayLike) -> Matrix | ArrayLike:
+Features = Embedding | Matrix
+
+
+def plain_values(X: Features) -> Matrix:
     """The values of an embedding; anything else as it is."""
     return X.values if isinstance(X, Embedding) else X
 
@@ -47,7 +57,7 @@ def required_labels(embedding: Embedding, name: str) -> np.ndarray:
     return np.asarray(embedding.labels)
 
 
-def is_lazy(X: Matrix | ArrayLike) -> bool:
+def is_lazy(X: Matrix) -> bool:
     """Whether X has to be read in blocks: memory-mapped, or lazy, which no sparse matrix or frame is."""
     return isinstance(X, np.memmap) or (isinstance(X, Matrix) and not isinstance(X, np.ndarray))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
@@ -15,6 +16,7 @@ from hf_tl.probes.labels import OneVsRest
 
 SCALE_FREE = tuple(10.0 ** (k / 2) for k in range(-2, 7))  # times 1 / (mean squared L2 norm of a sample)
 N_SPLITS = 5
+Cost = float | Sequence[float] | Literal["auto"]
 Curvature = Callable[[float], np.ndarray]
 
 
@@ -43,7 +45,7 @@ class Search:
         return f"C={self.chosen:.2g} of {span}: {best:.3f} on {self.held_out}"
 
 
-def find_grid(C: float | str | Sequence[float], squared_norm: float) -> tuple[float, ...]:
+def find_grid(C: Cost, squared_norm: float) -> tuple[float, ...]:
     """The values of C to try, ascending.
 
     Args:

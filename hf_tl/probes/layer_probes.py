@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +32,14 @@ class Probed:
         name: the layer's name, or "first .. last" of a range.
         n_features: number of columns.
         right: (n_samples,) bool, which of the evaluated samples it got right.
+        confidence: of its interval; more than 0.95 for the best of several, chosen on the same samples, whose interval
+            holds in 95 % of cases only if those of all would.
     """
 
     name: str
     n_features: int
     right: np.ndarray
+    confidence: float = 0.95
 
     @property
     def accuracy(self) -> float:
@@ -45,16 +48,8 @@ class Probed:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the accuracy, 95 %, for one set that was not chosen by it."""
-        return self.interval_at(0.95)
-
-    def interval_at(self, confidence: float) -> tuple[float, float]:
-        """Of the accuracy.
-
-        Args:
-            confidence: how often it holds it.
-        """
-        return wilson(np.count_nonzero(self.right), len(self.right), confidence=confidence)
+        """Of the accuracy, 95 %."""
+        return wilson(int(self.right.sum()), len(self.right), confidence=self.confidence)
 
 
 @dataclass(frozen=True)
@@ -87,20 +82,12 @@ class LayerProbes:
     @property
     def best_layer(self) -> Probed:
         """The single layer with the highest accuracy."""
-        return max(self.single, key=lambda probed: probed.accuracy)
+        return _best(self.single)
 
     @property
     def best_range(self) -> Probed:
         """The range, or the whole, with the highest accuracy; the one with fewest features of several."""
-        return max((*self.first_to, *self.to_last), key=lambda probed: (probed.accuracy, -probed.n_features))
-
-    def best_layer_interval(self) -> tuple[float, float]:
-        """Of the best layer's accuracy, 95 %, wide enough for its being chosen on the same samples."""
-        return self.best_layer.interval_at(simultaneous_confidence(_outcomes(self.single)))
-
-    def best_range_interval(self) -> tuple[float, float]:
-        """Likewise of the best range's."""
-        return self.best_range.interval_at(simultaneous_confidence(_outcomes((*self.first_to, *self.to_last))))
+        return _best(sorted((*self.first_to, *self.to_last), key=lambda probed: probed.n_features))
 
     def gains(self, *, simultaneous: bool = False) -> list[tuple[float, float, float]]:
         """For each single layer, what all layers have over it, with the paired 95 % interval.
@@ -137,10 +124,9 @@ class LayerProbes:
         lines = [
             f"all {n_layers} layers: {whole.accuracy:.3f} ({_span(whole.interval)}), "
             f"{whole.n_features:,} features; chance {self.chance:.3f}; {self.evaluated_on}",
-            f"best single layer: {layer.name}, {layer.accuracy:.3f} ({_span(self.best_layer_interval())}); "
+            f"best single layer: {layer.name}, {layer.accuracy:.3f} ({_span(layer.interval)}); "
             f"all layers have {gain[0]:+.3f} ({_signed_span(gain[1:])}, paired) over it",
-            f"best range: {best.name}, {best.accuracy:.3f} ({_span(self.best_range_interval())}), "
-            f"{best.n_features:,} features",
+            f"best range: {best.name}, {best.accuracy:.3f} ({_span(best.interval)}), {best.n_features:,} features",
             f"all layers are above {sum(g[0] > 0 for g in gains)} of {n_layers} single layers, "
             f"clearly (the paired interval excludes 0) above {sum(low > 0 for _, low, _ in gains)}",
             f"the best is chosen on the same samples: its accuracy is an optimistic guess, its 95 % intervals are "
@@ -271,7 +257,7 @@ class _Evaluation:
                     f"training and test samples have different layers: {len(embedding.layers)} and "
                     f"{len(test.layers)}; use the same network and layers for both"
                 )
-            self.fold, self.truth = None, required_labels(test, "test")
+            self.fold, self.truth = np.zeros(0, dtype=int), required_labels(test, "test")
             self.evaluated_on = f"{len(self.truth)} test samples, {len(labels)} training samples"
         values, counts = np.unique(labels, return_counts=True)
         self.chance = float((self.truth == values[counts.argmax()]).mean())
@@ -309,6 +295,12 @@ class _Evaluation:
 
 def _add(first: Grams, second: Grams) -> Grams:
     return first[0] + second[0], None if first[1] is None else first[1] + second[1]
+
+
+def _best(probes: Sequence[Probed]) -> Probed:
+    """The first with the highest accuracy; its interval allows for the choice."""
+    best = max(probes, key=lambda probed: probed.accuracy)
+    return replace(best, confidence=simultaneous_confidence(_outcomes(probes)))
 
 
 def _outcomes(probes: Sequence[Probed]) -> np.ndarray:

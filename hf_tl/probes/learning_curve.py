@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from sklearn.metrics import recall_score
@@ -16,6 +15,7 @@ from hf_tl.embedding.embedding import Embedding
 from hf_tl.errors import InputError
 from hf_tl.intervals import half_width
 from hf_tl.probes.gram import required_labels
+from hf_tl.probes.grid_search import Cost
 from hf_tl.probes.heads import HeadMaker, make_head
 from hf_tl.table import format_table
 
@@ -53,7 +53,7 @@ class LearningCurve:
     metric: str = "test accuracy"
     overlap: tuple[float, ...] = ()
     outcomes: dict[str, np.ndarray] = field(default_factory=dict)
-    labels: np.ndarray | None = None
+    labels: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     test_overlap: float = 1.0
 
     def beside(self, other: LearningCurve) -> LearningCurve:
@@ -192,7 +192,7 @@ class LearningCurve:
     def _test_variance(self, outcomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What the choice of test samples adds to the variance of each draw alone, and of all alike: two of (shots,).
 
-        Of the mean per-class accuracy; half an outcome is added to each class, so that no error is no certainty.
+        Of the mean per-class accuracy; a quarter is added to the squares of a class: no error is no certainty.
         """
         if self.test_overlap == 1:
             outcomes = outcomes.mean(axis=1, keepdims=True)
@@ -203,7 +203,7 @@ class LearningCurve:
                 mine = outcomes[:, j, self.labels[j] == value]
                 n = mine.shape[1]
                 squares = np.square(mine - mine.mean(axis=1, keepdims=True)).sum(axis=1)
-                variance[:, j] += (squares + 0.5) / (n * (n + 1)) / len(classes) ** 2
+                variance[:, j] += (squares + 0.25) / (n * (n + 1)) / len(classes) ** 2
         return (1 - self.test_overlap) * variance.mean(axis=1), self.test_overlap * variance.mean(axis=1)
 
 
@@ -214,7 +214,7 @@ def learning_curve(
     shots: Sequence[int] = SHOTS,
     n_splits: int = N_SPLITS,
     head: str | HeadMaker = "svm",
-    C: float | Sequence[float] | Literal["auto"] = "auto",
+    C: Cost = "auto",
     prepare: Prepare | None = None,
     method: str = "full network",
     random_state: int = 0,
@@ -366,4 +366,6 @@ def fit_power_law(shots: Sequence[int], accuracy: np.ndarray, errors: np.ndarray
     best = int(np.argmin(misfits))
     widened = max(1.0, misfits[best] / max(np.isfinite(error).sum() - 3, 1))
     kept = np.asarray(misfits) <= misfits[best] + CHI_SQUARE * widened
-    return PowerLaw(*map(float, laws[best]), np.asarray(laws)[kept], np.asarray(covariances)[kept] * widened)
+    a, b, c = laws[best]
+    plausible = np.asarray(laws)[kept], np.asarray(covariances)[kept] * widened
+    return PowerLaw(float(a), float(b), float(c), *plausible)

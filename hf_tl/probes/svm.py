@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,8 +11,18 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from hf_tl.errors import InputError
 from hf_tl.probes.active_set import SampleSpace, solve, warn_if_inexact
-from hf_tl.probes.gram import BEYOND, Matrix, gram, is_lazy, plain_values, read_rows, row_blocks, weighted_rows
-from hf_tl.probes.grid_search import Search, find_grid, search, stratified_folds
+from hf_tl.probes.gram import (
+    BEYOND,
+    Features,
+    Matrix,
+    gram,
+    is_lazy,
+    plain_values,
+    read_rows,
+    row_blocks,
+    weighted_rows,
+)
+from hf_tl.probes.grid_search import Cost, Search, find_grid, search, stratified_folds
 from hf_tl.probes.labels import OneVsRest, decide
 
 
@@ -54,7 +63,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        C: float | Sequence[float] | Literal["auto"] = 1.0,
+        C: Cost = 1.0,
         *,
         class_weight: dict | str | None = None,
         solver: Literal["auto", "dual", "primal"] = "auto",
@@ -69,7 +78,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         self.max_iter = max_iter
         self.device = device
 
-    def fit(self, X: Matrix, y: np.ndarray, sample_weight: np.ndarray | None = None) -> LinearSVM:
+    def fit(self, X: Features, y: np.ndarray, sample_weight: np.ndarray | None = None) -> LinearSVM:
         """Fits on X (n_samples, n_features), real or integer, an embedding, a memory-mapped or a lazy array.
 
         Args:
@@ -95,14 +104,14 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
             self._fit_primal(X, columns, weights, np.stack([negative, positive]))
         return self
 
-    def decision_function(self, X: Matrix) -> np.ndarray:
+    def decision_function(self, X: Features) -> np.ndarray:
         """Signed distances times the norm of the weights: X -> (n_samples, n_classes), or (n_samples,) for
         two classes."""
         check_is_fitted(self)
         values = self._values(X)
         return values.ravel() if self._kind == "binary" else values
 
-    def predict(self, X: Matrix) -> np.ndarray:
+    def predict(self, X: Features) -> np.ndarray:
         """The class of each sample of X, (n_samples,), or its labels, (n_samples, n_labels)."""
         check_is_fitted(self)
         return decide(self._values(X), self.classes_, self._kind)
@@ -128,7 +137,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         self.coef_, self.intercept_ = weighted_rows(found.alpha, X), found.alpha.sum(axis=0)
         for j, column in found.weights.items():
             *self.coef_[j], self.intercept_[j] = space.in_features(column)
-        self.n_iter_ = 1
+        self.n_iter_ = 1.0
 
     def _fit_primal(self, X: Matrix, columns: OneVsRest, weights: np.ndarray, factors: np.ndarray) -> None:
         grid = find_grid(self.C, _sampled_squared_norm(X, weights))
@@ -168,38 +177,39 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         from hf_tl.probes.primal import Columns, solve_primal, warn_if_unsolved
 
         n_columns = columns.signs.shape[1]
-        columns = Columns(
+        problems = Columns(
             signs=np.tile(columns.signs, (1, len(grid))),
             negative=np.concatenate([2 * C * factors[0] for C in grid]),
             positive=np.concatenate([2 * C * factors[1] for C in grid]),
             weights=weights,
         )
-        found = solve_primal(X, columns, tol=self.tol, max_iter=self.max_iter, device=self.device)
+        found = solve_primal(X, problems, tol=self.tol, max_iter=self.max_iter, device=self.device)
         warn_if_unsolved(found, self.tol)
         shape = (len(grid), n_columns)
         return found.coef.reshape(*shape, -1), found.intercept.reshape(shape), found.passes
 
-    def _checked(self, X: Matrix, y: np.ndarray) -> tuple[Matrix, np.ndarray]:
-        X = plain_values(X)
-        if is_lazy(X):
+    def _checked(self, X: Features, y: np.ndarray) -> tuple[Matrix, np.ndarray]:
+        values = plain_values(X)
+        if is_lazy(values):
+            X = values
             if len(X.shape) != 2 or len(y) != X.shape[0]:
                 raise ValueError(f"expected X of {len(y)} samples and y of as many labels, got X of shape {X.shape}")
             if X.dtype.kind == "f" and not all(np.isfinite(read_rows(X, rows)).all() for rows in row_blocks(X)):
                 raise ValueError("X holds NaN or infinity; expected finite features")
             self.n_features_in_ = X.shape[1]
             return X, np.asarray(y)
-        X, y = validate_data(self, X, y, dtype=None, ensure_min_samples=2, multi_output=True)
-        return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
+        checked, y = validate_data(self, values, y, dtype=None, ensure_min_samples=2, multi_output=True)
+        return checked, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
 
-    def _values(self, X: Matrix) -> np.ndarray:
-        X = plain_values(X)
-        if not is_lazy(X):
-            X = validate_data(self, X, dtype=None, reset=False)
-        elif X.shape[1] != self.n_features_in_:
-            raise ValueError(f"X has {X.shape[1]} features, but LinearSVM was fitted on {self.n_features_in_}")
-        values = np.empty((X.shape[0], len(self.coef_)))
-        for rows in row_blocks(X):
-            values[rows] = read_rows(X, rows).astype(np.float64) @ self.coef_.T
+    def _values(self, X: Features) -> np.ndarray:
+        matrix = plain_values(X)
+        if not is_lazy(matrix):
+            matrix = validate_data(self, matrix, dtype=None, reset=False)
+        elif matrix.shape[1] != self.n_features_in_:
+            raise ValueError(f"X has {matrix.shape[1]} features, but LinearSVM was fitted on {self.n_features_in_}")
+        values = np.empty((matrix.shape[0], len(self.coef_)))
+        for rows in row_blocks(matrix):
+            values[rows] = read_rows(matrix, rows).astype(np.float64) @ self.coef_.T
         return values + self.intercept_
 
 

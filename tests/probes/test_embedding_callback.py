@@ -77,7 +77,7 @@ def test_flags_and_random_numbers_are_restored():
 
 def test_wrong_arguments_end_in_a_sentence():
     bare = Samples([{"x": torch.zeros(4)}], "x", name="val")
-    with pytest.raises(InputError, match="val has no labels; heads are fitted on"):
+    with pytest.raises(InputError, match="val has no labels; heads are fitted"):
         EmbeddingCallback(rows(8, 1), bare, prepare=prepare)
     with pytest.raises(InputError, match="eval_steps must be at least 1, got 0"):
         EmbeddingCallback(rows(8, 1), rows(8, 2), prepare=prepare, eval_steps=0)

@@ -80,8 +80,8 @@ def test_one_c_is_taken_as_it_is(name):
 
 
 @pytest.mark.parametrize("name", ["kernel", "mlp"])
-def test_a_head_that_can_learn_the_rows_by_heart_warns(name):
-    with pytest.warns(UserWarning, match=f"head '{name}' on 40 rows of 100 features can learn them by heart"):
+def test_a_head_that_can_memorise_the_samples_warns(name):
+    with pytest.warns(UserWarning, match=f"head '{name}' on 40 samples of 100 features can memorise them"):
         make_head(name, (40, 100))
 
 

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainingArguments
 
 from hf_tl import EmbeddingCallback, InputError
-from hf_tl.probes.loaders import rows_of_loader
+from hf_tl.probes.loaders import samples_of_loader
 
 
 class Model(nn.Module):
@@ -30,7 +30,7 @@ def data(count, seed=1, key="labels"):
 
 @pytest.mark.parametrize("key", ["labels", "label"])
 def test_rows_are_those_of_the_dataset_in_its_order(key):
-    rows, prepare = rows_of_loader(DataLoader(data(10, key=key), batch_size=3, shuffle=True))
+    rows, prepare = samples_of_loader(DataLoader(data(10, key=key), batch_size=3, shuffle=True))
     assert len(rows) == 10
     assert rows.labels.tolist() == [0, 1] * 5
     batch = prepare([rows[3], rows[4]])
@@ -39,7 +39,7 @@ def test_rows_are_those_of_the_dataset_in_its_order(key):
 
 
 def test_of_many_rows_some_are_taken_from_all_over():
-    rows, _ = rows_of_loader(DataLoader(data(100)), limit=10)
+    rows, _ = samples_of_loader(DataLoader(data(100)), limit=10)
     taken = [int(i) for i in rows.dataset.chosen]
     assert len(taken) == 10
     assert (taken[0], taken[-1]) == (0, 99)
@@ -48,10 +48,10 @@ def test_of_many_rows_some_are_taken_from_all_over():
 
 def test_pairs_and_a_function_of_the_batch():
     pairs = [(torch.full((4,), float(i)), i % 2) for i in range(6)]
-    rows, prepare = rows_of_loader(DataLoader(pairs))
+    rows, prepare = samples_of_loader(DataLoader(pairs))
     assert rows.labels.tolist() == [0, 1, 0, 1, 0, 1]
     assert torch.equal(prepare([rows[5]])[0], pairs[5][0])
-    _, scaled = rows_of_loader(DataLoader(data(4)), inputs=lambda batch: batch["x"] / 2)
+    _, scaled = samples_of_loader(DataLoader(data(4)), inputs=lambda batch: batch["x"] / 2)
     assert torch.equal(scaled([data(4)[1]])[0], data(4)[1]["x"] / 2)
 
 
@@ -86,15 +86,15 @@ class Stream(IterableDataset):
 
 def test_what_has_no_classes_is_refused(tmp_path):
     with pytest.raises(InputError, match="should come from a DataLoader over a dataset with a length, got Stream"):
-        rows_of_loader(DataLoader(Stream()))
+        samples_of_loader(DataLoader(Stream()))
     with pytest.raises(InputError, match="got list"):
-        rows_of_loader([1, 2])
+        samples_of_loader([1, 2])
     with pytest.raises(InputError, match=r"have no labels: none of .* among \['x'\]"):
-        rows_of_loader(DataLoader([{"x": 1}, {"x": 2}]))
-    with pytest.raises(InputError, match="labels of rows should be one class a row, got float32"):
-        rows_of_loader(DataLoader([{"x": 1.0, "label": np.float32(0.5)}] * 2))
-    with pytest.raises(InputError, match="heads need two rows or more, got 1"):
-        rows_of_loader(DataLoader(data(1)))
+        samples_of_loader(DataLoader([{"x": 1}, {"x": 2}]))
+    with pytest.raises(InputError, match="labels of samples should be one class a sample, got float32"):
+        samples_of_loader(DataLoader([{"x": 1.0, "label": np.float32(0.5)}] * 2))
+    with pytest.raises(InputError, match="heads need two samples or more, got 1"):
+        samples_of_loader(DataLoader(data(1)))
     trainer = Trainer(Model(), TrainingArguments(str(tmp_path), use_cpu=True), train_dataset=data(4))
     with pytest.raises(InputError, match="the Trainer has no eval_dataset"):
         EmbeddingCallback.from_trainer(trainer)
