@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +23,7 @@ LABEL_NAMES = ("label", "labels", "target", "class", "category")
 TEXT_NAMES = ("text", "sentence", "content", "review", "document", "question")
 PLURALS = {"image": "images", "text": "texts", "audio": "recordings", "array": "arrays"}
 EMPTY = ("corresponds to no data", "BatchSize must be greater than 0")  # how datasets says that a file has no samples
+PAIR = "pair"  # the column of two that are read as one
 HELD_OUT = 0.2  # share of the training samples that becomes the test set where a dataset has none
 
 
@@ -71,19 +72,26 @@ class Task:
 
 
 def load_task(
-    name: str, *, modality: str, label: str | None = None, input_column: str | None = None, config: str | None = None
+    name: str,
+    *,
+    modality: str,
+    label: str | None = None,
+    input_column: str | Sequence[str] | None = None,
+    config: str | None = None,
 ) -> Task:
     """Loads a labelled dataset as training and test samples.
 
     The test samples are the labelled split named test, else validation; where there is neither, a fifth of the
     training samples is held out, the same fifth each time.
 
+    Labels of the test samples are numbered as the training samples' are.
+
     Args:
-        name: a Hub id; a .csv, .tsv, .json, .jsonl or .parquet file; a folder of images, one sub-folder a class;
-            or any other folder that `datasets.load_dataset` reads.
+        name: a Hub id; a .csv, .tsv, .json, .jsonl or .parquet file; a folder of images, one sub-folder per class; a
+            folder that `save_to_disk` wrote; or any other folder that `datasets.load_dataset` reads.
         modality: what the network reads: "image", "text" or "audio".
         label: the label column; found where there is one candidate only.
-        input_column: the column to read; found likewise.
+        input_column: the column to read, or two columns of texts that are read as pairs; one is found likewise.
         config: the configuration of the dataset, where it has several.
 
     Raises:
@@ -108,7 +116,11 @@ def load_task(
     for split in TEST_NAMES:
         if split in splits and split != train_name:
             samples = as_samples(
-                splits[split], modality=modality, label=label, input_column=train.input_column, name=split
+                splits[split],
+                modality=modality,
+                label=label,
+                input_column=input_column or train.input_column,
+                name=split,
             )
             if samples.labels is None:
                 notes.append(f"split {split!r} has no labels and is not used")
@@ -117,39 +129,119 @@ def load_task(
                 notes += [] if split == "test" else [f"tested on split {split!r}"]
                 break
     if test is None:
-        train, test = _hold_out(train)
+        train, test = _hold_out(train, train.labels)
         notes.append(f"no labelled test split: {len(test)} of {len(test) + len(train)} training samples are held out")
+    if train.class_names is not None and test.class_names is not None:
+        test = replace(
+            test, labels=renumber(test.labels, test.class_names, train.class_names), class_names=train.class_names
+        )
     classes = np.unique(train.labels)
     if len(classes) < 2:
         only = train.class_names[classes[0]] if train.class_names is not None else classes[0]
         raise InputError(
             f"the {len(train)} training samples of {name!r} have one class only, {str(only)!r}; expected two or more"
         )
+    for value in np.setdiff1d(test.labels, classes):
+        n = int((test.labels == value).sum())
+        named = str(value if train.class_names is None else train.class_names[value])
+        notes.append(f"{n} of {len(test)} test samples are of class {named!r}, of which there is no training sample")
     return Task(train, test, tuple(notes))
 
 
+def renumber(labels: np.ndarray, names: Sequence[str], onto: Sequence[str]) -> np.ndarray:
+    """Numbers of classes in one table of names as numbers in another one.
+
+    Args:
+        labels: (samples,) integers, indices of `names`.
+        names: of the classes.
+        onto: the other table.
+
+    Raises:
+        InputError: a class among the labels that the other table does not have.
+    """
+    if tuple(names) == tuple(onto):
+        return labels
+    for value in np.unique(labels):
+        if names[value] not in onto:
+            raise InputError(f"class {names[value]!r} is none of {list(onto)}; {closest(names[value], onto)}")
+    numbers = np.array([onto.index(name) if name in onto else -1 for name in names])
+    return numbers[labels].astype(labels.dtype)
+
+
 def as_samples(
-    dataset: Dataset,
+    data: object,
     *,
     modality: str,
     label: str | None = None,
-    input_column: str | None = None,
+    input_column: str | Sequence[str] | None = None,
     name: str = "samples",
 ) -> Samples:
-    """Finds the input column and the labels of one split; `labels` stays None where no column looks like one.
+    """Samples from whatever holds some: a `datasets.Dataset`, a DataFrame, a sequence of raw inputs, or `Samples`.
+
+    In a table the input column and the labels are found; `labels` stays None where no column looks like one.
 
     Raises:
-        InputError: a named column that does not exist, several candidates, or labels that are not classes.
+        InputError: a container that is iterated over in something else than samples, a named column that does not
+            exist, several candidates, or labels that are not classes.
     """
+    from datasets import Dataset, IterableDataset
+
+    if isinstance(data, Samples):
+        return data
+    if type(data).__module__.startswith("pandas.") and type(data).__name__ == "DataFrame":
+        data = Dataset.from_pandas(data, preserve_index=False)
+    if isinstance(data, Dataset):
+        return _from_table(data, modality, label, input_column, name)
+    if isinstance(data, IterableDataset):
+        raise InputError(
+            "a streamed dataset has no length and no order of access; give Dataset.from_list(list(stream)), "
+            "or a part of it: list(stream.take(1000))"
+        )
+    if isinstance(data, Mapping):
+        split = next((name for name, part in data.items() if isinstance(part, Dataset)), None)
+        wanted = "Dataset.from_dict(columns)" if split is None else f"one split, data[{split!r}]"
+        raise InputError(
+            f"expected a sequence of raw inputs or a Dataset, got {type(data).__name__} of "
+            f"{sorted(map(str, data))[:5]}; give {wanted}"
+        )
+    if isinstance(data, (str, bytes, os.PathLike)) or not isinstance(data, Iterable):
+        raise InputError(f"expected a sequence of raw inputs, got one {type(data).__name__}; put it into a list")
+    return Samples([{"input": value} for value in data], "input", name=name)
+
+
+def _from_table(
+    dataset: Dataset, modality: str, label: str | None, input_column: str | Sequence[str] | None, name: str
+) -> Samples:
     columns = dataset.column_names
-    for wanted in (label, input_column):
+    named = [input_column] if isinstance(input_column, str) else list(input_column or ())
+    for wanted in (label, *named):
         if wanted is not None and wanted not in columns:
             raise InputError(f"there is no column {wanted!r} among {columns}; {closest(wanted, columns)}")
     label = label or _find_label(dataset)
-    input_column = input_column or _find_input(dataset, modality, label)
     labels, class_names = (None, None) if label is None else _read_labels(dataset, label)
-    dataset = _undecoded(dataset, input_column)
-    return Samples(dataset.select_columns(input_column), input_column, labels, class_names, name)
+    if len(named) > 1:
+        return Samples(_Pairs(dataset, tuple(named)), PAIR, labels, class_names, name)
+    column = named[0] if named else _find_input(dataset, modality, label)
+    return Samples(_undecoded(dataset, column).select_columns(column), column, labels, class_names, name)
+
+
+@dataclass(frozen=True)
+class _Pairs(Sequence):
+    """Two columns of a dataset as one."""
+
+    dataset: Dataset
+    columns: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, tuple]:
+        row = self.dataset[index]
+        return {PAIR: tuple(row[column] for column in self.columns)}
+
+    def select(self, indices: Sequence[int]) -> _Pairs:
+        """Some of them."""
+        return _Pairs(self.dataset.select(indices), self.columns)
 
 
 def _load(name: str, config: str | None) -> DatasetDict:
@@ -157,6 +249,9 @@ def _load(name: str, config: str | None) -> DatasetDict:
 
     suffix = os.path.splitext(name)[1].lower()
     try:
+        if any(os.path.isfile(os.path.join(name, mark)) for mark in ("state.json", "dataset_dict.json")):
+            saved = datasets.load_from_disk(name)
+            return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
         if suffix in FILE_FORMATS and not os.path.isdir(name):
             if not os.path.isfile(name):
                 raise InputError(f"data file {name!r} does not exist")
@@ -213,7 +308,7 @@ def _find_input(dataset: Dataset, modality: str, label: str | None) -> str:
 
 
 def _undecoded(dataset: Dataset, column: str) -> Dataset:
-    """Recordings as files, which `hf_tl.audio` reads: the decoder of `datasets` is a package of its own."""
+    """Recordings as files, which `hf_tl.inputs` reads: the decoder of `datasets` is a package of its own."""
     from datasets import Audio
 
     return dataset.cast_column(column, Audio(decode=False)) if isinstance(dataset.features[column], Audio) else dataset
@@ -242,25 +337,18 @@ def _read_labels(dataset: Dataset, label: str) -> tuple[np.ndarray | None, tuple
     return labels, names
 
 
-def _hold_out(samples: Samples) -> tuple[Samples, Samples]:
+def _hold_out(samples: Samples, labels: np.ndarray) -> tuple[Samples, Samples]:
     """Splits off a fifth of each class, with a fixed seed; a class of one sample stays in training."""
-    generator = np.random.default_rng(0)
-    test = []
-    for value in np.unique(samples.labels):
-        members = generator.permutation(np.flatnonzero(samples.labels == value))
-        test.extend(members[: min(max(1, round(HELD_OUT * len(members))), len(members) - 1)])
-    if not test:
+    from sklearn.model_selection import train_test_split
+
+    _, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    several = np.flatnonzero(counts[numbers] > 1)
+    if not len(several):
         raise InputError(f"there is no test split, and none can be held out: {len(samples)} samples, one per class")
-    chosen = np.zeros(len(samples), dtype=bool)
-    chosen[test] = True
+    n_test = max(round(HELD_OUT * len(several)), int((counts > 1).sum()))
+    test = train_test_split(several, test_size=n_test, stratify=numbers[several], random_state=0)[1]
 
-    def part(mask: np.ndarray, name: str) -> Samples:
-        return Samples(
-            samples.dataset.select(np.flatnonzero(mask)),
-            samples.input_column,
-            samples.labels[mask],
-            samples.class_names,
-            name,
-        )
+    def part(indices: np.ndarray, name: str) -> Samples:
+        return replace(samples, dataset=samples.dataset.select(indices), labels=labels[indices], name=name)
 
-    return part(~chosen, samples.name), part(chosen, "test")
+    return part(np.setdiff1d(np.arange(len(samples)), test), samples.name), part(np.sort(test), "test")

@@ -10,21 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hf_tl.architectures import AUTO_CLASSES, AutoClass, auto_class_for, classifiers_for
-from hf_tl.audio import read_samples
 from hf_tl.errors import InputError, in_one_line
+from hf_tl.preparation import find_preparation
 from hf_tl.trace import Batch
 
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
     Prepare = Callable[[list], Batch]
 
 BARE = AUTO_CLASSES[-1]
-LONGEST_TEXT = 512  # tokens, where neither the tokenizer nor the network has a lower limit
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,12 @@ class Network:
 
 
 def load_network(
-    name: str, *, classes: Sequence[str] | None = None, image_size: int | None = None, revision: str | None = None
+    name: str,
+    *,
+    classes: Sequence[str] | None = None,
+    image_size: int | None = None,
+    max_length: int | None = None,
+    revision: str | None = None,
 ) -> Network:
     """Loads a pre-trained network and its preparation of inputs, in float32 and eval mode.
 
@@ -68,6 +72,8 @@ def load_network(
         classes: names of two classes or more; the head has an output for each, with random weights unless the
             checkpoint's head fits.
         image_size: side of the square images in pixels; None for the size of pre-training.
+        max_length: tokens of a text that are read, the rest is cut; None for as many as the network has positions
+            for, 512 at most.
         revision: branch, tag or commit on the Hub.
 
     Raises:
@@ -91,7 +97,9 @@ def load_network(
         model, untrained = _from_transformers(files, _load_config(files), BARE)
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
-    prepare, processor, modality = _find_preparation(model, files, image_size)
+    prepare, processor, modality = find_preparation(
+        model, files.place, name=name, image_size=image_size, max_length=max_length, revision=revision
+    )
     return Network(
         model.eval(),
         prepare,
@@ -258,137 +266,6 @@ def _from_timm(files: _Files, **options: int) -> nn.Module:
         return timm.create_model(files.timm_name, pretrained=True, **options)
     except Exception as error:  # a foreign config can fail timm in any way
         raise InputError(f"timm could not load {files.name!r}: {in_one_line(error)}") from error
-
-
-def _find_preparation(
-    model: nn.Module, files: _Files, image_size: int | None
-) -> tuple[Callable[[list], Batch], Any, str]:
-    """What turns raw inputs into batches, the processor that it uses, and what it reads."""
-    from transformers import PreTrainedModel, TimmWrapperPreTrainedModel
-
-    if not isinstance(model, PreTrainedModel):
-        return _timm_prepare(model, image_size), None, "image"
-    if isinstance(model, TimmWrapperPreTrainedModel):
-        return _timm_prepare(model.timm_model, image_size), None, "image"  # its processor cannot be saved
-    makers = {
-        "pixel_values": (_image_prepare, "image"),
-        "input_ids": (_text_prepare, "text"),
-        "input_values": (_audio_prepare, "audio"),
-        "input_features": (_audio_prepare, "audio"),
-    }
-    if model.main_input_name not in makers:
-        raise InputError(
-            f"{files.name!r} reads {model.main_input_name!r}; this version feeds images (pixel_values), text "
-            f"(input_ids) and audio (input_values, input_features)"
-        )
-    make, modality = makers[model.main_input_name]
-    if image_size is not None and modality != "image":
-        raise InputError(f"image_size={image_size} was given, but {files.name!r} reads {modality}")
-    try:
-        prepare, processor = make(model, files, image_size)
-    except Exception as error:  # a foreign processor can fail in any way
-        raise InputError(f"no processor for {files.name!r}: {in_one_line(error)}") from error
-    return prepare, processor, modality
-
-
-def _timm_prepare(model: nn.Module, image_size: int | None) -> Callable[[list], Tensor]:
-    from timm.data import create_transform, resolve_model_data_config
-
-    data = resolve_model_data_config(model)
-    if image_size is not None:
-        data["input_size"] = (data["input_size"][0], image_size, image_size)
-    transform = create_transform(**data, is_training=False)
-    return _TimmPreparation(transform, "RGB" if data["input_size"][0] == 3 else "L")
-
-
-def _image_prepare(model: PreTrainedModel, files: _Files, image_size: int | None) -> tuple[Prepare, Any]:
-    from transformers import AutoImageProcessor
-
-    processor = AutoImageProcessor.from_pretrained(files.place, revision=files.revision or "main")
-    resized = {}
-    if image_size is not None:
-        square = {"height": image_size, "width": image_size}
-        resized = {"size": square, "crop_size": square}
-    return _ImagePreparation(processor, resized), processor
-
-
-def _text_prepare(model: PreTrainedModel, files: _Files, image_size: int | None) -> tuple[Prepare, Any]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(files.place, revision=files.revision or "main")
-    tokenizer.padding_side = "right"  # positions are counted from the left, and padding is masked on either side
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-        model.config.pad_token_id = tokenizer.pad_token_id  # by which classifiers find the last token of a text
-    return _TextPreparation(tokenizer, min(tokenizer.model_max_length, _longest_text(model))), tokenizer
-
-
-def _longest_text(model: PreTrainedModel) -> int:
-    """The most tokens that a network has positions for, or what is usual."""
-    config = model.config.to_dict()
-    limits = [config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)]
-    for name, module in model.named_modules():  # RoBERTa's positions begin behind that of padding
-        if "position" in name and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            limits.append(module.num_embeddings - module.padding_idx - 1)
-    return min([LONGEST_TEXT, *limits])
-
-
-def _audio_prepare(model: PreTrainedModel, files: _Files, image_size: int | None) -> tuple[Prepare, Any]:
-    from transformers import AutoFeatureExtractor
-
-    extractor = AutoFeatureExtractor.from_pretrained(files.place, revision=files.revision or "main")
-    # spectrograms come in the one length that the network takes, samples in that of the longest recording
-    takes_samples = model.main_input_name == "input_values" and "num_mel_bins" not in model.config.to_dict()
-    padding = {"padding": True} if takes_samples and "padding_value" in extractor.to_dict() else {}
-    return _AudioPreparation(extractor, padding), extractor
-
-
-@dataclass(frozen=True)
-class _TimmPreparation:
-    """PIL images -> pixels. This and what follows are classes for the sake of worker processes, which get a copy."""
-
-    transform: Callable[[Any], Tensor]
-    mode: str
-
-    def __call__(self, images: list) -> Tensor:
-        return torch.stack([self.transform(image.convert(self.mode)) for image in images])
-
-
-@dataclass(frozen=True)
-class _ImagePreparation:
-    """PIL images -> what an image processor of transformers makes of them."""
-
-    processor: Any
-    options: Mapping[str, Any]
-
-    def __call__(self, images: list) -> Batch:
-        return dict(self.processor([image.convert("RGB") for image in images], return_tensors="pt", **self.options))
-
-
-@dataclass(frozen=True)
-class _TextPreparation:
-    """Strings -> tokens, at most `length` of them, padded to the longest."""
-
-    tokenizer: Any
-    length: int
-
-    def __call__(self, texts: list) -> Batch:
-        batch = self.tokenizer([str(text) for text in texts], padding=True, truncation=True, max_length=self.length)
-        batch = batch.convert_to_tensors("pt")
-        return {key: value for key, value in batch.items() if key in self.tokenizer.model_input_names}
-
-
-@dataclass(frozen=True)
-class _AudioPreparation:
-    """Recordings -> what a feature extractor of transformers makes of them."""
-
-    extractor: Any
-    options: Mapping[str, Any]
-
-    def __call__(self, recordings: list) -> Batch:
-        rate = self.extractor.sampling_rate
-        samples = [read_samples(recording, rate=rate) for recording in recordings]
-        return dict(self.extractor(samples, sampling_rate=rate, return_tensors="pt", **self.options))
 
 
 def _hub_config(name: str, revision: str | None) -> dict:

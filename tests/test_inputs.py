@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from hf_tl.audio import read_samples
+from hf_tl.inputs import read_recording
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint8, np.float32])
@@ -16,15 +16,15 @@ def test_recordings_are_heard_the_same_in_every_form(dtype):
     kept = (tone.astype(np.float64) * scale + (128 if dtype is np.uint8 else 0)).astype(dtype)
     file = io.BytesIO()
     wavfile.write(file, 8000, np.stack([kept, kept], axis=1))
-    heard = read_samples({"bytes": file.getvalue(), "path": "a.wav"}, rate=8000)
+    heard = read_recording({"bytes": file.getvalue(), "path": "a.wav"}, rate=8000)
     np.testing.assert_allclose(heard, tone, atol=0.01)
-    np.testing.assert_array_equal(read_samples(tone, rate=8000), tone)
-    half = read_samples({"array": tone, "sampling_rate": 8000}, rate=4000)
+    np.testing.assert_array_equal(read_recording(tone, rate=8000), tone)
+    half = read_recording({"array": tone, "sampling_rate": 8000}, rate=4000)
     np.testing.assert_allclose(half[20:-20], tone[::2][20:-20], atol=0.01)
 
 
 def test_what_cannot_be_heard():
     with pytest.raises(ValueError, match=r"x.mp3 is no WAV file, and torchcodec"):
-        read_samples({"bytes": b"no", "path": "x.mp3"}, rate=8000)
+        read_recording({"bytes": b"no", "path": "x.mp3"}, rate=8000)
     with pytest.raises(ValueError, match=r"should be \(samples,\)"):
-        read_samples(np.zeros((0,)), rate=8000)
+        read_recording(np.zeros((0,)), rate=8000)

@@ -1,0 +1,234 @@
+"""What turns raw inputs into batches of a pre-trained network, as it was trained on them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hf_tl.architectures import is_transformers
+from hf_tl.errors import InputError, in_one_line
+from hf_tl.inputs import read_image, read_recording, read_text
+from hf_tl.trace import Batch
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Prepare = Callable[[list], Batch]
+MODALITIES = {"pixel_values": "image", "input_ids": "text", "input_values": "audio", "input_features": "audio"}
+LONGEST_TEXT = 512  # tokens, where nobody asks for more
+
+
+def find_preparation(
+    model: nn.Module,
+    place: str,
+    *,
+    name: str,
+    image_size: int | None = None,
+    max_length: int | None = None,
+    revision: str | None = None,
+) -> tuple[Prepare, Any, str]:
+    """What turns raw inputs into batches, the processor of transformers that it uses, if any, and what it reads.
+
+    Args:
+        model: one of timm, or of transformers.
+        place: folder or Hub id of its processor.
+        name: of the network, for messages.
+        image_size: side of the square images in pixels; None for the size of pre-training.
+        max_length: tokens of a text that are read; None for as many as there are positions, `LONGEST_TEXT` at most.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        InputError: the model reads something else, comes without a processor, or does not take an option.
+    """
+    from transformers import TimmWrapperPreTrainedModel
+
+    main_input = model.main_input_name if is_transformers(model) else "pixel_values"
+    modality = MODALITIES.get(main_input)
+    if modality is None:
+        raise InputError(
+            f"{name!r} reads {main_input!r}; this version feeds images (pixel_values), text (input_ids) and audio "
+            f"(input_values, input_features)"
+        )
+    for option, value, of in (("image_size", image_size, "image"), ("max_length", max_length, "text")):
+        if value is not None and modality != of:
+            raise InputError(f"{option}={value} was given, but {name!r} reads {modality}")
+    files = {"pretrained_model_name_or_path": place, "revision": revision or "main"}
+    try:
+        if isinstance(model, TimmWrapperPreTrainedModel):  # whose own processor cannot be saved
+            return _for_timm(model.timm_model, name, image_size), None, modality
+        if not is_transformers(model):
+            return _for_timm(model, name, image_size), None, modality
+        make: _ForImages | _ForTexts | _ForRecordings
+        if modality == "image":
+            make = _for_images(model, files, name, image_size)
+        elif modality == "text":
+            make = _for_texts(model, files, name, max_length)
+        else:
+            make = _for_recordings(model, files, name)
+    except InputError:
+        raise
+    except Exception as error:  # a foreign processor can fail in any way
+        raise InputError(f"no processor for {name!r}: {in_one_line(error)}") from error
+    return make, make.processor, modality
+
+
+def _for_timm(model: nn.Module, name: str, image_size: int | None) -> _ForTimm:
+    from timm.data import create_transform, resolve_model_data_config
+
+    data = resolve_model_data_config(model)
+    if image_size is not None:
+        data["input_size"] = (data["input_size"][0], image_size, image_size)
+    return _ForTimm(create_transform(**data, is_training=False), _mode(data["input_size"][0], name))
+
+
+@dataclass(frozen=True)
+class _ForTimm:
+    """Images -> (batch, channels, height, width). A class, as what follows: worker processes get a copy."""
+
+    transform: Callable[[Any], Tensor]
+    mode: Literal["RGB", "L"]
+
+    def __call__(self, images: list) -> Tensor:
+        return torch.stack([self.transform(read_image(image, mode=self.mode)) for image in images])
+
+
+def _for_images(model: PreTrainedModel, files: Mapping[str, str], name: str, image_size: int | None) -> _ForImages:
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(**files)
+    mode = _mode(model.config.to_dict().get("num_channels") or 3, name)
+    return _ForImages(processor, mode, {} if image_size is None else _sizes(processor.to_dict(), image_size))
+
+
+@dataclass(frozen=True)
+class _ForImages:
+    """Images -> what an image processor of transformers makes of them."""
+
+    processor: Any
+    mode: Literal["RGB", "L"]
+    options: Mapping[str, Any]
+
+    def __call__(self, images: list) -> Batch:
+        images = [read_image(image, mode=self.mode) for image in images]
+        return dict(self.processor(images, return_tensors="pt", **self.options))
+
+
+def _mode(n_channels: int, name: str) -> Literal["RGB", "L"]:
+    if n_channels not in (1, 3):
+        raise InputError(
+            f"{name!r} reads images of {n_channels} channels; colours (3) and grey (1) are known, so prepare them "
+            f"yourself: Network(model, prepare)"
+        )
+    return "RGB" if n_channels == 3 else "L"
+
+
+def _sizes(settings: Mapping[str, Any], image_size: int) -> dict[str, dict[str, int]]:
+    """A processor's sizes for images of another side: all by one factor, so that the same margins are cut off."""
+    sizes = {"size": settings["size"]}
+    if settings.get("do_center_crop") and settings.get("crop_size"):
+        sizes["crop_size"] = settings["crop_size"]
+    own = sizes.get("crop_size") or sizes["size"]
+    side = own.get("shortest_edge") or min(own["height"], own["width"])
+    return {
+        name: {edge: round(length * image_size / side) for edge, length in size.items() if length}
+        for name, size in sizes.items()
+    }
+
+
+def _for_texts(model: PreTrainedModel, files: Mapping[str, str], name: str, max_length: int | None) -> _ForTexts:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(**files)
+    tokenizer.padding_side = "right"  # positions are counted from the left, and padding is masked on either side
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        model.config.pad_token_id = tokenizer.pad_token_id  # by which classifiers find the last token of a text
+    possible = min(tokenizer.model_max_length, _n_positions(model))
+    if max_length is not None and not 0 < max_length <= possible:
+        raise InputError(f"max_length should be 1 to the {possible} tokens that {name!r} reads, got {max_length}")
+    return _ForTexts(tokenizer, max_length or min(possible, LONGEST_TEXT), possible, name)
+
+
+def _n_positions(model: PreTrainedModel) -> int:
+    """How many tokens a network has positions for, or what is usual."""
+    config = model.config.get_text_config().to_dict()
+    limits = [config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)]
+    for name, module in model.named_modules():  # RoBERTa's positions begin behind that of padding
+        if "position" in name and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)
+    return min(limits, default=LONGEST_TEXT)
+
+
+@dataclass
+class _ForTexts:
+    """Texts, or pairs of texts, -> tokens, padded to the longest; the first batch with a text that is cut warns."""
+
+    processor: Any
+    max_length: int
+    possible: int
+    name: str
+    warned: bool = field(default=False, repr=False)
+
+    def __call__(self, texts: list) -> Batch:
+        firsts, seconds = zip(*(read_text(text) for text in texts), strict=True)
+        if None in seconds and any(second is not None for second in seconds):
+            raise ValueError("single texts and pairs of texts are mixed")
+        pairs = [list(firsts), None if None in seconds else list(seconds)]
+        batch = self.processor(*pairs, padding=True, truncation=True, max_length=self.max_length)
+        lengths = [sum(mask) for mask in batch["attention_mask"]]
+        if not all(lengths):
+            raise ValueError("the tokenizer finds no token in the text: there is nothing to read")
+        if not self.warned and max(lengths) >= self.max_length:
+            self._warn(pairs)
+        batch = batch.convert_to_tensors("pt")
+        return {key: value for key, value in batch.items() if key in self.processor.model_input_names}
+
+    def _warn(self, pairs: list) -> None:
+        whole = [len(ids) for ids in self.processor(*pairs, verbose=False)["input_ids"]]
+        n_cut = sum(length > self.max_length for length in whole)
+        if n_cut:
+            self.warned = True
+            more = f"; {self.name!r} reads up to {self.possible} with load_network(..., max_length={self.possible})"
+            warnings.warn(
+                f"{n_cut} of {len(whole)} texts of a batch have more than {self.max_length} tokens, up to "
+                f"{max(whole)}; what is beyond is cut, also from later ones"
+                f"{more if self.possible > self.max_length else ''}",
+                stacklevel=2,
+            )
+
+
+def _for_recordings(model: PreTrainedModel, files: Mapping[str, str], name: str) -> _ForRecordings:
+    from transformers import AutoFeatureExtractor
+
+    extractor = AutoFeatureExtractor.from_pretrained(**files)
+    settings, rate = extractor.to_dict(), extractor.sampling_rate
+    # spectrograms come in the one length that the network takes, samples in that of the longest recording
+    takes_samples = model.main_input_name == "input_values" and "num_mel_bins" not in model.config.to_dict()
+    padding = {"padding": True} if takes_samples and "padding_value" in settings else {}
+    longest = settings.get("n_samples") or settings.get("nb_max_samples")  # of Whisper and CLAP
+    if longest is None and {"max_length", "num_mel_bins"} <= set(settings):
+        longest = settings["max_length"] * rate // 100  # of AST, in frames of 10 ms
+    return _ForRecordings(extractor, padding, longest, name)
+
+
+@dataclass(frozen=True)
+class _ForRecordings:
+    """Recordings -> what a feature extractor of transformers makes of them."""
+
+    processor: Any
+    options: Mapping[str, Any]
+    longest: int | None
+    name: str
+
+    def __call__(self, recordings: list) -> Batch:
+        rate = self.processor.sampling_rate
+        samples = [read_recording(recording, rate=rate) for recording in recordings]
+        if self.longest is not None and any(len(one) > self.longest for one in samples):
+            warnings.warn(f"{self.name!r} reads {self.longest / rate:g} s; longer recordings are cut", stacklevel=2)
+        return dict(self.processor(samples, sampling_rate=rate, return_tensors="pt", **self.options))
