@@ -370,13 +370,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
     def _as_samples(self, samples: object) -> tuple[Network, Samples]:
         if self.network is None:
             raise InputError(f"without a network only raw embeddings can be used, got {type(samples).__name__}")
-        if isinstance(samples, Samples):
-            return self.network, samples
-        from datasets import Dataset
-
-        if isinstance(samples, Dataset):
-            return self.network, as_samples(samples, modality=self.network.modality)
-        return self.network, Samples([{"input": value} for value in samples], "input")
+        return self.network, as_samples(samples, modality=self.network.modality)
 
 
 def _fit_statistics(
