@@ -21,8 +21,6 @@ from hf_tl.trace import Batch
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    Prepare = Callable[[list], Batch]
-
 BARE = AUTO_CLASSES[-1]
 
 

@@ -149,20 +149,21 @@ def _for_texts(model: PreTrainedModel, files: Mapping[str, str], name: str, max_
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id  # by which classifiers find the last token of a text
-    possible = min(tokenizer.model_max_length, _n_positions(model))
+    possible = min(tokenizer.model_max_length, *_limits(model))
     if max_length is not None and not 0 < max_length <= possible:
         raise InputError(f"max_length should be 1 to the {possible} tokens that {name!r} reads, got {max_length}")
-    return _ForTexts(tokenizer, max_length or min(possible, LONGEST_TEXT), possible, name)
+    length = max_length or min(possible, LONGEST_TEXT)
+    return _ForTexts(tokenizer, length, length < possible, name)
 
 
-def _n_positions(model: PreTrainedModel) -> int:
-    """How many tokens a network has positions for, or what is usual."""
+def _limits(model: PreTrainedModel) -> list[int]:
+    """How many tokens a network has positions for; empty where it has as many as one likes."""
     config = model.config.get_text_config().to_dict()
     limits = [config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)]
     for name, module in model.named_modules():  # RoBERTa's positions begin behind that of padding
         if "position" in name and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             limits.append(module.num_embeddings - module.padding_idx - 1)
-    return min(limits, default=LONGEST_TEXT)
+    return limits
 
 
 @dataclass
@@ -171,7 +172,7 @@ class _ForTexts:
 
     processor: Any
     max_length: int
-    possible: int
+    more: bool  # whether the network could read longer ones
     name: str
     warned: bool = field(default=False, repr=False)
 
@@ -194,11 +195,10 @@ class _ForTexts:
         n_cut = sum(length > self.max_length for length in whole)
         if n_cut:
             self.warned = True
-            more = f"; {self.name!r} reads up to {self.possible} with load_network(..., max_length={self.possible})"
             warnings.warn(
                 f"{n_cut} of {len(whole)} texts of a batch have more than {self.max_length} tokens, up to "
                 f"{max(whole)}; what is beyond is cut, also from later ones"
-                f"{more if self.possible > self.max_length else ''}",
+                + (f"; load_network({self.name!r}, max_length=...) reads more" if self.more else ""),
                 stacklevel=2,
             )
 
