@@ -69,6 +69,17 @@ def peft_matcher(wanted: Sequence[str] | str) -> Matcher:
     return lambda name: name in exact or name.endswith(endings)
 
 
+def exact_names(names: Sequence[str], known: Iterable[str]) -> list[str] | str:
+    """What PEFT takes for exactly these of the known names: a list, or a pattern where that would choose more.
+
+    In a list, "0" also means every module whose name ends in ".0".
+    """
+    matches = peft_matcher(tuple(names))
+    if [name for name in known if name and matches(name)] == list(names):
+        return sorted(names)
+    return "|".join(re.escape(name) for name in sorted(names))
+
+
 @overload
 def match_pattern(patterns: Mapping[str, _Value], name: str) -> _Value | None: ...
 

@@ -236,6 +236,13 @@ def record_of(model: nn.Module) -> AdapterRecord:
     raise InputError(f"this {type(model).__name__} has no adapters; call add_lora or load_adapter first")
 
 
+def base_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The network's modules by name as they were before any adapter, in `named_modules` order."""
+    found: dict[str, nn.Module] = {}
+    _find_below(model, "", found)
+    return found
+
+
 def known(record: AdapterRecord, *adapters: str) -> AdapterRecord:
     """The record, if it knows the adapters.
 
@@ -340,3 +347,14 @@ def adapter_state_dict(model: nn.Module, *, adapter_name: str = "default", expor
 
 def _under(name: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{PREFIX}{name}.{part}": tensor.detach() for part, tensor in tensors}
+
+
+def _find_below(module: nn.Module, name: str, found: dict[str, nn.Module]) -> None:
+    if isinstance(module, LoraLayer):
+        module = module.base_layer
+    elif isinstance(module, SavedModule):
+        module = module.original_module
+    found[name] = module
+    for child, inner in module._modules.items():
+        if inner is not None:
+            _find_below(inner, f"{name}.{child}" if name else child, found)

@@ -14,9 +14,9 @@ from typing import Literal
 
 from torch import nn
 
-from hf_tl.architectures import CONVOLUTIONS, is_fully_connected
+from hf_tl.architectures import CONVOLUTIONS, is_fully_connected, is_transformers
 from hf_tl.errors import InputError
-from hf_tl.lora.adapted import RECORD, AdapterRecord, check_new_name, find_network, set_adapter
+from hf_tl.lora.adapted import RECORD, AdapterRecord, base_modules, check_new_name, find_network, set_adapter
 from hf_tl.lora.attention import LoraAttention
 from hf_tl.lora.config import ALL_LINEAR, LoraConfig
 from hf_tl.lora.convolution import LoraConv
@@ -26,8 +26,6 @@ from hf_tl.lora.linear import LoraLinear
 from hf_tl.lora.saved import SavedModule
 from hf_tl.lora.targets import (
     Target,
-    base_modules,
-    exact_targets,
     find_head,
     find_new,
     find_targets,
@@ -38,7 +36,7 @@ from hf_tl.lora.targets import (
     with_running_statistics,
 )
 from hf_tl.lora.trainer import follow_trainer
-from hf_tl.names import is_inside
+from hf_tl.names import exact_names, is_inside
 from hf_tl.trace import Batch
 
 
@@ -121,7 +119,7 @@ def plan_adapter(
     within = None if config.layers is None else in_layers(model, modules, config.layers, example=example)
     targets = find_targets(modules, config, heads=(*heads, *words), within=within)
     if not _found_by_name(config):
-        exact = exact_targets([target.name for target in targets], modules)
+        exact = exact_names([target.name for target in targets], modules)
         config = replace(config, target_modules=exact, layers=None, layers_to_transform=None, layers_pattern=None)
     moving = [name for name in with_running_statistics(modules) if not is_inside(name, saved)]
     statistics, frozen = (tuple(moving) if running_statistics == word else () for word in ("save", "freeze"))
@@ -161,7 +159,12 @@ def inject(model: nn.Module, plan: Plan, *, adapter_name: str = "default", empty
     record.saved |= saved
     for name in plan.frozen:
         record.freeze_statistics(model.get_submodule(name))
-    record.configs[adapter_name] = replace(plan.config, modules_to_save=tuple(saved) or None)
+    base = plan.config.base_model_name_or_path
+    if base is None and is_transformers(model):
+        base = model.name_or_path or None  # the Hub id or folder that it was loaded from
+    record.configs[adapter_name] = replace(
+        plan.config, modules_to_save=tuple(saved) or None, base_model_name_or_path=base
+    )
     record.keep_biases(adapter_name)
     record.add_vocabulary(adapter_name, plan.vocabulary)
     set_adapter(model, adapter_name)

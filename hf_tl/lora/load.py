@@ -175,7 +175,7 @@ def _fill(model: nn.Module, found: Placement, *, adapter_name: str, strict: bool
 
 def _freeze(model: nn.Module, adapter_name: str) -> None:
     record = record_of(model)
-    for part in (*record.layers.values(), *record.saved.values()):
+    for part in record.parts:
         part.set_adapter(record.active, inference_mode=True)
     for name in record.biases.get(adapter_name, ()):
         record.model.get_parameter(name).requires_grad_(False)

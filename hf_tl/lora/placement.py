@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from hf_tl.architectures import CONVOLUTIONS, find_output_embeddings, is_container, is_conv1d, is_transformers
 from hf_tl.errors import InputError
+from hf_tl.lora.adapted import base_modules
 from hf_tl.lora.adapter import Adapter, LayerUpdate, is_finite
-from hf_tl.lora.targets import base_modules
 from hf_tl.names import closest, peft_matcher
 
 

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from hf_tl.architectures import is_transformers
 from hf_tl.errors import InputError
-from hf_tl.lora.adapted import AdapterRecord, adapter_state_dict, known, record_of
+from hf_tl.lora.adapted import AdapterRecord, adapter_state_dict, base_modules, known, record_of
 from hf_tl.lora.adapter import PREFIX, Adapter, alpha_for, is_finite, rank_fields, split_key, write_adapter
-from hf_tl.lora.targets import base_modules, exact_targets
-from hf_tl.names import is_inside, peft_matcher
+from hf_tl.names import exact_names, is_inside, peft_matcher
 
 
 _HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
@@ -83,19 +82,16 @@ def _config_fields(record: AdapterRecord, adapter: str, tensors: Mapping[str, Te
         name, part = split_key(key)
         if part in ("lora_A.weight", "lora_embedding_A") and ".base_layer." not in name:
             ranks[name] = tensor.shape[0]
-    base = config.base_model_name_or_path
-    if base is None and is_transformers(model):
-        base = model.name_or_path or None  # the Hub id or folder that it was loaded from
     fields = {
         "peft_type": "LORA",
         **{name: getattr(config, name) for name in _SETTINGS},
         **_rank_fields(record, adapter, ranks),
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": config.base_model_name_or_path,
         "task_type": _task_type(model, config.task_type, saved),
         "target_modules": _targets(model, list(ranks), saved),
         "modules_to_save": saved or None,
     }
-    if base is not None and fields["task_type"] is None:
+    if config.base_model_name_or_path is not None and fields["task_type"] is None:
         fields["auto_mapping"] = class_of(model)
     return fields
 
@@ -130,7 +126,7 @@ def _targets(model: nn.Module, names: Sequence[str], saved: Sequence[str]) -> li
     matches = peft_matcher(shortest)
     if {name for name in free if matches(name)} == set(names):
         return shortest
-    return exact_targets(names, free)
+    return exact_names(names, free)
 
 
 def _task_type(model: nn.Module, task: str | None, saved: Sequence[str]) -> str | None:

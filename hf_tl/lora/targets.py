@@ -19,8 +19,6 @@ from hf_tl.architectures import (
 from hf_tl.errors import InputError
 from hf_tl.layers import head_names, list_layers, select_layers
 from hf_tl.lora.config import ALL_LINEAR, LoraConfig
-from hf_tl.lora.layer import LoraLayer
-from hf_tl.lora.saved import SavedModule
 from hf_tl.names import closest, is_inside, match_pattern, peft_matcher
 from hf_tl.trace import Batch, Trace, trace
 
@@ -241,35 +239,6 @@ def _called(name: str, modules: Mapping[str, nn.Module]) -> list[str]:
 def with_running_statistics(modules: Mapping[str, nn.Module]) -> list[str]:
     """Names of the normalisations whose statistics move during training."""
     return [n for n, m in modules.items() if has_running_statistics(m)]
-
-
-def base_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The network's modules by name as they were before any adapter, in `named_modules` order."""
-    found: dict[str, nn.Module] = {}
-    _find_below(model, "", found)
-    return found
-
-
-def exact_targets(names: Sequence[str], modules: Mapping[str, nn.Module]) -> list[str] | str:
-    """What to write into target_modules so that exactly `names` are chosen: a list, or a pattern if that would not do.
-
-    In a list, "0" also means every module whose name ends in ".0".
-    """
-    matches = peft_matcher(tuple(names))
-    if [n for n in modules if n and matches(n)] == list(names):
-        return sorted(names)
-    return "|".join(re.escape(name) for name in sorted(names))
-
-
-def _find_below(module: nn.Module, name: str, found: dict[str, nn.Module]) -> None:
-    if isinstance(module, LoraLayer):
-        module = module.base_layer
-    elif isinstance(module, SavedModule):
-        module = module.original_module
-    found[name] = module
-    for child, inner in module._modules.items():
-        if inner is not None:
-            _find_below(inner, f"{name}.{child}" if name else child, found)
 
 
 def _is_dense(module: nn.Module) -> bool:

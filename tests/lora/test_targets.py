@@ -21,8 +21,9 @@ from hf_tl import (
     save_adapter,
     select_layers,
 )
-from hf_tl.lora.adapted import adapter_state_dict, record_of
-from hf_tl.lora.targets import base_modules, default_targets, exact_targets, find_head, find_new
+from hf_tl.lora.adapted import adapter_state_dict, base_modules, record_of
+from hf_tl.lora.targets import default_targets, find_head, find_new
+from hf_tl.names import exact_names
 from hf_tl.trace import first_float, forward
 
 
@@ -120,8 +121,8 @@ def test_blocks_by_index_at_the_top_of_the_network():
 
 def test_names_that_end_alike_are_told_apart():
     modules = {"": None, "0": None, "deep": None, "deep.0": None, "deep.1": None}
-    assert exact_targets(["deep.0", "deep.1"], modules) == ["deep.0", "deep.1"]
-    pattern = exact_targets(["0"], modules)
+    assert exact_names(["deep.0", "deep.1"], modules) == ["deep.0", "deep.1"]
+    pattern = exact_names(["0"], modules)
     assert [name for name in modules if re.fullmatch(pattern, name)] == ["0"]
 
 
