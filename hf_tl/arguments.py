@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from hf_tl.errors import InputError
 
@@ -43,7 +43,7 @@ def parse_arguments(*kinds: type, arguments: Sequence[str] | None = None) -> tup
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and Path(words[0]).suffix in (".yaml", ".yml", ".json"):
         words = [*_as_words(Path(words[0])), *words[1:]]
-    return HfArgumentParser(kinds).parse_args_into_dataclasses(args=words)
+    return HfArgumentParser(cast(Any, kinds)).parse_args_into_dataclasses(args=words)
 
 
 def share_batch(arguments: TrainingArguments, n_samples: int) -> None:

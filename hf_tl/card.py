@@ -6,9 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.hub import is_hub_name
+
+
+if TYPE_CHECKING:
+    from huggingface_hub import CardData, ModelCardData
 
 
 BEGIN, END = "<!-- written by hf_tl, anew with each push: -->", "<!-- until here -->"
@@ -41,7 +46,7 @@ class CardInfo:
     license: str | None = None
     language: Sequence[str] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.results and not self.datasets:
             raise InputError(
                 f"results ({', '.join(self.results)}) are measured on a dataset; name it with datasets=['user/name']"
@@ -89,7 +94,7 @@ def write_card(
     for name, value in (*metadata.items(), *said.items()):
         _put(card.data, name, value)
     if info.results:
-        _put_results(card.data, info, title=title, task=task)
+        _put_results(cast("ModelCardData", card.data), info, title=title, task=task)
     card.text = _with_part(card.text, title=title, part=f"{BEGIN}\n\n{body.strip()}\n\n{END}")
     return str(card)
 
@@ -144,7 +149,7 @@ def trainer_seconds(folder: Path) -> float | None:
     return found[-1] if found else None
 
 
-def _put(data: object, name: str, value: str | Sequence[str] | None) -> None:
+def _put(data: CardData, name: str, value: str | Sequence[str] | None) -> None:
     if value is None or value == [] or value == ():
         return
     if not isinstance(value, str):
@@ -154,7 +159,7 @@ def _put(data: object, name: str, value: str | Sequence[str] | None) -> None:
     data[name] = value
 
 
-def _put_results(data: object, info: CardInfo, *, title: str, task: str | None) -> None:
+def _put_results(data: ModelCardData, info: CardInfo, *, title: str, task: str | None) -> None:
     from huggingface_hub import EvalResult
 
     if task is None:

@@ -118,18 +118,20 @@ def pull_files(repo_id: str, names: Sequence[str], *, revision: str | None = Non
 
 def is_hub_id(name: object) -> bool:
     """Whether a name could be a repository's, "user/name", and is nothing on this disk."""
-    return is_hub_name(name) and name.count("/") == 1
+    return isinstance(name, str) and name.count("/") == 1 and is_hub_name(name)
 
 
 def is_hub_name(name: object) -> bool:
     """The same for the few old repositories without an owner, too: "gpt2"."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+    if not isinstance(name, str):
+        return False
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return isinstance(name, str) and not Path(name).exists()
+    return not Path(name).exists()
 
 
 def check_repo_id(repo_id: str) -> None:

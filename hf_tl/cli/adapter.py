@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's verbs and their arguments."""
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, info: str, run) -> argparse.ArgumentParser:
+    def verb(name: str, info: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=info, description=info)
         added.add_argument("adapter", help=ADAPTER)
         added.set_defaults(verb_run=run)
@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, help="folder for the new adapter")
     add = verb("diff", "how two adapters of one network differ, layer by layer", _diff).add_argument
     add("other", help="the other adapter")
-    add = verb("push", "the folder and a model card to the Hub; the token is from HF_TOKEN or `hf auth login`", _push)
-    add_push(add.add_argument)
+    help_of_push = "the folder and a model card to the Hub; the token is from HF_TOKEN or `hf auth login`"
+    add_push(verb("push", help_of_push, _push).add_argument)
 
 
 def add_push(add: Callable) -> None:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hf_tl.cli.arguments import DATA, MODEL, add_reading, make_folder
 from hf_tl.cli.reading import read_task
@@ -140,14 +140,16 @@ def _judge_samples(train: Embedding, test: Embedding, options: argparse.Namespac
         fne = FullNetworkEmbedding(recipe=recipe, taps=taps, top=top)
         raw, judged = fne.activations(train), fne.activations(test)
 
-        def prepare(samples: np.ndarray, others: np.ndarray, fne=fne, raw=raw) -> tuple[np.ndarray, np.ndarray]:
+        def prepare(
+            samples: np.ndarray, others: np.ndarray, fne: FullNetworkEmbedding = fne, raw: Embedding = raw
+        ) -> tuple[np.ndarray, np.ndarray]:
             """Scales with the statistics of the few samples alone."""
             few, many = (
                 replace(raw, values=part, indices=np.arange(len(part)), labels=None) for part in (samples, others)
             )
             return np.asarray(fne.fit_transform(few)), np.asarray(fne.transform(many))
 
-        C = "auto" if options.C == 1.0 else options.C
+        C: float | Literal["auto"] = "auto" if options.C == 1.0 else options.C
         curves.append(learning_curve(raw, judged, head=options.head, C=C, prepare=prepare, method=name))
     curve = curves[0].beside(curves[1])
     path = options.out / "curve.png"
@@ -167,6 +169,8 @@ def _methods(options: argparse.Namespace) -> list[tuple[str, Recipe, Sequence[st
 
 
 def _probe_table(train: Embedding, test: Embedding, options: argparse.Namespace) -> tuple[str, list[str]]:
+    import numpy as np
+
     from hf_tl.embedding.full_network import FullNetworkEmbedding
     from hf_tl.probes.heads import make_head
     from hf_tl.probes.svm import LinearSVM
@@ -179,8 +183,8 @@ def _probe_table(train: Embedding, test: Embedding, options: argparse.Namespace)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             head = make_head(options.head, features.shape, C=options.C)
-            head.fit(features.values, train.labels)
-        accuracy = float(head.score(judged.values, test.labels))
+            head.fit(features.values, np.asarray(train.labels))
+        accuracy = float(head.score(judged.values, np.asarray(test.labels)))
         if isinstance(head, LinearSVM) and head.search_ is not None:
             chosen.append(f"{name}: {head.search_}")
         chosen += [f"{name}: {warning.message}" for warning in caught]

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def read_task(
     *,
     taps: Sequence[str],
     out: Path | None = None,
-    how: Mapping[str, object] | None = None,
+    how: Mapping[str, Any] | None = None,
 ) -> tuple[Embedding, Embedding, list[str]]:
     """The raw activations of training and test samples, and what there is to say about them.
 

@@ -148,7 +148,7 @@ def hidden_layers(
             down = next((k for k, other in enumerate(after) if other.shape[-1] != layer.shape[-1]), None)
             up_first = i > 0 and inside[i - 1].shape == layer.shape and inside[i - 1].stage != ACTIVATED
             gated = down is not None and (down > 0 or up_first)
-            found.append((layer, after[down] if gated else None))
+            found.append((layer, after[down] if down is not None and gated else None))
     return found
 
 
@@ -473,11 +473,15 @@ def _part(batch: Batch, index: int) -> Batch:
 
 def _varied(batch: Batch, generator: torch.Generator) -> Batch:
     """The same shapes with other content: each number is one of the batch's own; masks stay as they are."""
+
+    def drawn(value: Tensor) -> Tensor:
+        flat = value.flatten()
+        return flat[torch.randint(len(flat), (len(flat),), generator=generator).to(flat.device)].view(value.shape)
+
     if isinstance(batch, Tensor):
-        flat = batch.flatten()
-        return flat[torch.randint(len(flat), (len(flat),), generator=generator).to(flat.device)].view(batch.shape)
+        return drawn(batch)
     content = [key for key, value in batch.items() if value.is_floating_point() or int(value.max()) > 1]
-    return {key: _varied(value, generator) if key in content else value for key, value in batch.items()}
+    return {key: drawn(value) if key in content else value for key, value in batch.items()}
 
 
 @contextmanager

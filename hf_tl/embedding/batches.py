@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,6 +24,7 @@ from hf_tl.trace import Batch
 
 OnBadSamples = Literal["raise", "skip"]
 Item = TypeVar("Item")
+Items = TypeVar("Items", Sequence[range], np.ndarray)
 _SINGLE: ContextVar[bool] = ContextVar("single", default=False)
 
 
@@ -119,7 +121,7 @@ class Processes:
         """Whether this is the one that does what must be done once."""
         return self.rank == 0
 
-    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+    def share(self, items: Items) -> Items:
         """The part of some items that is this process's: a consecutive one, empty where there are too few."""
         bounds = [len(items) * rank // self.count for rank in (self.rank, self.rank + 1)]
         return items[bounds[0] : bounds[1]]
@@ -135,7 +137,7 @@ class Processes:
         """What every process gave, by rank."""
         if self.count == 1:
             return [value]
-        found: list[Item | None] = [None] * self.count
+        found: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(found, value)
         return found
 
@@ -188,7 +190,7 @@ def loaded_batches(
     """
     read = _Batches(network.prepare, samples, batches, execution.on_bad_samples)
     pinned = execution.device.startswith("cuda")
-    loader = (read[i] for i in range(len(read)))
+    loader: Iterator[tuple[list[int], list[int], Batch | None] | InputError] = (read[i] for i in range(len(read)))
     if execution.num_workers or pinned:
         loader = _started(
             torch.utils.data.DataLoader(

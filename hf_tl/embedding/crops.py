@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class TenCrops(Samples):
 
     def __getitem__(self, index: int) -> Image:
         """One crop of one image."""
-        return ten_crops(super().__getitem__(index), share=self.share)[index % N_CROPS]
+        return ten_crops(cast("Image", super().__getitem__(index)), share=self.share)[index % N_CROPS]
 
     def vote(self, predictions: np.ndarray) -> np.ndarray:
         """The most frequent class of each image's crops, (10 n,) -> (n,); of equally frequent ones the smallest.
@@ -79,7 +79,7 @@ class _Repeated(Sequence):
     def __len__(self) -> int:
         return len(self.samples) * N_CROPS
 
-    def __getitem__(self, index: int) -> Mapping:
+    def __getitem__(self, index: int) -> Mapping:  # type: ignore[override]  # nobody asks for a slice
         return {self.samples.input_column: self.samples[index // N_CROPS]}
 
 

@@ -112,6 +112,7 @@ class Embedding:
         kept = select_columns(self.layers, taps, top)
         if len(kept) == len(self.layers):
             return self
+        values: np.ndarray | StoredArray
         if isinstance(self.values, StoredArray):
             values = self.values.columns([(layer.start, layer.stop) for layer in kept])
         else:
@@ -294,10 +295,9 @@ def moved_together(layers: Sequence[LayerColumns]) -> tuple[LayerColumns, ...]:
 
 def describe_labels(labels: np.ndarray | None, class_names: Sequence[str] | None) -> dict:
     """What embedding.json says of the labels: names of integer labels, and the values that codes stand for."""
-    strings = labels is not None and labels.dtype.kind not in "iub"
     return {
         "class_names": None if class_names is None else list(class_names),
-        "label_values": np.unique(labels).tolist() if strings else None,
+        "label_values": None if labels is None or labels.dtype.kind in "iub" else np.unique(labels).tolist(),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -63,7 +64,13 @@ class Pass:
     """
 
     def __init__(
-        self, network: Network, samples: Samples, *, activation: str, execution: Execution, processes: Processes
+        self,
+        network: Network,
+        samples: Samples,
+        *,
+        activation: Literal["after", "before"],
+        execution: Execution,
+        processes: Processes,
     ):
         execution.check()
         if len(samples) == 0:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ class TapReader:
         self._stops = not torch_compile and not any(tap.final for tap in taps)
         self._calls_of = {tap.reading.module: tap.calls for tap in taps if tap.name == tap.reading.module}
         self._stack = ExitStack()
-        self._run: Callable[..., object] = model
+        self._run: nn.Module = model
         self._thread: int | None = None  # of the call that is running
 
     def __enter__(self) -> TapReader:
@@ -63,7 +64,7 @@ class TapReader:
             if self.torch_compile:
                 # A compiled network runs the hooks that it had when it was compiled, and silently no others.
                 stack.enter_context(torch._dynamo.config.patch(skip_nnmodule_hook_guards=False))
-                self._run = torch.compile(self.model)
+                self._run = cast(nn.Module, torch.compile(self.model))
             else:
                 stack.enter_context(uncompiled())
             self._stack = stack.pop_all()
@@ -90,7 +91,7 @@ class TapReader:
         self._mask = mask if padded else None
         self._calls: dict[tuple[str, str], int] = {}
         self._values = None if out is None else out[: self._n]
-        self._memory = None if out is None else self._values.numpy()  # of the values, where numpy writes them
+        self._memory = None if self._values is None else self._values.numpy()  # of the values, where numpy writes them
         self._unread = {tap.name for tap in self.taps}
         self._thread = threading.get_ident()
         try:
@@ -113,7 +114,7 @@ class TapReader:
                     f"the example; the network's path depends on its input: leave it out with taps=[...]"
                 )
         values, self._values, self._memory = self._values, None, None
-        return values
+        return cast(Tensor, values)  # every tap was read
 
     def _hook(
         self, module: nn.Module, key: tuple[str, str], calls: Mapping[int, list[tuple[Tap, int]]]
@@ -134,7 +135,9 @@ class TapReader:
             )
         return module.register_forward_hook(lambda module, args, output: read(first_float(output)))
 
-    def _read(self, tap: Tap, column: int, value: Tensor) -> None:
+    def _read(self, tap: Tap, column: int, value: Tensor | None) -> None:
+        if value is None:
+            raise InputError(f"layer {tap.name!r} gave no numbers on this batch; leave it out with taps=[...]")
         try:
             pooled = pool(
                 tap.reading.finish(value),

@@ -377,7 +377,7 @@ def _check(manifest: dict) -> None:
     if not isinstance(manifest["fingerprints"], dict) or not isinstance(manifest["files"], dict):
         raise TypeError("fingerprints and files should be objects")
     if manifest["features"] is not None:
-        Codec(str(manifest["features"]["codec"]), stop)
+        Codec(manifest["features"]["codec"], stop)
 
 
 def _whole(value: object) -> int:
