@@ -21,7 +21,6 @@ import torch
 from accelerate import PartialState
 
 from hf_tl import (
-    RECIPES,
     FullNetworkEmbedding,
     format_table,
     layer_probes,
@@ -30,7 +29,7 @@ from hf_tl import (
     make_head,
     parse_arguments,
 )
-from hf_tl.embedding.recipe import find_recipe
+from hf_tl.embedding import RECIPES, find_recipe
 
 
 @dataclass

@@ -9,3 +9,4 @@ from .preprocessing import StreamedPCA as StreamedPCA
 from .pretrained import push_embedding as push_embedding
 from .recipe import RECIPES as RECIPES
 from .recipe import Recipe as Recipe
+from .recipe import find_recipe as find_recipe

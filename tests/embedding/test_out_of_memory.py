@@ -17,7 +17,8 @@ import pytest
 import torch
 from one_pass import BATCH, Drawn, contents, embedding, rows, small_model
 
-from hf_tl import RECIPES, Embedding, InputError
+from hf_tl import Embedding, InputError
+from hf_tl.embedding import RECIPES
 from hf_tl.embedding.store import Store
 
 

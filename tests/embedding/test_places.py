@@ -8,7 +8,8 @@ import timm
 import torch
 from transformers import BertConfig, BertModel, T5Config, T5Model
 
-from hf_tl import Embedding, FullNetworkEmbedding, InputError, LayerSelector, Network, list_layers
+from hf_tl import Embedding, FullNetworkEmbedding, InputError, Network, list_layers
+from hf_tl.embedding import LayerSelector
 from hf_tl.embedding.anatomy import find_taps
 from hf_tl.embedding.taps import select_names, select_places
 from hf_tl.layers import select_layers

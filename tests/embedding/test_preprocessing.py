@@ -10,9 +10,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from hf_tl import Embedding, InputError, Samples
+from hf_tl.embedding import Discretizer, LayerNormalizer, LayerSelector, Standardizer, StreamedPCA
 from hf_tl.embedding.crops import TenCrops, ten_crops
 from hf_tl.embedding.embedding import LayerColumns
-from hf_tl.embedding.preprocessing import Discretizer, LayerNormalizer, LayerSelector, Standardizer, StreamedPCA
 
 
 def embedding(n=600, seed=0):

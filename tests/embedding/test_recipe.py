@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hf_tl import RECIPES, InputError, Recipe
+from hf_tl import InputError, Recipe
+from hf_tl.embedding import RECIPES
 from hf_tl.embedding.recipe import Scaler, find_recipe
 from hf_tl.embedding.statistics import Statistics
 

@@ -1,6 +1,7 @@
 """`sandwich: 2`: the first two and the last two blocks are tuned, and the head; all in between is frozen."""
 
-from hf_tl import InputError, Layers
+from hf_tl import InputError
+from hf_tl.layers import Layers
 
 
 def sandwich(argument: str, layers: Layers) -> str:
