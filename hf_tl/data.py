@@ -188,7 +188,7 @@ def as_samples(
 
     if isinstance(data, Samples):
         return data
-    if type(data).__module__.startswith("pandas.") and type(data).__name__ == "DataFrame":
+    if type(data).__name__ == "DataFrame" and type(data).__module__.partition(".")[0] == "pandas":
         data = Dataset.from_pandas(data, preserve_index=False)
     if isinstance(data, Dataset):
         return _from_table(data, modality, label, input_column, name)

@@ -149,7 +149,7 @@ def _for_texts(model: PreTrainedModel, files: Mapping[str, str], name: str, max_
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id  # by which classifiers find the last token of a text
-    possible = min(tokenizer.model_max_length, *_limits(model))
+    possible = min([tokenizer.model_max_length, *_limits(model)])
     if max_length is not None and not 0 < max_length <= possible:
         raise InputError(f"max_length should be 1 to the {possible} tokens that {name!r} reads, got {max_length}")
     length = max_length or min(possible, LONGEST_TEXT)

@@ -9,6 +9,7 @@ import pytest
 from conftest import write_images
 
 from hf_tl import InputError, load_task
+from hf_tl.data import as_samples, renumber
 
 
 def text_task(path, **options):
@@ -184,3 +185,56 @@ def test_a_corrupt_image_raises_only_when_it_is_read(tmp_path):
             except Exception:
                 bad += 1
     assert bad == 1
+
+
+def test_classes_in_another_order_are_numbered_alike():
+    assert renumber(np.array([0, 1, 1]), ("dog", "cat"), ("cat", "dog")).tolist() == [1, 0, 0]
+    with pytest.raises(InputError, match="class 'cow' is none of"):
+        renumber(np.array([0]), ("cow",), ("cat", "dog"))
+
+
+def labelled(folder, split, classes, names):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    columns = {"text": list(classes), "label": [names.index(name) for name in classes]}
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_a_dataset_that_save_to_disk_wrote(tmp_path, split):
+    train = labelled(tmp_path, "train", ["a", "b"] * 5, ["a", "b", "c"])
+    test = labelled(tmp_path, "test", ["b", "c"], ["c", "b", "a"])
+    (datasets.DatasetDict(train=train, test=test) if split else train).save_to_disk(tmp_path / "saved")
+    task = text_task(tmp_path / "saved")
+    assert len(task.train) == (10 if split else 8)
+    if split:
+        assert task.test.labels.tolist() == [1, 2]  # numbered as in training
+        assert task.notes == ("1 of 2 test samples are of class 'c', of which there is no training sample",)
+
+
+def test_two_columns_are_read_as_pairs(tmp_path):
+    frame = pd.DataFrame({"premise": list("abcd"), "hypothesis": list("efgh"), "label": [0, 1, 0, 1]})
+    frame.to_csv(tmp_path / "pairs.csv", index=False)
+    task = text_task(tmp_path / "pairs.csv", input_column=("premise", "hypothesis"))
+    assert {task.train[0], task.train[1], task.test[0], task.test[1]} == {*zip("abcd", "efgh", strict=True)}
+
+
+def test_containers_of_samples():
+    table = {"text": ["a", "b"], "label": [0, 1]}
+    for data in (
+        pd.DataFrame(table),
+        datasets.Dataset.from_dict(table),
+        pd.Series(table["text"]),
+        np.array(["a", "b"]),
+    ):
+        samples = as_samples(data, modality="text")
+        assert [samples[0], samples[1]] == ["a", "b"]
+    stream = datasets.Dataset.from_dict(table).to_iterable_dataset()
+    splits = datasets.DatasetDict(train=datasets.Dataset.from_dict(table))
+    for data, sentence in (
+        ("a", "got one str; put it into a list"),
+        (table, r"got dict of .*give Dataset.from_dict\(columns\)"),
+        (splits, r"give one split, data\['train'\]"),
+        (stream, "a streamed dataset has no length"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            as_samples(data, modality="text")
