@@ -361,7 +361,7 @@ class _Survey:
         if shape is None or len(shape) < 2 or shape[0] != self.n:
             return None
         last = len(shape) != 4
-        return Tap(LAST, 1.0, reading, shape[-1 if last else 1], last, kind="last", shape=shape, final=True)
+        return Tap(LAST, 1.0, reading, shape[-1 if last else 1], last, kind="last", shape=shape, final=not self.heads)
 
     def _channels_last(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether channels are a module's last axis: that of the width of the last layer that ran by its end."""
@@ -396,11 +396,12 @@ class _Survey:
     def _with_depth(self, taps: Mapping[tuple[str, int], Tap]) -> dict[tuple[str, int], Tap]:
         """Depth counts the layers: that of any other module is that of the last layer that ran by its end."""
         ends = sorted(self.order[key] for key in self.layers if key in self.order)
+        last = max((self.order.get((layer.name, layer.call), 0) for layer in self.record.layers), default=0)
         deepest = max(len(ends) - 1, 1)
         made = {}
         for key, tap in taps.items():
             passed = sum(end <= self.order[key] for end in ends)
-            made[key] = replace(tap, depth=max(passed - 1, 0) / deepest, final=passed == len(ends))
+            made[key] = replace(tap, depth=max(passed - 1, 0) / deepest, final=self.order[key] >= last)
         return made
 
 

@@ -64,7 +64,7 @@ class Tap:
         calls: how often its module runs in one pass.
         auto: whether "auto" reads it.
         place: where in the network it stands: "stem", "3/12" for the fourth of twelve blocks, "encoder.0/6", "norm".
-        final: whether no layer runs after it.
+        final: whether no layer runs after it, the classifier included.
     """
 
     name: str

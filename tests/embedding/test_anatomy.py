@@ -1,0 +1,133 @@
+"""What of a network can be read, and that each sample is read by itself."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from hf_tl import FullNetworkEmbedding, InputError, Network
+from hf_tl.embedding.anatomy import find_taps, hidden_layers
+from hf_tl.trace import trace
+
+
+class Gated(nn.Module):
+    """A gated MLP: down(act(gate(x)) * up(x)), the two factors in either order."""
+
+    def __init__(self, *, up_first):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = nn.Linear(6, 10), nn.Linear(6, 10), nn.Linear(10, 6)
+        self.act, self.up_first = nn.SiLU(), up_first
+
+    def forward(self, x):
+        if self.up_first:
+            up = self.up_proj(x)
+            return self.down_proj(self.act(self.gate_proj(x)) * up)
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+
+
+@pytest.mark.parametrize("up_first", [False, True])
+def test_the_hidden_values_of_a_gated_mlp_are_what_its_last_layer_reads(up_first):
+    model = nn.Sequential(Gated(up_first=up_first))
+    record = trace(model, torch.randn(2, 6))
+    [(layer, reader)] = hidden_layers("0", [], record.layers)
+    assert layer.name == "0.gate_proj"
+    assert reader.name == "0.down_proj"
+
+
+def test_a_plain_mlp_is_not_gated():
+    model = nn.Sequential(nn.Sequential(nn.Linear(6, 10), nn.GELU(), nn.Linear(10, 6)))
+    [(layer, reader)] = hidden_layers("0", [], trace(model, torch.randn(2, 6)).layers)
+    assert (layer.name, reader) == ("0.0", None)
+
+
+@pytest.mark.parametrize("channels", [16, 24])
+def test_channels_last_maps_as_high_as_they_have_channels_are_read_over_space(channels):
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        embed_dim=channels,
+        depths=(1, 1),
+        num_heads=(2, 2),
+        window_size=4,
+        img_size=64,
+        num_classes=3,
+    ).eval()
+    images, seen = list(torch.randn(3, 3, 64, 64)), []
+    network = Network(model, torch.stack)
+    made = FullNetworkEmbedding(network, recipe="raw", taps=["layers.0.blocks.0"], progress=False).activations(images)
+    model.layers[0].blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        model(torch.stack(images))
+    np.testing.assert_allclose(made, seen[0].mean(dim=(1, 2)), atol=1e-5)
+
+
+class Routed(nn.Module):
+    """Two experts, each of which gets the tokens of all samples that a router sends to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.gate = nn.Linear(3, 8), nn.Linear(8, 2, bias=False)
+        self.experts, self.head = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)]), nn.Linear(8, 2)
+
+    def forward(self, x):
+        tokens = self.embed(x)
+        flat = tokens.flatten(0, 1)
+        chosen, out = self.gate(flat).argmax(dim=1), torch.zeros_like(flat)
+        for i, expert in enumerate(self.experts):
+            if (chosen == i).any():
+                out[chosen == i] = expert(flat[chosen == i])
+        return self.head((tokens + out.view_as(tokens)).mean(dim=1))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_read_of_routed_experts_does_not_depend_on_the_batch(seed):
+    torch.manual_seed(seed)
+    network, samples = Network(Routed(), torch.stack), list(torch.randn(4, 16, 3))
+    fne = FullNetworkEmbedding(network, recipe="raw", progress=False, batch_size=4)
+    together = fne.activations(samples)
+    alone = fne.set_params(batch_size=1).activations(samples)
+    assert not any("experts" in layer.name for layer in together.layers)
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    example = torch.stack(samples[:2])
+    _, left_out = find_taps(network, example, activation="after")
+    assert any("experts" in name for name in left_out)
+
+
+def test_layers_whose_first_axis_is_not_the_samples_are_refused_by_name():
+    class Stacked(nn.Module):
+        """Two streams of each sample, in front of the samples."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.streams = nn.Linear(3, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.streams(torch.stack([self.first(x), -self.first(x)])).sum(dim=0)
+
+    network = Network(Stacked(), torch.stack)
+    fne = FullNetworkEmbedding(network, recipe="raw", progress=False)
+    assert [layer.name for layer in fne.activations(list(torch.randn(4, 3))).layers] == ["first#1", "first#2"]
+    assert "not read: streams: its first axis is not the samples'" in fne.describe(list(torch.randn(4, 3)))
+    with pytest.raises(InputError, match="layer 'streams' of network cannot be read: its first axis is not the samp"):
+        fne.set_params(taps="streams").activations(list(torch.randn(4, 3)))
+
+
+def test_a_network_that_padding_leaks_into_says_so_when_it_is_fitted():
+    class Longest(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = nn.Embedding(9, 4), nn.Linear(4, 4)
+
+        def forward(self, input_ids, attention_mask):
+            return self.out(self.embed(input_ids) / input_ids.shape[1]).relu()
+
+    def prepare(texts):
+        ids = nn.utils.rnn.pad_sequence(texts, batch_first=True)
+        return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+    fne = FullNetworkEmbedding(Network(Longest(), prepare, name="longest"), progress=False, recipe="raw")
+    texts = [torch.tensor([1, 2, 3]), torch.tensor([4])]
+    with pytest.warns(UserWarning, match="padding changes what 1 of 1 layers of longest give, the first 'out'"):
+        fne.fit(texts)
+    assert "padding changes" in fne.describe(texts)
