@@ -1,13 +1,16 @@
 """The embedding of a set of rows: columns by layer, and its files."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from torch import nn
 
-from hf_tl import Embedding, InputError
+from hf_tl import Embedding, FullNetworkEmbedding, InputError, Network, Samples
 from hf_tl.embedding.embedding import LayerColumns
 from hf_tl.embedding.stored_array import StoredArray
 
@@ -135,3 +138,40 @@ def test_saving_again_changes_nothing_and_other_values_are_refused(tmp_path):
     with pytest.raises(InputError, match="made of other values; nothing was changed"):
         replace(embedding(), values=embedding().values + 1).save(folder)
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("keep_raw", [False, True])
+def test_any_byte_that_is_flipped_cut_or_swapped_is_noticed(tmp_path, keep_raw):
+    network = Network(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.stack)
+    samples = Samples([{"x": row} for row in torch.randn(12, 4)], "x", labels=np.arange(12) % 3)
+    fne = FullNetworkEmbedding(network, taps="linear", progress=False)
+    whole = tmp_path / "whole"
+    expected = fne.fit_transform(samples, out=whole, keep_raw=keep_raw)
+    raw = Embedding.load(whole, values="raw") if keep_raw else None
+    generator, spoilt = np.random.default_rng(0), tmp_path / "spoilt"
+    names = sorted(path.name for path in whole.iterdir() if path.stat().st_size)
+    noticed = 0
+    for _ in range(300):
+        shutil.copytree(whole, spoilt, dirs_exist_ok=True)
+        path = spoilt / names[generator.integers(len(names))]
+        content = bytearray(path.read_bytes())
+        at, other = generator.integers(len(content), size=2)
+        change = generator.integers(3)
+        if change == 0:
+            content[at] ^= 1 << generator.integers(8)
+        elif change == 1:
+            del content[at:]
+        else:
+            content[at], content[other] = content[other], content[at]
+        path.write_bytes(bytes(content))
+        try:
+            for kind, right in (("features", expected), ("raw", raw)):
+                if right is not None:
+                    found = Embedding.load(spoilt, values=kind)
+                    assert np.array_equal(np.asarray(found), right)  # array_equal takes an error for a no
+                    assert found.labels.tolist() == expected.labels.tolist()
+                    assert found.layers == expected.layers
+        except InputError:
+            noticed += 1
+        path.write_bytes((whole / path.name).read_bytes())
+    assert noticed > 200  # the rest changed nothing: equal bytes, white space, checksums of rows that are not there

@@ -248,3 +248,62 @@ def test_a_network_that_returns_a_plain_vector_has_it_as_its_last_layer():
         rows
     )
     assert np.allclose(last.values, model(torch.stack(rows)).detach().numpy())
+
+
+def test_transform_and_every_batch_of_map_use_the_taps_of_the_fit(monkeypatch):
+    fne = embedding().fit(images(8))
+    taps, expected = fne.taps_, np.asarray(fne.transform(images(5, seed=1)))
+    monkeypatch.setattr("hf_tl.embedding.full_network.find_taps", None)  # nothing is planned any more
+    assert np.array_equal(fne.transform(images(5, seed=1)), expected)
+    assert np.array_equal(fne(images(5, seed=1))["embedding"], expected)
+    assert fne.taps_ is taps
+    with pytest.raises(TypeError):
+        fne.fit(images(8))
+
+
+def test_a_network_that_was_changed_after_the_fit_is_noticed():
+    fne = embedding().fit(images(6))
+    fne.network.model.layer2[0].act1 = nn.Identity()
+    values = np.asarray(fne.transform(images(3)))  # other values of the same layers
+    fresh = FullNetworkEmbedding(fne.network, progress=False, batch_size=4)._fitted(fne.layers_, fne.statistics_)
+    assert np.array_equal(values, fresh.transform(images(3)))
+    fne.network.model.layer2[0].conv2 = nn.Conv2d(24, 32, 3, padding=1)
+    with pytest.raises(InputError, match=r"cannot run|expected the \d+ layers of training"):
+        fne.transform(images(3))
+    fne = embedding().fit(images(6))
+    with pytest.raises(InputError, match=r"expected the \d+ layers of training, 'conv1.0' to .*, got 1, 'conv1.0' to"):
+        fne.set_params(taps="conv1.0").transform(images(3))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+def test_a_precision_is_given_as_transformers_takes_it(dtype):
+    fne = embedding(dtype=dtype, recipe="raw")
+    assert fne.dtype_name == "bfloat16"
+    assert len(fne.activations(images(4))) == 4
+
+
+@pytest.mark.filterwarnings("ignore:Got pickle error:UserWarning")
+def test_a_preparation_that_no_module_holds_cannot_be_sent_to_spawned_workers():
+    with pytest.raises(InputError, match=r"cannot be sent to worker processes.*or use num_workers=0"):
+        _spawned(Network(small_network().model, lambda batch: torch.stack(batch)))
+
+
+@pytest.mark.slow
+def test_spawned_workers_read_what_one_process_reads(text_folder):
+    network = load_network(str(text_folder))
+    texts = ["the film was good", "dull", "a bad film"]
+    alone = FullNetworkEmbedding(network, recipe="raw", progress=False).activations(texts)
+    assert np.array_equal(_spawned(network, texts), alone)
+
+
+def _spawned(network, samples=None):
+    """The activations, with a worker that is spawned, as on macOS and Windows."""
+    import multiprocessing
+
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        fne = FullNetworkEmbedding(network, recipe="raw", progress=False, num_workers=1)
+        return fne.activations(images(4) if samples is None else samples)
+    finally:
+        multiprocessing.set_start_method(before, force=True)

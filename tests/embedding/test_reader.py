@@ -57,7 +57,7 @@ def test_a_network_that_catches_every_error_ends_too():
         def forward(self, x):
             try:
                 x = self.first(x)
-            except Exception:  # noqa: BLE001
+            except Exception:
                 x = x * 0
             return self.second(x)
 

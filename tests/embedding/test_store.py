@@ -1,10 +1,12 @@
 """Rows on disk: written by index, checked, continued."""
 
+import os
+
 import numpy as np
 import pytest
 
 from hf_tl import InputError
-from hf_tl.embedding.store import Store
+from hf_tl.embedding.store import Store, writing
 from hf_tl.embedding.stored_array import Codec
 
 
@@ -85,3 +87,63 @@ def test_a_mismatch_names_the_differing_keys_and_changes_nothing(tmp_path):
 def test_a_disk_without_room_is_found_before_the_first_batch(tmp_path):
     with pytest.raises(InputError, match=r"raw.f32 .* needs .* MiB, and .* MiB are free .*--taps"):
         Store.create(tmp_path, manifest(n_rows=10**9, width=10**6))
+
+
+def test_a_checksum_file_that_was_cut_short_does_not_shorten_a_store(tmp_path):
+    store = Store.create(tmp_path, manifest())
+    store.write_rows(np.arange(10), np.ones((10, 5)))
+    os.truncate(tmp_path / "raw.crc", 4 * 6)
+    with pytest.raises(InputError, match=r"raw.crc holds 6 checksums of 10 rows; repeat the command"):
+        Store.open(tmp_path).positions  # noqa: B018
+    again = Store.create(tmp_path, manifest())  # what is missing is read again
+    assert np.flatnonzero(~again.verify()).tolist() == [6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"n_samples": 10', '"n_samples": 1e999'),
+        ('"n_samples": 10', '"n_samples": 1000000000000'),
+        ('"n_samples": 10', '"n_samples": "10"'),
+        ('"stop": 5', '"stop": 1e999'),
+        ('"start": 0', '"start": false'),
+        ('"fingerprints": {', '"fingerprints": ["x"], "other": {'),
+        ('"name": "a"', '"name": "b"'),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused(tmp_path, old, new, monkeypatch):
+    Store.create(tmp_path, manifest())
+    text = (tmp_path / "embedding.json").read_text()
+    assert old in text
+    (tmp_path / "embedding.json").write_text(text.replace(old, new))
+    with pytest.raises(
+        InputError, match=r"is damaged: .*changed after it was written.*make it again with hf-tl embed"
+    ):
+        Store.open(tmp_path)
+    if new.endswith(("1e999", '"10"', "false")) or "[" in new:  # whoever writes the digest too gets no further
+        monkeypatch.setattr("hf_tl.embedding.store._digest", lambda manifest: manifest["digest"])
+        with pytest.raises(InputError, match=r"is damaged: TypeError.*make it again with hf-tl embed"):
+            Store.open(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "null", "[]", "{}", "{"])
+def test_a_manifest_that_is_none_ends_in_a_sentence(tmp_path, text):
+    (tmp_path / "embedding.json").write_text(text)
+    with pytest.raises(InputError, match=r"is damaged|cannot be read"):
+        Store.open(tmp_path)
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path):
+    refused = pytest.raises(InputError, match=r"another run is writing into .*; wait for it and repeat this one")
+    with writing(tmp_path), refused, writing(tmp_path):
+        pass
+    with writing(tmp_path):
+        pass
+
+
+def test_no_call_that_windows_lacks_is_needed(tmp_path, monkeypatch):
+    for name in ("pwrite", "pread", "posix_fallocate"):
+        monkeypatch.delattr(os, name)
+    store = Store.create(tmp_path, manifest())
+    store.write_rows(np.arange(10), np.ones((10, 5)))
+    assert store.verify().all()
