@@ -80,7 +80,7 @@ class Execution:
         starts = range(0, n_samples, self.batch_size)
         return [range(start, min(start + self.batch_size, n_samples)) for start in starts]
 
-    def network(self, model: nn.Module) -> nn.Module:
+    def own_model(self, model: nn.Module) -> nn.Module:
         """The network, or a copy of it in another precision or layout: the user's stays as it is."""
         if self.dtype_name == "float32" and not self.channels_last:
             return model

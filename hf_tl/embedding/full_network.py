@@ -135,7 +135,9 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         """
         if samples is None and self.network is not None:
             return describe_taps(*self._find_taps(dummy_batch(self.network.model)))
-        planned = self._plan(samples, taps=())
+        if isinstance(samples, Embedding):
+            raise InputError("a table of taps is made of a network's inputs, got an Embedding; see its layers")
+        planned = self._plan([] if samples is None else samples, taps=())
         taps, left_out = self._find_taps(to_device(planned.example, planned.execution.device))
         leak = find_padding_leak(planned.network, taps, planned.example, list(planned.alone.values()))
         return describe_taps(taps, left_out) + (f"\n{leak}" if leak else "")
@@ -264,6 +266,12 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
                 "call fit or fit_transform on the training samples first"
             )
 
+    def require_network(self) -> Network:
+        """Its network; raises an InputError where only raw embeddings can be used."""
+        if self.network is None:
+            raise InputError("without a network only raw embeddings can be used; give FullNetworkEmbedding(network)")
+        return self.network
+
     def __sklearn_is_fitted__(self) -> bool:
         return "statistics_" in vars(self)
 
@@ -272,7 +280,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
 
     def _plan(
         self,
-        samples: Data | None,
+        samples: Samples | Sequence,
         *,
         anew: bool = False,
         taps: Sequence[Tap] | None = None,
@@ -302,8 +310,9 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
 
     def _find_taps(self, example: Batch) -> tuple[list[Tap], dict[str, str]]:
         activation = find_recipe(self.recipe).activation
-        taps, left_out = find_taps(self.network, example, activation=activation, selection=self.taps, top=self.top)
-        return with_pooling(taps, self.pool, self.network), left_out
+        network = self.require_network()
+        taps, left_out = find_taps(network, example, activation=activation, selection=self.taps, top=self.top)
+        return with_pooling(taps, self.pool, network), left_out
 
     def _statistics(self, samples: Data, *, at_least: int) -> tuple[Sequence[LayerColumns], Statistics]:
         if isinstance(samples, Embedding):
@@ -367,10 +376,9 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
                 f"{len(layers)}, {_span(layers)}; use the same network and layers for both"
             )
 
-    def _as_samples(self, samples: object) -> tuple[Network, Samples]:
-        if self.network is None:
-            raise InputError(f"without a network only raw embeddings can be used, got {type(samples).__name__}")
-        return self.network, as_samples(samples, modality=self.network.modality)
+    def _as_samples(self, samples: Samples | Sequence) -> tuple[Network, Samples]:
+        network = self.require_network()
+        return network, as_samples(samples, modality=network.modality)
 
 
 def _fit_statistics(

@@ -190,7 +190,7 @@ class Pass:
         if not len(batches):
             return
         network, samples, execution = self.network, self.samples, self.execution
-        model = execution.network(network.model)
+        model = execution.own_model(network.model)
         _move(model, execution.device)
         skipped = 0
         with (

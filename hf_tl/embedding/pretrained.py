@@ -37,7 +37,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w.-]+)?")
 
 def save_fitted(embedding: FullNetworkEmbedding, folder: str | Path) -> Path:
     """See `FullNetworkEmbedding.save_pretrained`."""
-    folder, name = Path(folder), _network(embedding).name
+    folder, name = Path(folder), embedding.require_network().name
     _write_files(embedding, folder, name=name)
     (folder / CARD).write_text(_card(embedding, info=CardInfo(), name=name), encoding="utf-8")
     return folder
@@ -74,7 +74,7 @@ def push_embedding(
     """
     check_repo_id(repo_id)
     info = info or CardInfo()
-    name = _public_name(_network(embedding).name)
+    name = _public_name(embedding.require_network().name)
     with tempfile.TemporaryDirectory() as folder:
         _write_files(embedding, Path(folder), name=name)
         return push_files(
@@ -157,17 +157,11 @@ def read_fitted(
     return settings, layers, statistics
 
 
-def _network(embedding: FullNetworkEmbedding) -> Network:
-    if embedding.network is None:
-        raise InputError("without a network it read stored embeddings, and there is nothing to save it for")
-    return embedding.network
-
-
 def _write_files(embedding: FullNetworkEmbedding, folder: Path, *, name: str) -> None:
     from safetensors.numpy import save_file
 
     embedding.check_fitted()
-    network, pool, taps, top = _network(embedding), embedding.pool, embedding.taps, embedding.top
+    network, pool, taps, top = embedding.require_network(), embedding.pool, embedding.taps, embedding.top
     if callable(taps):  # what it chose is kept
         taps, top = embedding.layer_names_, 1.0
     if not all(isinstance(part, str) for part in (pool.values() if isinstance(pool, Mapping) else [pool])):
@@ -243,5 +237,7 @@ features = fne.transform(samples)
         body=body,
         info=info,
         metadata={"library_name": "hf_tl", "base_model": named, "tags": TAGS},
-        task={"image": "image-feature-extraction", "text": "feature-extraction"}.get(_network(embedding).modality),
+        task={"image": "image-feature-extraction", "text": "feature-extraction"}.get(
+            embedding.require_network().modality
+        ),
     )

@@ -13,6 +13,7 @@ from hf_tl.errors import InputError
 from hf_tl.names import closest
 
 
+Activation = Literal["after", "before"]
 CONSTANT = 2.0**-20  # a std this small beside its mean is float32 rounding, not signal
 SAMPLES_AT_ONCE = 16  # of 10,000 features, in float64, they stay in a processor's cache
 
@@ -31,7 +32,7 @@ class Recipe:
         low_closed: whether a value equal to `low` becomes -1.
     """
 
-    activation: Literal["after", "before"] = "after"
+    activation: Activation = "after"
     scale: Literal["standardize", "l2-layer", "none"] = "standardize"
     ddof: int = 0
     thresholds: tuple[float, float] | None = (-0.25, 0.15)

@@ -241,7 +241,10 @@ def _layers_of(places: Sequence[str]) -> list[Layer]:
     layers: dict[str, Layer] = {}
     for found in filter(None, (PLACE.fullmatch(place) for place in places)):
         tower, count = found["tower"] or "", int(found["count"] or 0)
-        for kind, index in [*((kind, None) for kind in KINDS), *(("block", i) for i in range(count))]:
-            name = write_place(tower, kind, index, count)
-            layers.setdefault(name, Layer(name, kind, (), index, depth=0.0, calls=1, cut=False, tower=tower))
+        for kind in KINDS:
+            name = write_place(tower, kind, None, count)
+            layers.setdefault(name, Layer(name, kind, (), None, depth=0.0, calls=1, cut=False, tower=tower))
+        for i in range(count):
+            name = write_place(tower, "block", i, count)
+            layers.setdefault(name, Layer(name, "block", (), i, depth=0.0, calls=1, cut=False, tower=tower))
     return list(layers.values())

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from hf_tl.errors import InputError
 from hf_tl.layers.layers import Layer
@@ -24,7 +24,7 @@ from hf_tl.names import Matcher, closest, name_matcher
 
 
 BROKEN = "a regular expression stands between two slashes"
-KINDS = ("stem", "norm", "head")
+KINDS: tuple[Literal["stem", "norm", "head"], ...] = ("stem", "norm", "head")
 INDEX = re.compile(r"-?\d+")
 RANGE = re.compile(r"(?P<start>-?\d+%?)?\.\.(?P<stop>-?\d+%?)?")
 TERM = re.compile(r"\s*(?P<term>/(?:[^/\\]|\\.)*/|[^,]*?)\s*(?:,|$)")  # a comma within a regular expression is its own

@@ -116,9 +116,7 @@ def test_a_manifest_that_was_changed_is_refused(tmp_path, old, new, monkeypatch)
     text = (tmp_path / "embedding.json").read_text()
     assert old in text
     (tmp_path / "embedding.json").write_text(text.replace(old, new))
-    with pytest.raises(
-        InputError, match=r"is damaged: .*changed after it was written.*make it again with hf-tl embed"
-    ):
+    with pytest.raises(InputError, match=r"is damaged: .*changed after it was written.*make it again with"):
         Store.open(tmp_path)
     if new.endswith(("1e999", '"10"', "false")) or "[" in new:  # whoever writes the digest too gets no further
         monkeypatch.setattr("hf_tl.embedding.store._digest", lambda manifest: manifest["digest"])
