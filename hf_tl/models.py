@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hf_tl.architectures import AUTO_CLASSES, AutoClass, auto_class_for, classifiers_for
+from hf_tl.architectures import AUTO_CLASSES, AutoClass, auto_class_for, classifiers, classifiers_for
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.preparation import find_preparation
 from hf_tl.trace import Batch
@@ -68,7 +68,7 @@ def load_network(
         name: a Hub id ("timm/resnet50.a1_in1k", "google/vit-base-patch16-224"), a timm model name
             ("resnet50.a1_in1k"), a folder with a config.json and weights, "local-dir:FOLDER" or "hf-hub:ID".
         classes: names of two classes or more; the head has an output for each, with random weights unless the
-            checkpoint's head fits.
+            checkpoint's head has as many, and the same names in the same order where it has names.
         image_size: side of the square images in pixels; None for the size of pre-training.
         max_length: tokens of a text that are read, the rest is cut; None for as many as the network has positions
             for, 512 at most.
@@ -87,7 +87,11 @@ def load_network(
         numbered = dict(enumerate(map(str, classes)))
         labels = {"id2label": numbered, "label2id": {label: number for number, label in numbered.items()}}
         config = _load_config(files, num_labels=len(classes), **labels)
-        model, untrained = _from_transformers(files, config, _classifier(files, config))
+        auto = _classifier(files, config)
+        model, untrained = _from_transformers(files, config, auto)
+        trained = list(_load_config(files).id2label.values())
+        if trained != list(numbered.values()) and trained != [f"LABEL_{i}" for i in range(len(trained))]:
+            model, untrained = _with_new_head(model, auto, untrained)  # its outputs mean other classes
     elif files.is_timm:
         resized = image_size is not None and (files.config.get("pretrained_cfg") or {}).get("fixed_input_size", False)
         model = _from_timm(files, **({"img_size": image_size} if resized else {}))
@@ -255,6 +259,20 @@ def _from_transformers(
         raise InputError(f"transformers could not load {files.name!r}: {in_one_line(error)}") from error
     new = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
     return model, frozenset(key.rpartition(".")[0] for key in new)
+
+
+def _with_new_head(model: Any, auto: AutoClass, untrained: frozenset[str]) -> tuple[Any, frozenset[str]]:
+    """The network with its head drawn anew, and the names of its modules that are random."""
+    from transformers import TimmWrapperForImageClassification
+
+    if isinstance(model, TimmWrapperForImageClassification):
+        model.timm_model.reset_classifier(model.config.num_labels)
+        head = {id(part) for part in classifiers(model.timm_model)}
+        return model, untrained | {name for name, part in model.named_modules() if id(part) in head}
+    fresh = auto.load().from_config(model.config, dtype=model.dtype)
+    fresh.base_model.load_state_dict(model.base_model.state_dict())
+    head = {name for name, _ in fresh.named_parameters() if not name.startswith(f"{fresh.base_model_prefix}.")}
+    return fresh.eval(), untrained | {name.rpartition(".")[0] for name in head}
 
 
 def _from_timm(files: _Files, **options: int) -> nn.Module:

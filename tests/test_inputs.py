@@ -1,12 +1,13 @@
-"""A recording -> its samples."""
+"""Raw inputs are read rightly, or refused by their type."""
 
 import io
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import wavfile
 
-from hf_tl.inputs import read_recording
+from hf_tl.inputs import read_image, read_recording, read_text
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint8, np.float32])
@@ -28,3 +29,85 @@ def test_what_cannot_be_heard():
         read_recording({"bytes": b"no", "path": "x.mp3"}, rate=8000)
     with pytest.raises(ValueError, match=r"should be \(samples,\)"):
         read_recording(np.zeros((0,)), rate=8000)
+
+
+@pytest.mark.parametrize("shape", [(2, 800), (800, 2)])
+def test_channels_are_averaged_on_whichever_axis_they_are(shape):
+    mono = np.random.default_rng(0).normal(scale=0.1, size=800).astype(np.float32)
+    stereo = np.stack([mono, mono], axis=shape.index(2))
+    for given in (stereo, {"array": stereo, "sampling_rate": 8000}):
+        np.testing.assert_allclose(read_recording(given, rate=8000), mono, rtol=1e-6)
+
+
+def test_integer_samples_are_those_of_the_file():
+    samples = (np.random.default_rng(0).normal(size=800) * 3000).astype(np.int16)
+    file = io.BytesIO()
+    wavfile.write(file, 8000, samples)
+    expected = read_recording({"bytes": file.getvalue(), "path": None}, rate=8000)
+    np.testing.assert_array_equal(read_recording(samples, rate=8000), expected)
+    np.testing.assert_array_equal(expected, samples / np.float32(2**15))
+    with pytest.raises(ValueError, match=r"got float64 up to .*; divide them by their full scale"):
+        read_recording(samples.astype(float), rate=8000)
+
+
+@pytest.mark.parametrize("value", [{"text": "a"}, object(), ["a"], None])
+def test_what_is_no_recording(value):
+    with pytest.raises(TypeError, match="a recording should be an array of samples"):
+        read_recording(value, rate=8000)
+
+
+DEEP = np.random.default_rng(0).integers(0, 2**16, (8, 9)).astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(DEEP),
+        Image.fromarray(DEEP.astype(np.int32)),
+        Image.fromarray((DEEP // 256 / 255).astype(np.float32)),
+        DEEP,
+        DEEP[:, :, None],
+        (DEEP // 256).astype(np.uint8),
+        Image.fromarray((DEEP // 256).astype(np.uint8)),
+        np.stack([DEEP // 256] * 3, axis=2).astype(np.uint8),
+        Image.fromarray(np.stack([DEEP // 256] * 3, axis=2).astype(np.uint8)).convert("RGBA"),
+    ],
+    ids=["I;16", "I", "F", "uint16", "one channel", "uint8", "L", "RGB array", "RGBA"],
+)
+def test_an_image_is_the_same_in_every_form(image):
+    expected = np.stack([DEEP // 256] * 3, axis=2)
+    np.testing.assert_array_equal(np.asarray(read_image(image)), expected)
+
+
+def test_an_image_by_its_path_is_upright(tmp_path):
+    image = Image.new("RGB", (4, 2))
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(str(tmp_path / "a.jpg")).size == (2, 4)
+    assert read_image({"bytes": (tmp_path / "a.jpg").read_bytes(), "path": None}).size == (2, 4)
+
+
+def test_what_is_no_image():
+    for value in ({"label": 1}, 3, None):
+        with pytest.raises(TypeError, match="an image should be a PIL image, a path, or a numpy array"):
+            read_image(value)
+    for value in (np.full((4, 4), 200.0), np.full((4, 4), 7), Image.fromarray(np.full((4, 4), 200.0, np.float32))):
+        with pytest.raises(ValueError, match=r"pixels should be uint8, uint16, or float in \[0, 1\], got"):
+            read_image(value)
+    with pytest.raises(ValueError, match=r"got shape \(3, 8, 8\)"):
+        read_image(np.zeros((3, 8, 8), np.uint8))
+
+
+def test_texts_and_pairs():
+    assert read_text("a film") == ("a film", None)
+    assert read_text(["premise", "hypothesis"]) == ("premise", "hypothesis")
+    for value, got in (
+        ({"text": "a"}, r"dict with \['text'\]"),
+        (float("nan"), "float"),
+        (("a", 1), r"tuple of \(str, int\)"),
+    ):
+        with pytest.raises(TypeError, match=f"a text should be a str, or a pair of two, got {got}"):
+            read_text(value)
+    with pytest.raises(ValueError, match="the text is empty"):
+        read_text(" ")

@@ -34,6 +34,24 @@ def test_timm_comes_wrapped_and_keeps_its_weights(timm_folder):
     assert len(same) >= len(found) - 2
 
 
+def test_a_trained_head_is_kept_for_its_own_classes_only(text_folder, tmp_path):
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    config = BertConfig.from_pretrained(text_folder, id2label={0: "cat", 1: "dog"}, label2id={"cat": 0, "dog": 1})
+    trained = BertForSequenceClassification(config)
+    trained.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(text_folder).save_pretrained(tmp_path)
+    same = load_network(str(tmp_path), classes=["cat", "dog"])
+    assert torch.equal(same.model.classifier.weight, trained.classifier.weight)
+    assert "classifier" not in same.untrained
+    for classes in (["dog", "cat"], ["plane", "ship"]):
+        other = load_network(str(tmp_path), classes=classes)
+        assert not torch.equal(other.model.classifier.weight, trained.classifier.weight)
+        assert "classifier" in other.untrained
+        body = other.model.bert.state_dict()
+        assert all(torch.equal(value, body[name]) for name, value in trained.bert.state_dict().items())
+
+
 def test_classes_by_name_or_by_number():
     assert find_classes(Task(samples([1, 0], ("no", "yes")), samples([0]))) == ("no", "yes")
     named = Task(samples(["pos", "neg"]), samples(["neg"]))

@@ -14,7 +14,7 @@ from hf_tl.embedding.embedding import Embedding
 from hf_tl.errors import InputError
 from hf_tl.intervals import paired_gain, simultaneous_confidence, wilson
 from hf_tl.probes.active_set import SampleSpace, solve, warn_if_inexact
-from hf_tl.probes.gram import gram, required_labels
+from hf_tl.probes.gram import gram, labels_of_test, required_labels
 from hf_tl.probes.grid_search import N_SPLITS, stratified_folds, usable_folds
 from hf_tl.probes.labels import OneVsRest
 from hf_tl.table import format_table
@@ -257,7 +257,7 @@ class _Evaluation:
                     f"training and test samples have different layers: {len(embedding.layers)} and "
                     f"{len(test.layers)}; use the same network and layers for both"
                 )
-            self.fold, self.truth = np.zeros(0, dtype=int), required_labels(test, "test")
+            self.fold, self.truth = np.zeros(0, dtype=int), labels_of_test(test, embedding)
             self.evaluated_on = f"{len(self.truth)} test samples, {len(labels)} training samples"
         values, counts = np.unique(labels, return_counts=True)
         self.chance = float((self.truth == values[counts.argmax()]).mean())

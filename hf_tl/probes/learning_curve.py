@@ -14,7 +14,7 @@ from hf_tl import plots
 from hf_tl.embedding.embedding import Embedding
 from hf_tl.errors import InputError
 from hf_tl.intervals import half_width
-from hf_tl.probes.gram import required_labels
+from hf_tl.probes.gram import labels_of_test, required_labels
 from hf_tl.probes.grid_search import Cost
 from hf_tl.probes.heads import HeadMaker, make_head
 from hf_tl.table import format_table
@@ -285,7 +285,7 @@ def _split(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The samples to draw from, and the values and labels of those to evaluate on."""
     if test is not None:
-        return np.arange(len(labels)), np.asarray(test.values), required_labels(test, "test")
+        return np.arange(len(labels)), np.asarray(test.values), labels_of_test(test, embedding)
     generator, out = np.random.default_rng(random_state), np.zeros(len(labels), dtype=bool)
     for value in np.unique(labels):  # StratifiedShuffleSplit may leave a small class untested, or take half of it
         mine = generator.permutation(np.flatnonzero(labels == value))

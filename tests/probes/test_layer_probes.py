@@ -1,6 +1,6 @@
 """Layer probes: each set of layers is judged as LinearSVM on its columns is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ class Features:
     values: np.ndarray
     layers: tuple
     labels: np.ndarray | None
+    class_names: tuple[str, ...] | None = None
 
 
 WIDTHS, SIGNAL = (4, 30, 60, 200), (0.0, 0.3, 0.6, 0.2)
@@ -126,3 +127,10 @@ def test_folds_are_as_many_as_the_median_class_allows():
     assert usable_folds(labels) == 4
     assert usable_folds(np.repeat([0, 1, 2], [1, 9, 9])) == 5
     assert usable_folds(np.arange(5)) == 0
+
+
+def test_classes_in_another_order_are_numbered_alike():
+    train, test = features(), features(seed=1)
+    named = replace(train, class_names=("a", "b", "c"))
+    turned = replace(test, labels=(test.labels + 1) % 3, class_names=("c", "a", "b"))
+    assert layer_probes(named, turned).whole.accuracy == layer_probes(train, test).whole.accuracy
