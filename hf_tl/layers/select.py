@@ -5,6 +5,7 @@
                | i | -i                               one block, counted from the data or from the task
                | [a] ".." [b]                         blocks a to b, b excluded; a and b are numbers or shares, 25%
                | tower | tower "." term               one of several towers, or a part of it: encoder.-1, encoder...50%
+               | "each" term                          in each of several towers: each ..50%, each -1
                | glob                                 names of layers, or of modules that hold them
                | "/" regex "/"                        the same by a regular expression that is searched for
 
@@ -25,8 +26,9 @@ from hf_tl.names import Matcher, closest, name_matcher
 
 BROKEN = "a regular expression stands between two slashes"
 KINDS: tuple[Literal["stem", "norm", "head"], ...] = ("stem", "norm", "head")
-INDEX = re.compile(r"-?\d+")
-RANGE = re.compile(r"(?P<start>-?\d+%?)?\.\.(?P<stop>-?\d+%?)?")
+EACH = "each "
+INDEX = re.compile(r"-?\d{1,9}")
+RANGE = re.compile(r"(?P<start>-?\d{1,9}%?)?\.\.(?P<stop>-?\d{1,9}%?)?")
 TERM = re.compile(r"\s*(?P<term>/(?:[^/\\]|\\.)*/|[^,]*?)\s*(?:,|$)")  # a comma within a regular expression is its own
 
 
@@ -59,7 +61,14 @@ class _Term:
         self.towers = list(dict.fromkeys(layer.tower for layer in layers if layer.kind == "block" and layer.tower))
 
     def layers(self) -> Sequence[Layer]:
-        tower, rest = find_place(self.text, self.towers) or ("", self.text)
+        if self.text.startswith(EACH):
+            rest = self.text.removeprefix(EACH).strip()
+            if find_place(rest) is None:
+                self._fail("'each' takes blocks, a range or a kind of layer", "write 'each ..50%', 'each -1'")
+            return [layer for tower in self.towers or [""] for layer in self._placed(tower, rest)]
+        return self._placed(*(find_place(self.text, self.towers) or ("", self.text)))
+
+    def _placed(self, tower: str, rest: str) -> Sequence[Layer]:
         part = [layer for layer in self.every if layer.tower == tower] if tower else self.every
         if rest == "all":
             return part
@@ -75,7 +84,8 @@ class _Term:
     def _count(self, part: Sequence[Layer], tower: str) -> int:
         if len(self.towers) > 1 and not tower:
             choices = " or ".join(f"{name}.{self.text}" for name in self.towers)
-            self._fail(f"the network has {len(self.towers)} towers, say which one", f"write {choices}")
+            advice = f"write {choices}, or 'each {self.text}'"
+            self._fail(f"the network has {len(self.towers)} towers, say which one", advice)
         return 1 + max((layer.index for layer in part if layer.index is not None), default=-1)
 
     def _number(self, text: str, count: int) -> int:

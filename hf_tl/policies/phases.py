@@ -11,8 +11,8 @@ from hf_tl.layers import Layers
 from hf_tl.policies.grammar import Clause, parse_policy
 
 
-TIME = re.compile(r"\s*(?P<amount>\d+(?:\.\d+)?)\s*(?P<unit>epoch|step)s?\s*")
-PLATEAU = re.compile(r"\s*plateau\s+(?P<metric>\S+)\s+(?P<patience>\d+)(?:\s+(?P<mode>min|max))?\s*")
+TIME = re.compile(r"\s*(?P<amount>\d{1,9}(?:\.\d+)?)\s*(?P<unit>epoch|step)s?\s*")
+PLATEAU = re.compile(r"\s*plateau\s+(?P<metric>\S+)\s+(?P<patience>\d{1,9})(?:\s+(?P<mode>min|max))?\s*")
 TOLERANCE = 1e-9  # of an epoch: Trainer counts them in fractions
 
 Schedule = Callable[[Layers], Sequence[tuple[str, str]]]  # phases that are made for the layers of a network

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hf_tl.architectures import TimmNetwork, is_timm, is_transformers, timm_config
+from hf_tl.architectures import is_transformers, timm_config
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.layers import Layer
 from hf_tl.names import is_inside
@@ -98,7 +98,7 @@ def _sources(model: nn.Module) -> dict[str, Callable[[], nn.Module]]:
             continue
         if is_transformers(module):
             found[name] = partial(_build_transformers, module)
-        elif "architecture" in timm_config(module) and is_timm(module):
+        elif "architecture" in timm_config(module):
             found[name] = partial(_build_timm, module)
     return found
 
@@ -137,11 +137,10 @@ def _build_transformers(network: PreTrainedModel) -> nn.Module:
     return type(network)(copy.deepcopy(network.config))
 
 
-def _build_timm(network: TimmNetwork) -> nn.Module:
+def _build_timm(network: Any) -> nn.Module:
     """A new network of timm: of the name's widths at the size of the images, or a copy that initialises itself."""
     import timm
 
-    assert isinstance(network, nn.Module)
     name, shapes = timm_config(network)["architecture"], _shapes(network)
     first = next((shape[1] for shape in shapes.values() if len(shape) == 4), 3)
     sizes = [{"img_size": part.img_size} for part in network.children() if isinstance(part, _Sized)]
@@ -155,12 +154,12 @@ def _build_timm(network: TimmNetwork) -> nn.Module:
     return _initialised_copy(network, built) if isinstance(network, _Initialises) else built
 
 
-def _initialised_copy(network: nn.Module, named: nn.Module) -> nn.Module:
+def _initialised_copy(network: Any, named: nn.Module) -> nn.Module:
     """A copy of a network with its own fresh values, of other widths than those of its name.
 
     What the initialiser leaves out and is one number throughout in the network of the name is that number here.
     """
-    twin = _blank_copy(network)
+    twin: nn.Module = _blank_copy(network)
     for module in twin.modules():
         if isinstance(module, _Resets):
             module.reset_parameters()
@@ -231,13 +230,14 @@ def _reset(module: Any, prefix: str) -> tuple[dict[str, Tensor], dict[str, Tenso
         twin.reset_parameters()
         return dict(twin.named_parameters(prefix)), dict(twin.named_buffers(prefix))
     # an initialiser writes into what the parametrization computes, where it is lost: reset without, then assign
-    tensors = list(twin.parametrizations)
     plain = copy.deepcopy(module)
-    for name in tensors:
-        parametrize.remove_parametrizations(plain, name)
+    plain.__class__ = parametrize.type_before_parametrizations(module)  # all copies share the other one
+    del plain.parametrizations
+    for name in module.parametrizations:
+        plain.register_parameter(name, nn.Parameter(getattr(module, name).detach().clone()))
     plain = _blank_copy(plain)
     plain.reset_parameters()
     twin = copy.deepcopy(module)
     for name, parameter in plain.named_parameters(recurse=False):
-        setattr(twin, name, parameter)
+        setattr(twin, name, parameter.detach() if name in module.parametrizations else parameter)
     return dict(twin.named_parameters(prefix)), dict(twin.named_buffers(prefix))

@@ -239,6 +239,17 @@ def test_two_towers(clip):
     assert {layer.tower for layer in clip if not plan.tunes(layer)} == {"vision_model"}
 
 
+def test_each_tower_has_its_share(clip, layers):
+    frozen = [layer.name for layer in clip if not Policy("freeze: each ..50%").plans(clip)[0].tunes(layer)]
+    one_by_one = Policy("freeze: vision_model...50%, text_model...50%").plans(clip)[0]
+    assert frozen == [layer.name for layer in clip if not one_by_one.tunes(layer)]
+    assert actions(layers, Policy("freeze: each ..50%")) == actions(layers, Policy("freeze: ..50%"))
+    with pytest.raises(InputError, match=r"or 'each 0'"):
+        Policy("freeze: 0").plans(clip)
+    with pytest.raises(InputError, match="'each' takes blocks, a range or a kind of layer: 'each blocks'"):
+        Policy("freeze: each blocks").plans(layers)
+
+
 def test_tied_weights(gpt2):
     with pytest.raises(
         InputError, match=r"'stem' is frozen and 'head' is tuned, but they share 'transformer\.wte\.weight'"

@@ -1,6 +1,9 @@
 """The prefix cache: the same losses, less work, and a plain word where it cannot help."""
 
+import errno
+import io
 import logging
+import tempfile
 
 import pytest
 import timm
@@ -237,24 +240,70 @@ def test_every_input_of_the_network_counts():
     assert cache.hits == 8  # labels do not reach the frozen part
 
 
-def test_other_weights_in_the_frozen_part_are_noticed():
-    model, other = bert(), bert()
-    with torch.no_grad():
-        other.bert.encoder.layer[0].output.dense.weight.mul_(2)
-    applied = Policy("freeze: ..50%").apply(model)
+def swap(tensor):
+    tensor.copy_(tensor.flip(0))
+
+
+CHANGES = {
+    "load_state_dict": lambda model, other: model.load_state_dict(other),
+    "assign": lambda model, other: model.load_state_dict(other, assign=True),
+    "another .data": lambda model, other: [setattr(p, "data", other[n].clone()) for n, p in model.named_parameters()],
+    "into .data": lambda model, other: [p.data.copy_(other[n]) for n, p in model.named_parameters()],
+    "a moving average": lambda model, other: [p.data.lerp_(other[n], 0.01) for n, p in model.named_parameters()],
+    "rows in another order": lambda model, other: swap(model[0].weight.data),
+    "a single weight": lambda model, other: model[1].bias.data[0].add_(0.1),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_weights_in_the_frozen_part_are_noticed(change):
+    model, other = (nn.Sequential(*[nn.Linear(8, 8) for _ in range(5)]) for _ in range(2))
+    inputs = torch.randn(4, 8)
+    applied = Policy("freeze: ..2").apply(model, example=inputs, blocks=["1", "2", "3"])
     cache = PrefixCache()
     applied.use_cache(cache, n_samples=4)
     model.train()
-    inputs = texts(4).inputs
-    old, again = model(inputs).logits, model(inputs).logits
-    assert cache.hits == 4
-    model.load_state_dict(other.state_dict())
-    new, after = model(inputs).logits, model(inputs).logits
+    old, again = model(inputs), model(inputs)
     assert torch.equal(old, again)
-    assert not torch.equal(old, new)
-    assert torch.equal(new, after)
-    assert torch.equal(new, other.train()(inputs).logits)
     assert cache.hits == 4
+    CHANGES[change](model, other.state_dict())
+    new, after = model(inputs), model(inputs)
+    assert cache.hits == 4  # counted anew
+    applied.remove()
+    assert torch.equal(new, model(inputs))
+    assert torch.equal(new, after)
+    assert not torch.equal(old, new)
+
+
+def test_activations_that_overflow_are_not_kept():
+    model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(4)])
+    model[1].bias.data[0] = 1e5
+    inputs = torch.randn(4, 8)
+    applied = Policy("freeze: ..1").apply(model, example=inputs, blocks=["1", "2"])
+    cache = PrefixCache(dtype=torch.float16)
+    applied.use_cache(cache, n_samples=4)
+    first, second = model.train()(inputs), model(inputs)
+    assert torch.equal(first, second)
+    assert "1e+05 overflow torch.float16; use dtype=torch.bfloat16" in cache.off
+
+
+@pytest.mark.parametrize("failure", ["it fails", "it is cut short"])
+def test_a_disk_that_fills_up_ends_the_cache_and_not_the_training(failure, tmp_path, monkeypatch):
+    class Small(io.FileIO):
+        def write(self, data):
+            if self.tell() < 64:
+                return super().write(data)
+            if failure == "it fails":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data[:3])
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **options: Small(tmp_path / "small", "w+"))
+    model, inputs = nn.Sequential(*[nn.Linear(8, 8) for _ in range(4)]), torch.randn(4, 8)
+    applied = Policy("freeze: ..1").apply(model, example=inputs, blocks=["1", "2"])
+    cache = PrefixCache()
+    applied.use_cache(cache, n_samples=4)
+    assert torch.equal(model.train()(inputs), model(inputs))
+    assert "No space left" in cache.off or "the disk is full" in cache.off
 
 
 def test_a_forward_of_ones_own_is_left_in_place():

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from zoo import ZOO
 
 from hf_tl import InputError, Policy, list_layers, reinit_layers, select_layers
@@ -158,3 +159,71 @@ def test_a_policy_reinitialises_once_with_its_seed():
     assert "classifier.weight" in applied.reinitialised
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+class Inside(nn.Module):
+    """A network of transformers among modules of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = some("BertForSequenceClassification").model().bert
+        self.head = nn.Linear(self.backbone.config.hidden_size, 2)
+
+    def forward(self, input_ids):
+        return self.head(self.backbone(input_ids).last_hidden_state[:, 0])
+
+
+def test_a_network_inside_another_module_has_its_own_initialiser():
+    model = trained(Inside())
+    layers = list_layers(model, example={"input_ids": torch.ones(1, 4, dtype=torch.long)})
+    reinit_layers(model, select_layers(layers, "-1, head"), seed=1)
+    torch.manual_seed(1)
+    fresh = type(model.backbone)(model.backbone.config).encoder.layer[-1]
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(model.backbone.encoder.layer[-1].state_dict()[name], tensor), name
+    assert not any((parameter == 7).any() for parameter in model.head.parameters())
+
+    plain, wrapped = (trained(timm.create_model("resnet10t", num_classes=3)) for _ in range(2))
+    reinit_layers(plain, select_layers(list_layers(plain), "-1"))
+    parallel = nn.DataParallel(wrapped)
+    reinit_layers(parallel, select_layers(list_layers(parallel, example=torch.ones(1, 3, 64, 64)), "-1"))
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, wrapped.state_dict()[name]), name
+
+
+def test_timm_of_other_widths_initialises_itself():
+    model = trained(timm.create_model("vit_tiny_patch16_224", embed_dim=96, depth=3, num_heads=3, img_size=32))
+    reinit_layers(model, list(list_layers(model)))
+    assert not any((parameter == 7).any() for parameter in model.parameters())
+    assert model.blocks[-1].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.1)  # timm's, not nn.Linear's
+    assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+def test_what_a_parametrized_layer_computes_with_is_fresh():
+    model = nn.Sequential(*[weight_norm(nn.Linear(4, 4)) for _ in range(3)], nn.Linear(4, 2))
+    model[1] = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+    before = [layer.weight.detach().clone() for layer in model]
+    layers = list_layers(model, example=torch.ones(1, 4), blocks=["0", "1", "2"])
+    names = reinit_layers(model, select_layers(layers, "0, 1"))
+    assert "0.parametrizations.weight.original1" in names
+    assert not (model[0].weight == before[0]).any()
+    assert not (model[1].weight == before[1]).any()
+    assert torch.equal(model[2].weight, before[2])
+    assert model[0].weight.abs().max() <= 0.5  # nn.Linear's own range
+    model[0].parametrizations.weight.original0.sum().backward()  # still a parameter
+
+
+class Partial(nn.Linear):
+    """Its reset leaves the scale out."""
+
+    def __init__(self, n: int):
+        super().__init__(n, n)
+        self.scale = nn.Parameter(torch.ones(()))
+
+
+def test_a_reset_that_leaves_something_out_is_refused():
+    model = trained(nn.Sequential(Partial(4), nn.Linear(4, 2)))
+    layers = list_layers(model, example=torch.ones(1, 4))
+    with pytest.raises(InputError, match=r"'0\.scale' belongs to no module with reset_parameters that sets it"):
+        reinit_layers(model, list(layers))
+    assert all((parameter == 7).all() for parameter in model.parameters())
