@@ -38,8 +38,8 @@ def find_classes(task: Task) -> tuple[str, ...]:
     """
     if task.train.class_names is not None:
         return task.train.class_names
-    classes = tuple(str(label) for label in np.unique(task.train.labels))
-    for label in {str(label) for label in np.unique(task.test.labels)} - set(classes):
+    classes = tuple(map(str, np.unique(np.asarray(task.train.labels))))
+    for label in {str(label) for label in np.unique(np.asarray(task.test.labels))} - set(classes):
         raise InputError(f"{task.test.name} has class {label!r}, {task.train.name} has not; {closest(label, classes)}")
     return classes
 
@@ -65,7 +65,7 @@ class TaskDataset(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> Item:  # type: ignore[override]  # loaders ask for no slices
         return {"input": self.samples[index], "label": int(self.labels[index])}
 
 

@@ -77,6 +77,12 @@ def test_no_circle_within_a_part():
             del edges[name]
 
 
+def test_no_two_wings_have_a_file_of_one_name():
+    """The commands are named after what they call."""
+    names = [path.name for path in modules() if part(name_of(path)) != "cli" and path.name != "__init__.py"]
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
+
+
 def test_the_documented_tree_is_the_folder():
     page = (ROOT / "docs" / "architecture.md").read_text()
     assert page == document(page), "run: python docs/architecture_tree.py"
