@@ -275,7 +275,7 @@ def _with_new_head(model: Any, auto: AutoClass, untrained: frozenset[str]) -> tu
     return fresh.eval(), untrained | {name.rpartition(".")[0] for name in head}
 
 
-def _from_timm(files: _Files, **options: int) -> nn.Module:
+def _from_timm(files: _Files, **options: Any) -> nn.Module:
     import timm
 
     try:

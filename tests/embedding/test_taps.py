@@ -19,6 +19,7 @@ def features(taps):
     return sum(tap.n_features for tap in taps if tap.name != "last")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["after", "before"])
 def test_vgg16_gives_12416_features(activation):
     from torchvision.models import vgg16 as torchvision_vgg16
