@@ -48,9 +48,11 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.in
 _UNCHANGED_BASE = ("gaussian", "gaussian_b", "kaiming", "orthogonal", "eva")
 _SPLIT_BASE = ("pissa", "olora")
 _WHICH_MODULES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-_OTHER_FIELDS: dict[
-    str, object
-] = {  # of PEFT's files, beside those of LoraConfig, and PEFT's values: some readers take them for granted
+_DEFAULTS: dict[str, object] = {
+    **{name: value for name, value in vars(LoraConfig()).items() if name in PEFT_FIELDS},
+    "peft_type": "LORA",
+    "inference_mode": True,
+    "init_lora_weights": True,
     "auto_mapping": None,
     "peft_version": None,
     "megatron_core": "megatron.core",
@@ -63,7 +65,7 @@ _OTHER_FIELDS: dict[
     "use_qalora": False,
     "ensure_weight_tying": False,
 }
-"""Of PEFT's files, beside the fields of LoraConfig, with PEFT's defaults: some readers take them for granted."""
+"""Every field of PEFT's files with its default: some readers take them for granted."""
 
 
 @dataclass(frozen=True)
@@ -278,9 +280,7 @@ def write_adapter(adapter: Adapter, folder: str | Path) -> Path:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{str(folder)!r} cannot be made a folder: {error.strerror}") from error
-    defaults = {name: value for name, value in vars(LoraConfig()).items() if name in PEFT_FIELDS}
-    defaults |= _OTHER_FIELDS | {"peft_type": "LORA", "inference_mode": True, "init_lora_weights": True}
-    text = json.dumps({**defaults, **adapter.config}, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    text = json.dumps({**_DEFAULTS, **adapter.config}, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
     write_whole(place / TENSORS_NAME, pack({PREFIX + name: tensor for name, tensor in adapter.tensors.items()}))
     write_whole(place / CONFIG_NAME, f"{text}\n".encode())
     return place

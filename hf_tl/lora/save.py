@@ -11,7 +11,7 @@ from hf_tl.architectures import is_transformers
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import AdapterRecord, adapter_state_dict, base_modules, known, record_of
 from hf_tl.lora.adapter import PREFIX, Adapter, alpha_for, is_finite, rank_fields, split_key, write_adapter
-from hf_tl.names import exact_names, is_inside, peft_matcher
+from hf_tl.names import exact_names, is_inside, match_pattern, peft_matcher
 
 
 _HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
@@ -111,11 +111,11 @@ def _rank_fields(record: AdapterRecord, adapter: str, ranks: Mapping[str, int]) 
             alphas[name] = layer.lora_alpha[adapter]
         else:  # exported with more factors than are live
             alphas[name] = alpha_for(layer.scaling[adapter], rank, use_rslora=config.use_rslora)
-    patterns = {"rank_pattern": dict(config.rank_pattern), "alpha_pattern": dict(config.alpha_pattern)}
-    own = Adapter({"r": config.r, "lora_alpha": config.lora_alpha, **patterns}, {})
-    if all(own.rank_of(name) == rank and own.alpha_of(name) == alphas[name] for name, rank in ranks.items()):
-        return dict(own.config)
-    return rank_fields(ranks, alphas)
+    for name, rank in ranks.items():
+        said = match_pattern(config.rank_pattern, name, default=config.r)
+        if said != rank or match_pattern(config.alpha_pattern, name, default=config.lora_alpha) != alphas[name]:
+            return rank_fields(ranks, alphas)
+    return {name: getattr(config, name) for name in ("r", "lora_alpha", "rank_pattern", "alpha_pattern")}
 
 
 def _targets(model: nn.Module, names: Sequence[str], saved: Sequence[str]) -> list[str] | str:
