@@ -85,6 +85,7 @@ def test_gradual_opens_the_last_tower_first():
     assert counts[2] == [False, False, False, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("specimen", [s for s in ZOO if len(s.blocks) < 3], ids=str)
 @pytest.mark.filterwarnings("ignore")
 def test_gradual_holds_for(specimen):

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from torch import nn
-from training import Rows, bert, images, largest_difference, network, state, texts, trainer
+from training import LabelledSamples, bert, images, largest_difference, network, state, texts, trainer
 from transformers import TrainerCallback
 from zoo import ZOO
 
@@ -48,6 +48,7 @@ def train(model, folder, policy, cache, data=None, **options):
     return losses.losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -97,7 +98,7 @@ def test_half_the_size_and_nearly_the_same_losses(dtype, tmp_path):
 
 
 def test_augmentation_switches_it_off_with_a_message(tmp_path, caplog):
-    class Noisy(Rows):
+    class Noisy(LabelledSamples):
         def __getitem__(self, index):
             row = super().__getitem__(index)
             return row | {self.name: row[self.name] + torch.randn(()) * 0.1}
@@ -345,6 +346,7 @@ def test_a_new_phase_begins_anew(tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("specimen", TINY, ids=str)
 def test_replay_of(specimen):
     """Every network of one tower, cut in the middle: the same output from what is remembered, or a refusal."""

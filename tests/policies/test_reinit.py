@@ -45,6 +45,7 @@ def test_there_are_many_that_come_from_pretrained():
     assert len([specimen for specimen in ZOO if specimen.family == "transformers"]) >= 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("specimen", [s for s in ZOO if s.name != "timm/vgg16"], ids=str)  # its twin is vgg11_bn
 def test_every_tensor_of_the_chosen_layers_changes_and_no_other(specimen, tmp_path):
     model = reloaded(specimen, tmp_path)

@@ -8,7 +8,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 from zoo import ZOO
 
 
-class Rows(Dataset):
+class LabelledSamples(Dataset):
     """Random inputs with random labels, the same at every call."""
 
     def __init__(self, name, inputs, n_labels=2):
@@ -25,12 +25,12 @@ class Rows(Dataset):
 
 def texts(n=32):
     """Token ids for `bert`."""
-    return Rows("input_ids", torch.randint(1, 64, (n, 8), generator=torch.Generator().manual_seed(0)))
+    return LabelledSamples("input_ids", torch.randint(1, 64, (n, 8), generator=torch.Generator().manual_seed(0)))
 
 
 def images(n=32, side=64):
     """Pixels for convolutional networks of the zoo."""
-    return Rows("pixel_values", torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(0)))
+    return LabelledSamples("pixel_values", torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(0)))
 
 
 def bert(dropout=0.0):

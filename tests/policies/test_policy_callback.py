@@ -102,6 +102,7 @@ def test_rates_equal_a_hand_built_optimizer(tmp_path):
     assert largest_difference(state(ours), state(bert())) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheduler", "options"),
     [
