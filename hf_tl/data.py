@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -133,15 +133,17 @@ def load_task(
         notes.append(f"no labelled test split: {len(test)} of {len(test) + len(train)} training samples are held out")
     if train.class_names is not None and test.class_names is not None:
         test = replace(
-            test, labels=renumber(test.labels, test.class_names, train.class_names), class_names=train.class_names
+            test,
+            labels=renumber(np.asarray(test.labels), test.class_names, train.class_names),
+            class_names=train.class_names,
         )
-    classes = np.unique(train.labels)
+    classes = np.unique(np.asarray(train.labels))
     if len(classes) < 2:
         only = train.class_names[classes[0]] if train.class_names is not None else classes[0]
         raise InputError(
             f"the {len(train)} training samples of {name!r} have one class only, {str(only)!r}; expected two or more"
         )
-    for value in np.setdiff1d(test.labels, classes):
+    for value in np.setdiff1d(np.asarray(test.labels), classes):
         n = int((test.labels == value).sum())
         named = str(value if train.class_names is None else train.class_names[value])
         notes.append(f"{n} of {len(test)} test samples are of class {named!r}, of which there is no training sample")
@@ -235,7 +237,7 @@ class _Pairs(Sequence):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict[str, tuple]:
+    def __getitem__(self, index: int) -> dict[str, tuple]:  # type: ignore[override]  # nobody asks for a slice
         row = self.dataset[index]
         return {PAIR: tuple(row[column] for column in self.columns)}
 
@@ -349,6 +351,6 @@ def _hold_out(samples: Samples, labels: np.ndarray) -> tuple[Samples, Samples]:
     test = train_test_split(several, test_size=n_test, stratify=numbers[several], random_state=0)[1]
 
     def part(indices: np.ndarray, name: str) -> Samples:
-        return replace(samples, dataset=samples.dataset.select(indices), labels=labels[indices], name=name)
+        return replace(samples, dataset=cast(Any, samples.dataset).select(indices), labels=labels[indices], name=name)
 
     return part(np.setdiff1d(np.arange(len(samples)), test), samples.name), part(np.sort(test), "test")

@@ -89,7 +89,7 @@ def load_network(
         config = _load_config(files, num_labels=len(classes), **labels)
         auto = _classifier(files, config)
         model, untrained = _from_transformers(files, config, auto)
-        trained = list(_load_config(files).id2label.values())
+        trained = list((_load_config(files).id2label or {}).values())
         if trained != list(numbered.values()) and trained != [f"LABEL_{i}" for i in range(len(trained))]:
             model, untrained = _with_new_head(model, auto, untrained)  # its outputs mean other classes
     elif files.is_timm:
@@ -267,8 +267,8 @@ def _with_new_head(model: Any, auto: AutoClass, untrained: frozenset[str]) -> tu
 
     if isinstance(model, TimmWrapperForImageClassification):
         model.timm_model.reset_classifier(model.config.num_labels)
-        head = {id(part) for part in classifiers(model.timm_model)}
-        return model, untrained | {name for name, part in model.named_modules() if id(part) in head}
+        heads = {id(part) for part in classifiers(model.timm_model)}
+        return model, untrained | {name for name, part in model.named_modules() if id(part) in heads}
     fresh = auto.load().from_config(model.config, dtype=model.dtype)
     fresh.base_model.load_state_dict(model.base_model.state_dict())
     head = {name for name, _ in fresh.named_parameters() if not name.startswith(f"{fresh.base_model_prefix}.")}

@@ -61,7 +61,7 @@ def find_preparation(
     files = {"pretrained_model_name_or_path": place, "revision": revision or "main"}
     try:
         if isinstance(model, TimmWrapperPreTrainedModel):  # whose own processor cannot be saved
-            return _for_timm(model.timm_model, name, image_size), None, modality
+            return _for_timm(model.get_submodule("timm_model"), name, image_size), None, modality
         if not is_transformers(model):
             return _for_timm(model, name, image_size), None, modality
         make: _ForImages | _ForTexts | _ForRecordings
