@@ -62,7 +62,7 @@ def load_network(
 
     With `classes` it is a classifier to be trained: one of transformers', so Trainer saves and resumes it; timm's
     networks come in transformers' wrapper. Without, it is the network as its library has it, for reading: no head of
-    transformers', and the encoder alone of an encoder-decoder.
+    transformers', the encoder alone of an encoder-decoder, and the image encoder of CLIP and its like.
 
     Args:
         name: a Hub id ("timm/resnet50.a1_in1k", "google/vit-base-patch16-224"), a timm model name
@@ -96,7 +96,7 @@ def load_network(
         resized = image_size is not None and (files.config.get("pretrained_cfg") or {}).get("fixed_input_size", False)
         model = _from_timm(files, **({"img_size": image_size} if resized else {}))
     else:
-        model, untrained = _from_transformers(files, _load_config(files), BARE)
+        model, untrained = _from_transformers(files, _image_part(_load_config(files)), BARE)
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
     prepare, processor, modality = find_preparation(
@@ -230,6 +230,18 @@ def _load_config(files: _Files, **labels: Any) -> PretrainedConfig:
     if labels and isinstance(config, TimmWrapperConfig) and config.model_args:
         config.model_args.pop("num_classes", None)  # of the old head, and given twice where it stays
     return config
+
+
+def _image_part(config: PretrainedConfig) -> PretrainedConfig:
+    """Of an encoder of images beside one of text the former; of any other network all."""
+    from transformers import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING
+
+    if (
+        type(config) not in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING
+        or "vision_config" not in config.sub_configs
+    ):
+        return config
+    return config.vision_config if type(config.vision_config) in MODEL_MAPPING else config
 
 
 def _classifier(files: _Files, config: PretrainedConfig) -> AutoClass:

@@ -42,7 +42,7 @@ class Arguments:
     image_size: int | None = field(default=None, metadata={"help": "side of the square images in pixels"})
     recipe: str = field(default="paper", metadata={"help": "paper, fne-package, standardize, l2 or raw"})
     taps: str = field(default="auto", metadata={"help": "auto, blocks, linear, conv or last"})
-    batch_size: int = field(default=64, metadata={"help": "rows a forward pass"})
+    batch_size: int = field(default=64, metadata={"help": "samples per forward pass"})
     num_workers: int = field(default=0, metadata={"help": "processes that read and prepare batches, for each process"})
     dtype: str = field(default="float32", metadata={"help": "float32 or bfloat16"})
     on_bad_samples: str = field(default="skip", metadata={"help": "skip or raise"})

@@ -46,7 +46,7 @@ class Arguments:
     taps: str = field(default="auto", metadata={"help": "auto, blocks, linear, conv or last"})
     head: str = field(default="svm", metadata={"help": "svm, logreg, ridge, knn, lda, kernel or mlp"})
     C: float = field(default=1.0, metadata={"help": "of the head"})
-    batch_size: int = field(default=32, metadata={"help": "rows a forward pass"})
+    batch_size: int = field(default=32, metadata={"help": "samples per forward pass"})
     num_workers: int = field(default=0, metadata={"help": "processes that read and prepare batches"})
     layers: bool = field(default=True, metadata={"help": "whether each layer is judged alone too"})
 
@@ -83,7 +83,7 @@ def judge(args: Arguments, train, test, processes: int) -> None:
         head = make_head(args.head, features.shape, C=args.C).fit(features.values, train.labels)
         results[name] = float(head.score(judged.values, test.labels))
         rows.append([name, len(features.layers), features.shape[1], len(train), len(test), results[name]])
-    print(format_table(["features of", "layers", "features", "train rows", "test rows", "test accuracy"], rows))
+    print(format_table(["features of", "layers", "features", "train samples", "test samples", "test accuracy"], rows))
     if args.layers and args.taps != "last":
         fne = FullNetworkEmbedding(recipe=args.recipe, taps=args.taps)
         probes = layer_probes(fne.fit_transform(train), fne.transform(test))

@@ -53,7 +53,7 @@ def test_the_examples_of_help_run_as_printed(tmp_path, timm_folder, text_folder,
             assert table_rows(capsys.readouterr().out)
             ran += 1
     assert ran == 10
-    assert (tmp_path / "ladder.png").stat().st_size > 10_000
+    assert (tmp_path / "layers.png").stat().st_size > 10_000
 
 
 def test_probe_of_a_stored_embedding_equals_probe_of_the_images(timm_folder, image_folder, tmp_path, capsys):

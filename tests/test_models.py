@@ -36,6 +36,7 @@ def test_a_transformers_text_folder_leaves_out_what_is_not_in_its_checkpoint(tex
     assert left_out == {"pooler.dense": "its weights are not in the checkpoint"}
 
 
+@pytest.mark.filterwarnings("ignore:1 of 1 texts of a batch")
 def test_text_longer_than_the_network_is_cut(text_folder):
     assert load_network(str(text_folder)).prepare(["film " * 100])["input_ids"].shape == (1, 32)
 
@@ -75,6 +76,52 @@ def test_an_encoder_decoder_is_read_as_its_encoder(tmp_path, text_folder):
     taps, _ = find_taps(network, network.prepare(["good film", "bad"]), activation="after")
     assert not any("decoder" in tap.name for tap in taps)
     assert len(taps) == 2 * 3 + 1 + 1  # attention, hidden layer and block, the final norm, and "last"
+
+
+def test_of_clip_the_image_encoder_is_read_with_its_weights(tmp_path):
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    part = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    vision, text = {**part, "image_size": 32, "patch_size": 8}, {**part, "vocab_size": 40}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).eval()
+    model.save_pretrained(tmp_path)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    network = load_network(str(tmp_path))
+    assert (network.modality, network.untrained) == ("image", frozenset())
+    batch = network.prepare([Image.new("RGB", (50, 40), "red")])
+    expected = model.vision_model(**batch).last_hidden_state
+    assert torch.allclose(network.model(**batch).last_hidden_state, expected, atol=1e-6)
+    same = load_network(str(tmp_path), image_size=32).prepare([Image.new("RGB", (50, 40), "red")])
+    assert torch.equal(same["pixel_values"], batch["pixel_values"])
+
+
+@pytest.mark.parametrize("size", [{"shortest_edge": 224}, {"height": 224, "width": 224}])
+def test_a_size_is_given_as_the_processor_has_it(size):
+    from hf_tl.preparation import _sizes
+
+    assert _sizes({"size": size}, 96) == {"size": dict.fromkeys(size, 96)}
+    cropped = {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True}
+    assert _sizes(cropped, 112) == {"size": {"shortest_edge": 128}, "crop_size": {"height": 112, "width": 112}}
+
+
+def test_channels_that_no_image_has_are_refused(tmp_path):
+    import timm
+
+    model = timm.create_model("test_resnet", in_chans=4)
+    timm.models.save_for_hf(model, tmp_path, model_args={"in_chans": 4}, safe_serialization=True)
+    with pytest.raises(InputError, match=r"reads images of 4 channels; .* Network\(model, prepare\)"):
+        load_network(str(tmp_path))
+
+
+def test_a_text_that_is_cut_is_counted_once(text_folder):
+    network = load_network(str(text_folder), max_length=8)
+    with pytest.warns(UserWarning, match="1 of 2 texts of a batch have more than 8 tokens, up to 22;.*max_length"):
+        assert network.prepare(["film " * 20, "good"])["input_ids"].shape == (2, 8)
+    network.prepare(["film " * 20])  # an error, were it to warn again
+    with pytest.raises(InputError, match="max_length should be 1 to the 32 tokens"):
+        load_network(str(text_folder), max_length=64)
+    pair = network.prepare([("good", "bad")])["input_ids"]
+    assert pair.shape == (1, 2)  # this tokenizer marks no pairs
 
 
 def config_only(tmp_path, content):

@@ -21,9 +21,9 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--label", help="label column, where it is not found by itself")
     add("--input", help="image or text column, where it is not found by itself")
     add("--config", help="configuration of the dataset, where it has several")
-    add("--batch-size", type=int, default=32, help="rows a forward pass (default %(default)s)")
+    add("--batch-size", type=int, default=32, help="samples per forward pass (default %(default)s)")
     add("--device", default="cpu", help="where the network runs (default %(default)s)")
-    bad_help = "end at a row that cannot be read, or leave it out (default %(default)s)"
+    bad_help = "end at a sample that cannot be read, or leave it out (default %(default)s)"
     add("--on-bad-samples", choices=("raise", "skip"), default="raise", help=bad_help)
 
 

@@ -1,4 +1,4 @@
-"""Reads every layer of a network for every row of a dataset, once, into a folder."""
+"""Reads every layer of a network for every sample of a dataset, once, into a folder."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     for split, embedding in (("train", train), ("test", test)):
         size = f"{embedding.values.nbytes / 2**20:.1f} MiB"
         rows.append([split, *embedding.shape, len(embedding.layers), size, str(options.out / split)])
-    print(format_table(["split", "rows", "features", "layers", "size", "folder"], rows))
+    print(format_table(["split", "samples", "features", "layers", "size", "folder"], rows))
     for note in notes:
         print(f"note: {note}")
     print(f"\n{time.perf_counter() - start:.0f} s; next: hf-tl probe {options.out}")

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top", type=float, default=1.0, help="share of those layers to keep, from the task side (default 1)")
     head_help = f"classifier: {', '.join(HEADS)}, or that of a plug-in (default svm)"
     add("--head", default="svm", metavar="NAME", help=head_help)
-    C_help = 'weight of the loss; several values or "auto" to choose on splits of the training rows (default 1)'
+    C_help = 'weight of the loss; several values or "auto" to choose on splits of the training samples (default 1)'
     add("-C", "--C", nargs="+", default=["1"], metavar="C", help=C_help)
     add("--layers", action="store_true", help="judge each layer, each range of depth and the whole, with a plot")
     add("--curve", action="store_true", help="judge 1, 2, 3, 5, ... samples per class, with a plot")
@@ -191,5 +191,5 @@ def _probe_table(train: Embedding, test: Embedding, options: argparse.Namespace)
         used = "l2" if name == "last layer" else options.recipe
         seconds = f"{time.perf_counter() - start:.1f} s"
         rows.append([name, used, len(features.layers), features.shape[1], len(train), len(test), accuracy, seconds])
-    header = ["features of", "recipe", "layers", "features", "train rows", "test rows", "test accuracy", "fit"]
+    header = ["features of", "recipe", "layers", "features", "train samples", "test samples", "test accuracy", "fit"]
     return format_table(header, rows), chosen
