@@ -107,6 +107,12 @@ def is_parallel(module: nn.Module) -> bool:
     return isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or _is_a(module, fsdp)
 
 
+def is_sentence_transformer(model: nn.Module) -> bool:
+    """True for sentence-transformers' list of a network and what pools it."""
+    kinds = type(model).__mro__
+    return any(k.__name__ == "SentenceTransformer" and k.__module__.startswith("sentence_transformers") for k in kinds)
+
+
 def is_container(module: nn.Module) -> bool:
     """True for a list or a dictionary of modules, which is never called itself."""
     return type(module).forward is nn.Module.forward

@@ -45,7 +45,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_tl.architectures import is_parallel, is_transformers, unwrapped
+from hf_tl.architectures import is_parallel, is_sentence_transformer, is_transformers, unwrapped
 from hf_tl.errors import InputError
 from hf_tl.lora.adapter import PREFIX
 from hf_tl.lora.config import LoraConfig
@@ -213,6 +213,11 @@ def find_network(model: nn.Module) -> nn.Module:
         InputError: wrappers that an adapter has to come before.
     """
     network = unwrapped(model)
+    if is_sentence_transformer(network):
+        raise InputError(
+            "a SentenceTransformer saves its parts by itself; put the adapter on the network in it, "
+            "add_lora(model[0].auto_model, ...), which saves and loads adapters"
+        )
     if is_parallel(network):
         raise InputError(
             f"the network is in {type(network).__name__}, which would not share the gradients of a new adapter among "

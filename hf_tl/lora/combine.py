@@ -91,6 +91,8 @@ def combine_adapters(
         _copy_saved(name, saved, adapters, adapter_name)
     record.configs[adapter_name] = config
     record.biases[adapter_name] = ()
+    carried = (name for adapter in adapters for name in record.vocabulary.get(adapter, ()))
+    record.vocabulary[adapter_name] = tuple(dict.fromkeys(carried))
     set_adapter(model, adapter_name)
     return model
 
@@ -140,7 +142,8 @@ def resize_adapter(
     if rank is not None and rank > largest:
         raise InputError(f"rank {rank} is above the adapter's largest, {largest}; resize only makes adapters smaller")
     tensors = dict(adapter.tensors)
-    report, ranks, scales = [], {}, {}
+    report: list[LayerResize] = []
+    ranks, scales = {}, {}
     for name, update in adapter.updates.items():
         new = _rank_to_keep(update, keep) if keep is not None else min(rank or largest, update.rank)
         if new < update.rank:

@@ -24,7 +24,7 @@ def initialise(
         scaling: what B A is multiplied with.
 
     Returns:
-        the factors' start, where it is to be subtracted for ever so that a new adapter changes nothing ("pissa",
+        the factors' start, where it is to be subtracted permanently so that a new adapter changes nothing ("pissa",
         "olora"): PEFT takes that part out of the frozen weight, which then is no longer the network's; here the
         weight stays as it is. None for the other inits.
 

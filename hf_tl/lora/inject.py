@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import nn
 
 from hf_tl.architectures import CONVOLUTIONS, is_fully_connected, is_transformers
 from hf_tl.errors import InputError
+from hf_tl.example import dummy_batch
 from hf_tl.lora.adapted import RECORD, AdapterRecord, base_modules, check_new_name, find_network, set_adapter
 from hf_tl.lora.attention import LoraAttention
 from hf_tl.lora.config import ALL_LINEAR, LoraConfig
@@ -23,6 +25,7 @@ from hf_tl.lora.convolution import LoraConv
 from hf_tl.lora.embedding_table import LoraEmbedding
 from hf_tl.lora.layer import LoraLayer
 from hf_tl.lora.linear import LoraLinear
+from hf_tl.lora.merge import delete_adapter
 from hf_tl.lora.saved import SavedModule
 from hf_tl.lora.targets import (
     Target,
@@ -37,7 +40,7 @@ from hf_tl.lora.targets import (
 )
 from hf_tl.lora.trainer import follow_trainer
 from hf_tl.names import exact_names, is_inside
-from hf_tl.trace import Batch
+from hf_tl.trace import Batch, evaluating, forward
 
 
 KINDS = "nn.Linear, Conv1D of transformers, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.MultiheadAttention"
@@ -95,8 +98,44 @@ def add_lora(
     """
     network = find_network(model)
     plan = plan_adapter(network, config, example=example, running_statistics=running_statistics)
+    batch = _dummy_batch(network) if example is None else example
     inject(network, plan, adapter_name=adapter_name)
+    idle = [] if batch is None else _idle_layers(network, adapter_name, batch)
+    if len(idle) == len(plan.targets):
+        delete_adapter(network, [adapter_name])
+    if idle:
+        message = (
+            f"{len(idle)} of {len(plan.targets)} adapted layers, such as {idle[0]!r}, are never called: the network "
+            "reads their weights by itself, or does not run them"
+        )
+        if len(idle) == len(plan.targets):
+            raise InputError(f"{message}; choose others in target_modules")
+        warnings.warn(f"{message}; their adapters do not train", stacklevel=2)
     return model
+
+
+def _dummy_batch(network: nn.Module) -> Batch | None:
+    try:
+        return dummy_batch(network, n=1)
+    except InputError:  # it does not tell what it reads
+        return None
+
+
+def _idle_layers(network: nn.Module, adapter: str, batch: Batch) -> list[str]:
+    """Names of the layers with the adapter that one forward pass did not call; [] where it came to no end."""
+    called: set[nn.Module] = set()
+    held = {name: layer for name, layer in vars(network)[RECORD].layers.items() if adapter in layer.r}
+    outer = {name: layer for name, layer in held.items() if ".base_layer." not in name}
+    handles = [layer.register_forward_pre_hook(lambda layer, args: called.add(layer)) for layer in outer.values()]
+    try:
+        with evaluating(network), torch.no_grad(), torch.random.fork_rng():
+            forward(network, batch)
+    except Exception:  # a dummy input is a guess, and a network may refuse it in any way
+        return []
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [name for name, layer in outer.items() if layer not in called]
 
 
 def plan_adapter(
@@ -259,8 +298,8 @@ def _make(
             saved[name] = record.saved.get(name) or SavedModule(record.model.get_submodule(name))
             saved[name].add_adapter(adapter, trains=name in plan.saved)
     except BaseException:  # what was on the network before must not keep a part of it
-        for part in record.parts:
-            part.delete_adapter(adapter)
+        for before in record.parts:
+            before.delete_adapter(adapter)
         raise
     return layers, saved
 

@@ -22,7 +22,6 @@ from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.initialise import initialise
 
 
-FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -214,8 +213,9 @@ class LoraLayer(nn.Module):
         ||W + s B A||^2 = ||W||^2 + 2 s sum((W A') * B) + s^2 sum((B (A A')) * B), summed over each row.
         """
         with torch.no_grad():
-            weight, (a, b), scale = self.matrix(), self.factor_matrices(adapter), self.scaling[adapter]
-            weight, a, b = (tensor.to(torch.promote_types(weight.dtype, a.dtype)) for tensor in (weight, a, b))
+            own, factors, scale = self.matrix(), self.factor_matrices(adapter), self.scaling[adapter]
+            dtype = torch.promote_types(own.dtype, factors[0].dtype)
+            weight, a, b = (tensor.to(dtype) for tensor in (own, *factors))
             square = torch.linalg.vector_norm(weight, dim=1).square_()
             square += 2 * scale * ((weight @ a.t()) * b).sum(1)
             square += scale * scale * ((b @ (a @ a.t())) * b).sum(1)
@@ -289,9 +289,8 @@ class LoraLayer(nn.Module):
 
     def delete_adapter(self, adapter: str) -> None:
         """Forgets an adapter."""
-        for name in (*FACTORS, "lora_fixed"):
-            held = self._modules.get(name)
-            if isinstance(held, nn.ModuleDict) and adapter in held:
+        for held in self.children():  # what holds adapters by name, and the base layer
+            if held is not self.base_layer and isinstance(held, (nn.ModuleDict, nn.ParameterDict)) and adapter in held:
                 del held[adapter]
         for settings in (self.r, self.lora_alpha, self.scaling, self.lora_dropout, self.use_dora, self.freeze_a):
             settings.pop(adapter, None)

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from hf_tl.architectures import (
     CONVOLUTIONS,
+    auto_class_named,
     find_output_embeddings,
     has_running_statistics,
     is_container,
+    is_convolution,
     is_fully_connected,
     is_transformers,
+    n_parameters,
 )
 from hf_tl.errors import InputError
 from hf_tl.layers import head_names, list_layers, select_layers
 from hf_tl.lora.config import ALL_LINEAR, LoraConfig
 from hf_tl.names import closest, is_inside, match_pattern, peft_matcher
 from hf_tl.trace import Batch, Trace, trace
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 ATTENTION = (  # the names of the query and value projections, by family
@@ -56,7 +65,7 @@ def find_targets(
     config: LoraConfig,
     *,
     heads: Sequence[str] = (),
-    within: Collection[str] | None = None,
+    within: Set[str] | None = None,
 ) -> list[Target]:
     """The modules that the config chooses, in the network's order, with rank and alpha.
 
@@ -69,37 +78,24 @@ def find_targets(
     Raises:
         InputError: nothing is chosen.
     """
-    wanted = config.target_modules
-    spared = (*heads, *saved_names(modules, config.modules_to_save or ()))
-    if wanted is None:
-        wanted = default_targets(modules, heads=spared)
-        chosen = list(wanted)
-    elif isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
-        chosen = [n for n in modules if _is_dense(modules[n]) and not _hidden(n, modules) and not is_inside(n, spared)]
-    else:
-        matches = peft_matcher(wanted)
-        saved = saved_names(modules, config.modules_to_save or ())
-        chosen = [n for n in modules if n and matches(n) and not is_inside(n, saved)]
-        chosen = [n for n in chosen if not _hidden(n, modules)]
-    if config.exclude_modules:
-        excluded = peft_matcher(config.exclude_modules)
-        chosen = [n for n in chosen if not excluded(n)]
-    if config.layers_to_transform is not None:
-        chosen = [n for n in chosen if _in_blocks(n, config)]
-    if within is not None and chosen:
-        elsewhere, chosen = chosen, [n for n in chosen if n in within]
-        if not chosen:
-            raise InputError(
-                f"layers={config.layers!r} holds none of the {len(elsewhere)} modules that "
-                f"target_modules={config.target_modules!r} chooses; the first of them is {elsewhere[0]!r}"
-            )
+    saved = saved_names(modules, config.modules_to_save or ())
+    named = _named(modules, config, heads=(*heads, *saved), saved=saved)
+    excluded = peft_matcher(config.exclude_modules or ())
+    chosen = [n for n in named if not excluded(n) and _in_blocks(n, config)]
+    if chosen and within is not None and within.isdisjoint(chosen):
+        raise InputError(
+            f"layers={config.layers!r} holds none of the {len(chosen)} modules that "
+            f"target_modules={config.target_modules!r} chooses; the first of them is {chosen[0]!r}"
+        )
+    chosen = [n for n in chosen if within is None or n in within]
     if not chosen:
-        names = [name for name in modules if name]
+        wanted, names = config.target_modules or (), [name for name in modules if name]
         first = wanted if isinstance(wanted, str) else next(iter(wanted), "")
         raise InputError(
             f"target_modules={config.target_modules!r} chooses none of the {len(names)} modules; "
             f"{closest(first, names)}"
         )
+    _warn_of_idle_words(modules, config, chosen)
     targets = [
         Target(
             name,
@@ -112,21 +108,85 @@ def find_targets(
     return targets if parts is None else [_part(t, modules[t.name], parts, config.use_rslora) for t in targets]
 
 
+def _named(
+    modules: Mapping[str, nn.Module], config: LoraConfig, *, heads: Sequence[str], saved: Sequence[str]
+) -> list[str]:
+    """What target_modules chooses."""
+    wanted = config.target_modules
+    if wanted is None:
+        return default_targets(modules, heads=heads)
+    free = [n for n in modules if n and not _hidden(n, modules)]
+    if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
+        return [n for n in free if _is_dense(modules[n]) and not is_inside(n, heads)]
+    matches = peft_matcher(wanted)
+    return [n for n in free if matches(n) and not is_inside(n, saved)]
+
+
+def _warn_of_idle_words(modules: Mapping[str, nn.Module], config: LoraConfig, chosen: Sequence[str]) -> None:
+    """Names every word of the config that matches nothing, as a misspelt one does."""
+    names = [name for name in modules if name]
+    idle = []
+    for field in ("target_modules", "exclude_modules"):
+        words = getattr(config, field)
+        if words is not None and words != ALL_LINEAR:
+            for word in [words] if isinstance(words, str) else words:
+                if not any(map(peft_matcher(words if isinstance(words, str) else [word]), names)):
+                    idle.append((field, word, names if "." in word else sorted({n.rpartition(".")[2] for n in names})))
+    for field in ("rank_pattern", "alpha_pattern"):
+        for word in getattr(config, field):
+            if not any(match_pattern({word: True}, name) for name in chosen):
+                idle.append((field, word, list(chosen)))
+    blocks = {_block(name, config) for name in names}
+    for index in _indices(config):
+        if index not in blocks:
+            idle.append(("layers_to_transform", str(index), [str(block) for block in blocks if block is not None]))
+    for field, word, near in idle:
+        warnings.warn(f"{word!r} in {field} matches nothing in the network; {closest(word, near)}", stacklevel=5)
+    if config.target_modules == ALL_LINEAR:
+        banks = [name for name, module in modules.items() if _holds_experts(module)]
+        if banks:
+            warnings.warn(
+                f"the weights of {len(banks)} modules such as {banks[0]!r} are stacked, as those of experts are, and "
+                "stay frozen: hf_tl adapts single layers only",
+                stacklevel=5,
+            )
+
+
+def _holds_experts(module: nn.Module) -> bool:
+    """True for a module with matrices stacked in a parameter of its own, and no convolution."""
+    own = [parameter for _, parameter in module.named_parameters(recurse=False)]
+    return not is_convolution(module) and any(p.dim() == 3 and min(p.shape) > 1 for p in own)
+
+
 def default_targets(modules: Mapping[str, nn.Module], *, heads: Sequence[str] = ()) -> list[str]:
     """What is adapted where the config does not say.
 
-    The queries and values of attention, or its fused projection (what PEFT's table says for text models); in a
-    network without attention every linear layer; without those, every ungrouped convolution after the first.
+    The queries and values of attention, or its fused projection (what PEFT's table says for text models); if these
+    lie in less than half of the network's blocks, every linear layer too; if that does not do either, every ungrouped
+    convolution after the first.
     """
     body = [n for n in modules if n and not is_inside(n, heads) and not _hidden(n, modules)]
-    for endings in (*ATTENTION, FUSED):
-        found = [n for n in body if n.rpartition(".")[2] in endings and is_fully_connected(modules[n])]
-        if found:
-            return found
-    found = [n for n in body if isinstance(modules[n], nn.MultiheadAttention)]
-    found = found or [n for n in body if is_fully_connected(modules[n])]
+    linear = [n for n in body if _is_dense(modules[n])]
     convolutions = [n for n in body if isinstance(modules[n], CONVOLUTIONS)]
-    return found or [n for n in convolutions[1:] if modules[n].groups == 1]
+    endings = {ending for family in (*ATTENTION, FUSED) for ending in family}
+    attention = [n for n in linear if n.rpartition(".")[2] in endings or isinstance(modules[n], nn.MultiheadAttention)]
+    blocks = {_stem(n) for n in (*linear, *convolutions[1:])} - {""}
+    found: set[str] = set()
+    for tier in (attention, linear, [n for n in convolutions[1:] if _is_ungrouped(modules[n])]):
+        found |= set(tier)
+        if found and 2 * len({_stem(n) for n in found} - {""}) >= len(blocks):
+            break
+    return [n for n in body if n in found]
+
+
+def _is_ungrouped(module: nn.Module) -> bool:
+    return isinstance(module, CONVOLUTIONS) and module.groups == 1
+
+
+def _stem(name: str) -> str:
+    """The block that a module lies in: its name up to the last number; "" for none."""
+    found = re.match(r"(.*\.|)\d+(?=\.)", name)
+    return found.group() if found else ""
 
 
 def in_layers(
@@ -158,11 +218,32 @@ def find_head(model: nn.Module, modules: Mapping[str, nn.Module], *, example: Ba
         modules: the network's modules by name.
         example: a batch for a network of another make, which is traced.
     """
-    if find_output_embeddings(model) is not None:
+    kind = auto_class_named(type(model).__name__) if is_transformers(model) else None
+    if find_output_embeddings(model) is not None or (kind is not None and kind.name == "AutoModel"):
         return []
     record = Trace(modules=list(modules)) if example is None else trace(model, example)
     found = [name for name in head_names(model, record) if any(True for _ in modules[name].parameters())]
+    if not found and is_transformers(model):
+        found = _children_of_the_task(model)
     return [name for name in found if not is_inside(name, [other for other in found if other != name])]
+
+
+def _children_of_the_task(model: PreTrainedModel) -> list[str]:
+    """The head of a transformers network that is its own base model, such as CLIP's or Whisper's classifiers.
+
+    It is what stands beside other networks of transformers, or else what has an output for each label.
+    """
+    children = {name: child for name, child in model.named_children() if n_parameters(child)}
+    beside = [name for name, child in children.items() if not is_transformers(child)]
+    if len(beside) < len(children):
+        return beside
+    n = model.config.num_labels
+    return [name for name, child in children.items() if _last_width(child) == n]
+
+
+def _last_width(module: nn.Module) -> int | None:
+    widths = [m.out_features for m in module.modules() if isinstance(m, nn.Linear)]
+    return widths[-1] if widths else None
 
 
 def find_new(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
@@ -267,13 +348,21 @@ def _part(target: Target, module: nn.Module, parts: str, use_rslora: bool) -> Ta
     return Target(target.name, target.rank * n, scaled, parts)
 
 
+def _indices(config: LoraConfig) -> list[int]:
+    wanted = config.layers_to_transform
+    return [] if wanted is None else [wanted] if isinstance(wanted, int) else list(wanted)
+
+
 def _in_blocks(name: str, config: LoraConfig) -> bool:
-    index = config.layers_to_transform
-    wanted = {index} if isinstance(index, int) else set(index or ())
+    return config.layers_to_transform is None or _block(name, config) in _indices(config)
+
+
+def _block(name: str, config: LoraConfig) -> int | None:
+    """The index of the block that a module lies in, in the list that layers_pattern names; None outside of it."""
     pattern = config.layers_pattern
     if not pattern:
         match = re.match(r"(?:.*?\.)?[^.]*\.(\d+)\.", name)
     else:
         lists = [pattern] if isinstance(pattern, str) else pattern
         match = next((m for p in lists if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", name))), None)
-    return match is not None and int(match.group(1)) in wanted
+    return None if match is None else int(match.group(1))

@@ -1,0 +1,168 @@
+"""What add_lora puts where, and what it says of what cannot act or would be lost."""
+
+import pickle
+import warnings
+
+import peft
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from hf_tl import InputError, LoraConfig, add_lora, delete_adapter, merge_adapter, save_adapter
+from hf_tl.lora.adapted import record_of
+
+
+SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def bert(kind=transformers.BertForSequenceClassification):
+    torch.manual_seed(0)
+    return kind(transformers.BertConfig(vocab_size=32, max_position_embeddings=32, **SIZES))
+
+
+def trained_in_full(model):
+    return sorted(record_of(model).saved)
+
+
+class Reader(nn.Module):
+    """Reads the weight of `hidden` by itself, as BEiT does, and calls `out`."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(nn.functional.linear(x, self.hidden.weight))
+
+
+def test_a_layer_that_is_never_called_is_named():
+    with pytest.warns(UserWarning, match="1 of 2 adapted layers, such as 'hidden', are never called"):
+        add_lora(Reader(), LoraConfig(r=2, target_modules=["hidden", "out"]))
+    model = Reader()
+    names = list(model.state_dict())
+    with pytest.raises(InputError, match=r"1 of 1 adapted layers, such as 'hidden'.*choose others"):
+        add_lora(model, LoraConfig(r=2, target_modules=["hidden"]))
+    assert list(model.state_dict()) == names
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_modules": ["query", "valeu"]}, "'valeu' in target_modules matches nothing.*'value'"),
+        ({"target_modules": ["query"], "exclude_modules": ["poler"]}, "'poler' in exclude_modules"),
+        ({"target_modules": ["query"], "rank_pattern": {"^query": 4}}, "'\\^query' in rank_pattern"),
+        ({"target_modules": ["query"], "alpha_pattern": {"key": 4}}, "'key' in alpha_pattern"),
+        ({"target_modules": ["query"], "layers_to_transform": [0, 12]}, "'12' in layers_to_transform"),
+    ],
+    ids=str,
+)
+def test_a_word_that_matches_nothing_is_named(settings, message):
+    with pytest.warns(UserWarning, match=message):
+        add_lora(bert(), LoraConfig(r=2, **settings))
+
+
+def test_words_that_all_match_go_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        add_lora(bert(), LoraConfig(r=2, target_modules=["query"], rank_pattern={"0.attention.self.query": 4}))
+        add_lora(bert(), LoraConfig(r=2, target_modules="all-linear"))
+
+
+def test_stacked_experts_are_named():
+    sizes = SIZES | {"num_key_value_heads": 2, "num_local_experts": 2}
+    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(vocab_size=32, **sizes))
+    with pytest.warns(UserWarning, match="'model.layers.0.mlp.experts' are stacked, as those of experts are"):
+        add_lora(model, LoraConfig(r=2, target_modules="all-linear"))
+
+
+def test_the_head_of_a_network_that_is_its_own_base():
+    vision = {"image_size": 32, "patch_size": 8, **SIZES}
+    text = {"vocab_size": 99, "max_position_embeddings": 20, **SIZES}
+    clip = transformers.CLIPConfig(text_config=text, vision_config=vision, num_labels=3)
+    model = add_lora(transformers.CLIPForImageClassification(clip), LoraConfig(r=2))
+    assert trained_in_full(model) == ["classifier"]
+    assert trained_in_full(add_lora(bert(transformers.BertModel), LoraConfig(r=2))) == []
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT reads it
+def test_what_the_checkpoint_did_not_hold_trains_and_travels(tmp_path):
+    bert(transformers.BertForMaskedLM).save_pretrained(tmp_path / "base")
+
+    def load(seed):
+        torch.manual_seed(seed)
+        return transformers.BertForSequenceClassification.from_pretrained(tmp_path / "base").eval()
+
+    model = add_lora(load(1), LoraConfig(r=2))
+    assert trained_in_full(model) == ["bert.pooler.dense", "classifier"]
+    save_adapter(model, tmp_path / "adapter")
+    again = peft.PeftModel.from_pretrained(load(2), tmp_path / "adapter").eval()
+    ids = torch.arange(3, 10)[None]
+    assert torch.allclose(again(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-6)
+    with pytest.warns(UserWarning, match="no weights of bert.pooler.dense: what was drawn for them stays frozen"):
+        add_lora(load(1), LoraConfig(r=2, modules_to_save=["classifier"]))
+
+
+@pytest.mark.parametrize("name", ["train", "type", "keys", "forward"])
+def test_names_that_torch_takes_for_itself(name):
+    model = bert()
+    names = list(model.state_dict())
+    with pytest.raises(InputError, match=f"be called '{name}'; choose another name"):
+        add_lora(model, LoraConfig(r=2), adapter_name=name)
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"init_lora_weights": "pissa"}], ids=str)
+def test_codes_are_not_taken_for_weights(settings):
+    class Codes(nn.Linear):
+        def __init__(self):
+            super().__init__(8, 8)
+            self.weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
+
+    class Halved(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    for layer, message in ((Codes(), "stored as torch.int8"), (Halved(8, 8), "computes something else")):
+        with pytest.raises(InputError, match=message):
+            add_lora(nn.Sequential(layer), LoraConfig(r=2, target_modules=["0"], **settings))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_trains_is_kept_in_float32(dtype):
+    model = add_lora(bert().to(dtype), LoraConfig(r=2))
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert model(input_ids=torch.arange(3, 10)[None]).logits.dtype == dtype
+    assert {p.dtype for p in delete_adapter(model, merge=True).parameters()} == {dtype}
+
+
+def test_a_state_dict_is_the_same_merged_or_not():
+    model = add_lora(nn.Sequential(nn.Linear(4, 4)), LoraConfig(r=2, target_modules=["0"], init_lora_weights="random"))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    merge_adapter(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(InputError, match="call unmerge_adapter before load_state_dict"):
+        model.load_state_dict(before)
+    with pytest.warns(UserWarning, match="merged into the weights and do not train"):
+        model.train()(torch.ones(1, 4))
+
+
+def test_a_network_with_an_adapter_can_be_pickled():
+    model = add_lora(bert().eval(), LoraConfig(r=2))
+    again, ids = pickle.loads(pickle.dumps(model)), torch.arange(3, 10)[None]
+    assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", ["vit", "bert"])
+def test_reentrant_checkpoints_switched_on_afterwards(kind):
+    if kind == "vit":
+        config = transformers.ViTConfig(image_size=16, patch_size=8, **SIZES)
+        model, batch = transformers.ViTForImageClassification(config), {"pixel_values": torch.randn(2, 3, 16, 16)}
+    else:
+        model, batch = bert(), {"input_ids": torch.arange(3, 10)[None]}
+    add_lora(model.train(), LoraConfig(r=2))
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model(**batch).logits.sum().backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
