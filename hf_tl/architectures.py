@@ -45,6 +45,17 @@ def is_timm(model: object) -> TypeGuard[TimmNetwork]:
     return isinstance(model, TimmNetwork)
 
 
+def find_networks(model: nn.Module) -> dict[str, nn.Module]:
+    """The outermost networks of transformers and timm in a module by name; "" for the module itself."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        inside = any(not outer or name.startswith(f"{outer}.") for outer in found)
+        known = is_transformers(module) or is_timm(module)
+        if known and not inside:
+            found[name] = module
+    return found
+
+
 def timm_config(model: nn.Module) -> Mapping[str, Any]:
     """What timm knows of a network that it built ("architecture", "input_size", ...); empty for any other."""
     return vars(model).get("pretrained_cfg") or {}

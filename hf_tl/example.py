@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from hf_tl.architectures import (
     CONVOLUTIONS,
     TRANSPOSED,
+    find_networks,
     is_fully_connected,
     is_transformers,
     timm_config,
+    unwrapped,
 )
 from hf_tl.errors import InputError
 from hf_tl.trace import Batch
@@ -28,6 +31,8 @@ TOKENS = 8  # length of a dummy text
 SAMPLES = 4000  # length of a dummy recording: a quarter of a second at 16 kHz
 SIDE = 64  # of a dummy image, in pixels, where the configuration does not say
 
+_VISION = ("vision_config", "backbone_config", "encoder")
+
 
 def dummy_batch(model: nn.Module, *, n: int = 2) -> Batch:
     """A batch of `n` dummy inputs, the same at every call, on the network's device and in its dtype.
@@ -40,12 +45,14 @@ def dummy_batch(model: nn.Module, *, n: int = 2) -> Batch:
     """
     if n < 1:
         raise InputError(f"n must be at least 1, got {n}")
+    model = unwrapped(model)
     draw = _Draw(model, n)
     if is_transformers(model):
         return _for_transformers(model, draw)
     if timm_config(model):
         return draw.noise(*_timm_size(model))
-    return _for_first_layer(model, draw)
+    networks = list(find_networks(model).values())
+    return _for_the_network_in(model, networks[0], n) if len(networks) == 1 else _for_first_layer(model, draw)
 
 
 def dummy_inputs(modality: str, *, n: int = 2) -> list:
@@ -103,7 +110,8 @@ def _for_transformers(model: PreTrainedModel, draw: _Draw) -> Batch:
     names = [model.main_input_name]
     if "inputs" in names:  # Perceiver, whose heads call their input by what it is
         names = [next((name for name in ("input_ids", "pixel_values") if name in reads), "inputs")]
-    if "text_config" in config and {"input_ids", "pixel_values"} <= set(reads):
+    both = "text_config" in config or {"vocab_size", "image_size"} <= set(config)
+    if both and {"input_ids", "pixel_values"} <= set(reads):
         names = ["input_ids", "pixel_values"]
     if config.get("is_encoder_decoder") and "decoder_input_ids" in reads:
         names.append("decoder_input_ids")
@@ -115,7 +123,9 @@ def _for_transformers(model: PreTrainedModel, draw: _Draw) -> Batch:
                 f"give one that it can be called with as example=..."
             )
         batch[name] = _MAKERS[name](config, draw)
-    return batch
+    if "spatial_shapes" in reads and "pixel_values" in batch:
+        return batch | _patches(config, draw)
+    return _with_image_tokens(batch, config) if set(names) == {"input_ids", "pixel_values"} else batch
 
 
 def _token_ids(config: Mapping[str, Any], draw: _Draw) -> Tensor:
@@ -127,22 +137,48 @@ def _token_ids(config: Mapping[str, Any], draw: _Draw) -> Tensor:
 
 
 def _decoder_ids(config: Mapping[str, Any], draw: _Draw) -> Tensor:
-    inner = ("decoder", "text_config")
-    size = _look_up(config, "decoder_vocab_size", (), default=0) or _look_up(config, "vocab_size", inner, default=32)
-    return draw.tokens(size)
+    size = _look_up(config, "decoder_vocab_size", (), default=0)
+    return draw.tokens(size or _look_up(config, "vocab_size", ("decoder", "text_config"), default=32))
+
+
+def _with_image_tokens(batch: Mapping[str, Tensor], config: Mapping[str, Any]) -> Batch:
+    """In front of the text a token for each feature of an image, where a language model reads them so (LLaVA)."""
+    token = next((config[key] for key in ("image_token_id", "image_token_index") if config.get(key) is not None), None)
+    if token is None:
+        return batch
+    vision = config["vision_config"]
+    n_features = config.get("mm_tokens_per_image") or (vision["image_size"] // vision["patch_size"]) ** 2
+    ids = batch["input_ids"].masked_fill(batch["input_ids"] == token, 0)
+    return {**batch, "input_ids": torch.cat([ids.new_full((len(ids), n_features), token), ids], dim=1)}
 
 
 def _pixels(config: Mapping[str, Any], draw: _Draw) -> Tensor:
-    inner = ("vision_config", "backbone_config", "encoder")
     trained = config.get("pretrained_cfg") or {}  # transformers' wrapper of timm
-    channels, *sides = trained.get("input_size") or (_look_up(config, "num_channels", inner, default=3),)
+    channels, *sides = trained.get("input_size") or (_look_up(config, "num_channels", _VISION, default=3),)
     if not sides:
-        side = _look_up(config, "image_size", inner, default=SIDE)
+        side = _look_up(config, "image_size", _VISION, default=SIDE)
         if isinstance(side, Mapping):
             side = (side["height"], side["width"])
         sides = list(side) if isinstance(side, (list, tuple)) else [side, side]
     frames = config.get("num_frames")
     return draw.noise(*([frames] if frames else []), channels, *sides)
+
+
+def _patches(config: Mapping[str, Any], draw: _Draw) -> dict[str, Tensor]:
+    """An image as SigLIP2 takes it, of any shape: flat patches, which of them are there, rows and columns of them."""
+    size = _look_up(config, "patch_size", _VISION, default=16)
+    side = math.isqrt(_look_up(config, "num_patches", _VISION, default=256))
+    pixels = draw.noise(side**2, size**2 * _look_up(config, "num_channels", _VISION, default=3))
+    return {
+        "pixel_values": pixels,
+        "pixel_attention_mask": torch.ones(draw.n, side**2, dtype=torch.int64, device=draw.device),
+        "spatial_shapes": torch.full((draw.n, 2), side, device=draw.device),
+    }
+
+
+def _clip(config: Mapping[str, Any], draw: _Draw) -> Tensor:
+    side = config.get("crop_size") or SIDE
+    return draw.noise(config.get("frames_per_clip") or 16, config.get("in_chans") or 3, side, side)
 
 
 def _samples(config: Mapping[str, Any], draw: _Draw) -> Tensor:
@@ -155,7 +191,8 @@ def _spectrogram(config: Mapping[str, Any], draw: _Draw) -> Tensor:
     if "max_source_positions" in config and "num_mel_bins" in config:
         return draw.noise(config["num_mel_bins"], 2 * config["max_source_positions"])
     widths = ("feature_projection_input_dim", "input_feat_per_channel", "num_mel_bins")
-    return draw.noise(100, next((config[width] for width in widths if width in config), 80))
+    known = (_look_up(config, width, ("encoder_config",), default=0) for width in widths)
+    return draw.noise(100, next(filter(None, known), 80))
 
 
 def _array(config: Mapping[str, Any], draw: _Draw) -> Tensor:
@@ -166,6 +203,7 @@ _MAKERS: dict[str, Callable[[Mapping[str, Any], _Draw], Tensor]] = {
     "input_ids": _token_ids,
     "decoder_input_ids": _decoder_ids,
     "pixel_values": _pixels,
+    "pixel_values_videos": _clip,
     "input_values": _samples,
     "input_features": _spectrogram,
     "inputs": _array,
@@ -173,8 +211,8 @@ _MAKERS: dict[str, Callable[[Mapping[str, Any], _Draw], Tensor]] = {
 
 
 def _look_up(config: Mapping[str, Any], key: str, inner: tuple[str, ...], *, default: int) -> Any:
-    """A setting of the configuration or, where it has none, of one of its parts."""
-    places = [config, *(config[name] for name in inner if isinstance(config.get(name), Mapping))]
+    """A setting of one of the configuration's parts or, where none has it, of the configuration."""
+    places = [*(config[name] for name in inner if isinstance(config.get(name), Mapping)), config]
     return next((place[key] for place in places if place.get(key) is not None), default)
 
 
@@ -187,6 +225,16 @@ def _timm_size(model: nn.Module) -> tuple[int, ...]:
     trained = tuple(timm_config(model).get("input_size") or (3, 224, 224))
     channels = trained[0] if first is None else first.in_channels * (first.groups if first.in_channels == 1 else 1)
     return (channels, *(trained[1:] if embed is None or embed.img_size is None else embed.img_size))
+
+
+def _for_the_network_in(model: nn.Module, network: nn.Module, n: int) -> Batch:
+    """What the one network in a module reads, under its names where the module knows them."""
+    batch = dummy_batch(network, n=n)
+    if isinstance(batch, Tensor):
+        return batch
+    reads = inspect.signature(model.forward).parameters
+    by_name = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in reads.values())
+    return batch if by_name or set(batch) <= set(reads) else next(iter(batch.values()))
 
 
 def _for_first_layer(model: nn.Module, draw: _Draw) -> Batch:

@@ -4,7 +4,7 @@ Four detectors, from the surest to the most general:
 
     checkpointing   the innermost modules that transformers marks as units of gradient checkpointing
     timm            the groups of timm's `group_matcher`, unless they are far coarser than what the dataflow shows
-    dataflow        a module is opened iff the calls inside it form a chain; what cannot be opened is a block
+    dataflow        a module is replaced by its parts iff their calls form a chain; what is no chain is a block
     leaves          in a plain stack of layers, each is a block
 
 A network may hold others (a detector on a timm backbone): each part is asked in its own way.
@@ -30,7 +30,7 @@ from hf_tl.architectures import (
     timm_groups,
 )
 from hf_tl.dataflow import ModuleCall
-from hf_tl.layers.chains import blocks_of_chain
+from hf_tl.layers.chains import blocks_of_chain, without_stages
 from hf_tl.names import is_inside
 from hf_tl.trace import Trace
 
@@ -92,6 +92,7 @@ def holds_blocks(call: ModuleCall, names: frozenset[str]) -> bool:
 def _checkpointed(root: ModuleCall) -> list[str]:
     marked = [call for call in root.walk() if is_checkpointed(call.module)]
     inner = [call for call in marked if not any(other in marked for other in call.walk() if other is not call)]
+    inner = without_stages(inner, root)
     deep = [call for call in inner if n_linear(call.module) > 1]  # not the convolutions in front of an encoder
     return list(dict.fromkeys(call.name for call in deep or inner))
 

@@ -1,13 +1,13 @@
-"""Blocks from the dataflow: a module is opened iff the calls inside it form a chain; what stays shut is a block.
+"""Blocks from the dataflow: a module is replaced by its parts iff these form a chain; what is no chain is a block.
 
-A residual connection reaches past a module's neighbour, so a residual block stays shut, while a stage of such
-blocks opens.
+A residual connection reaches past a module's neighbour, so a residual block is no chain, while a stage of such
+blocks is one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
@@ -17,40 +17,51 @@ from hf_tl.dataflow import ModuleCall
 
 def blocks_of_chain(part: ModuleCall) -> list[str]:
     """Names of modules of several layers whose class recurs, and of what lies among them; [] for fewer than two."""
-    rungs = [call for call in _rungs(part) if not _is_leaf(call)]
-    often = Counter(type(call.module) for call in rungs)
-    recurring = [call for call in rungs if often[type(call.module)] > 1]
+    calls = [call for call in _expanded(part) if not _is_leaf(call)]
+    often = Counter(type(call.module) for call in calls)
+    recurring = [call for call in calls if often[type(call.module)] > 1]
     found = [call for call in recurring if n_linear(call.module) > 1] or recurring[
         1:
     ]  # of bare layers, one is the stem
     if len(found) < 2:
         return _recurring(part)
-    homes = {call.name.rpartition(".")[0] for call in found}
+    parents = {call.name.rpartition(".")[0] for call in found}
     first, last = found[0].start, found[-1].start
 
     def belongs(call: ModuleCall) -> bool:  # one of another class, among the blocks or in a row with them
-        home, _, own = call.name.rpartition(".")
-        beside = first <= call.start <= last or (home != part.name and own.isdigit())
-        return home in homes and beside and n_linear(call.module) > 1
+        parent, _, own = call.name.rpartition(".")
+        beside = first <= call.start <= last or (parent != part.name and own.isdigit())
+        return parent in parents and beside and n_linear(call.module) > 1
 
-    return list(dict.fromkeys(call.name for call in rungs if call in found or belongs(call)))
+    return list(dict.fromkeys(call.name for call in calls if call in found or belongs(call)))
 
 
-def _rungs(root: ModuleCall) -> list[ModuleCall]:
-    """What is left when every module that is a chain of calls has been opened, in execution order."""
-    calls = [call for call in root.walk() if not _is_leaf(call) and type(call.module) is not nn.Sequential]
-    shut = {type(call.module) for call in calls if not _opens(call, root)}  # one instance stands for its class
-    shut |= _pairs(calls)
+def without_stages(calls: Sequence[ModuleCall], root: ModuleCall) -> list[ModuleCall]:
+    """Those of some calls that are no stages: a stage is a chain of blocks."""
+    closed = _closed_classes(root)
+    return [call for call in calls if type(call.module) in closed or not _is_chain(call, root)]
+
+
+def _expanded(root: ModuleCall) -> list[ModuleCall]:
+    """What is left when every module that is a chain of calls is replaced by them, in execution order."""
+    closed = _closed_classes(root)
 
     def descend(call: ModuleCall) -> Iterator[ModuleCall]:
         always = call is root or is_transformers(call.module)
-        if _opens(call, root) and (always or type(call.module) not in shut):
+        if _is_chain(call, root) and (always or type(call.module) not in closed):
             for child in call.children:
                 yield from descend(child)
         elif n_parameters(call.module):
             yield call
 
     return list(descend(root))
+
+
+def _closed_classes(root: ModuleCall) -> set[type[nn.Module]]:
+    """The classes of modules that are not replaced by their parts."""
+    calls = [call for call in root.walk() if not _is_leaf(call) and type(call.module) is not nn.Sequential]
+    unchained = {type(call.module) for call in calls if not _is_chain(call, root)}  # one instance stands for its class
+    return unchained | _pairs(calls)
 
 
 def _pairs(calls: list[ModuleCall]) -> set[type[nn.Module]]:
@@ -84,7 +95,7 @@ def _recurring(part: ModuleCall) -> list[str]:
     return list(found) if len(found) > 1 and heavy else []
 
 
-def _opens(call: ModuleCall, root: ModuleCall) -> bool:
+def _is_chain(call: ModuleCall, root: ModuleCall) -> bool:
     """Whether a chain of calls, none of them reaching past its neighbour, makes most of the module's output."""
     if _is_leaf(call):
         return False
@@ -93,7 +104,10 @@ def _opens(call: ModuleCall, root: ModuleCall) -> bool:
     half = n_parameters(call.module) / 2
     for chain in _chains(call):
         weighted = [child for child in chain if n_parameters(child.module)]
-        if not chain[-1].outputs & call.outputs or sum(n_parameters(child.module) for child in weighted) < half:
+        if (
+            not chain[-1].outputs & (call.outputs | call.reshaped)
+            or sum(n_parameters(child.module) for child in weighted) < half
+        ):
             continue
         plain = all(_is_leaf(child) for child in weighted)
         if not plain or (isinstance(call.module, nn.Sequential) and len(weighted) >= 4):

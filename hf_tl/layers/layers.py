@@ -10,6 +10,7 @@ from typing import Literal, overload
 from torch import nn
 
 from hf_tl import plots
+from hf_tl.architectures import unwrapped
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.example import dummy_batch, shapes_of
 from hf_tl.layers.blocks import Blocks, find_blocks
@@ -158,6 +159,7 @@ def list_layers(
     """
     if level not in ("block", "leaf"):
         raise InputError(f"level should be 'block' or 'leaf', got {level!r}")
+    model = unwrapped(model)
     source = "a dummy input" if example is None else "the example"
     example = dummy_batch(model, n=1) if example is None else example
     try:
@@ -243,7 +245,7 @@ def _layers(segments: Sequence[Segment], record: Trace) -> tuple[Layer, ...]:
 def _tied(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     groups: dict[tuple, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        memory = parameter.untyped_storage().data_ptr()  # 0 on the meta device, where nothing is shared
+        memory = parameter.data_ptr() if parameter.numel() else 0  # 0 on the meta device, too: nothing is shared there
         groups.setdefault((parameter.device, memory) if memory else (id(parameter),), []).append(name)
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 

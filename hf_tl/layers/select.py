@@ -16,7 +16,7 @@ along, a range without an end the final norm; neither takes the head. A share is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NoReturn
 
 from hf_tl.errors import InputError
@@ -29,7 +29,7 @@ KINDS: tuple[Literal["stem", "norm", "head"], ...] = ("stem", "norm", "head")
 EACH = "each "
 INDEX = re.compile(r"-?\d{1,9}")
 RANGE = re.compile(r"(?P<start>-?\d{1,9}%?)?\.\.(?P<stop>-?\d{1,9}%?)?")
-TERM = re.compile(r"\s*(?P<term>/(?:[^/\\]|\\.)*/|[^,]*?)\s*(?:,|$)")  # a comma within a regular expression is its own
+TERM = r"\s*(?P<term>/(?:[^/\\]|\\.)*/|[^,]*?)\s*(?:,|$)"  # a comma within a regular expression is its own
 
 
 def select_layers(layers: Sequence[Layer], selection: str, *, start: int = 0, stop: int | None = None) -> list[Layer]:
@@ -45,9 +45,10 @@ def select_layers(layers: Sequence[Layer], selection: str, *, start: int = 0, st
         InputError: a term that is malformed, ambiguous or names nothing; the message points at it and lists what
             could stand there.
     """
+    names = dict.fromkeys(name for layer in layers for name in _names(layer))
     chosen = {
         id(layer)
-        for text, at in split_terms(selection, start=start, stop=stop)
+        for text, at in split_terms(selection, start=start, stop=stop, names=names)
         for layer in _Term(layers, selection, text, at).layers()
     }
     return [layer for layer in layers if id(layer) in chosen]
@@ -79,6 +80,10 @@ class _Term:
             return [layer for layer in part if layer.index == number]
         if bounds := RANGE.fullmatch(rest):
             return self._range(part, self._count(part, tower), bounds["start"], bounds["stop"])
+        if any(
+            rest in _names(layer) for layer in self.every
+        ):  # a name may hold brackets, which a glob reads as its own
+            return self._named(rest.__eq__)
         return self._named(name_matcher(rest) or self._fail(BROKEN))
 
     def _count(self, part: Sequence[Layer], tower: str) -> int:
@@ -163,15 +168,25 @@ def point_at(selection: str, text: str, position: int) -> str:
     return f"\n  {shown}\n  {' ' * position}{'^' * len(text)}"
 
 
-def split_terms(selection: str, *, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, int]]:
+def split_terms(
+    selection: str, *, start: int = 0, stop: int | None = None, names: Iterable[str] = ()
+) -> Iterator[tuple[str, int]]:
     """The terms of a selection, or of a part of a longer text, with their positions.
+
+    Args:
+        selection: the text.
+        start: where the selection begins.
+        stop: where it ends; None for the end of the text.
+        names: of layers; one that holds a comma is one term.
 
     Raises:
         InputError: a term that is empty.
     """
     position, stop = start, len(selection) if stop is None else stop
+    with_commas = [rf"{re.escape(name)}(?=\s*(?:,|$))" for name in names if "," in name]
+    term = re.compile(TERM.replace("<term>", f"<term>{'|'.join([*with_commas, ''])}"))
     while position <= stop:
-        found = TERM.match(selection, position, stop)
+        found = term.match(selection, position, stop)
         if found is None or not found["term"]:
             at = position if found is None else found.start("term")
             raise InputError(
