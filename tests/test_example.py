@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+import transformers
 from torch import nn
 from zoo import ZOO
 
@@ -68,3 +69,50 @@ def test_raw_inputs_are_the_same_at_every_call():
     assert len(dummy_inputs("text", n=1)) == 1
     with pytest.raises(InputError, match="modality 'image', 'text' or 'audio', got 'array'"):
         dummy_inputs("array")
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def recorder_of_speech():
+    encoder = SMALL | {"num_mel_bins": 16, "subsampling_conv_channels": 8}
+    return transformers.ParakeetForCTC(transformers.ParakeetCTCConfig(vocab_size=64, encoder_config=encoder))
+
+
+def reader_of_patches():
+    return transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**SMALL, patch_size=4, num_patches=16))
+
+
+def reader_of_clips():
+    pred = {"pred_hidden_size": 32, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
+    config = SMALL | {"hidden_size": 32, "patch_size": 8, "crop_size": 16, "frames_per_clip": 4}
+    return transformers.VJEPA2Model(transformers.VJEPA2Config(**config, **pred))
+
+
+def reader_of_images_and_text():
+    text = SMALL | {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 70}
+    vision = SMALL | {"image_size": 16, "patch_size": 4}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=65
+    )
+    return transformers.Gemma3ForSequenceClassification(config)
+
+
+@pytest.mark.parametrize("build", [recorder_of_speech, reader_of_patches, reader_of_clips, reader_of_images_and_text])
+def test_what_is_read_in_a_form_of_its_own_runs(build):
+    model = build().eval()
+    with torch.no_grad():
+        model(**dummy_batch(model))
+
+
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = by_name("ViTForImageClassification")
+
+    def forward(self, x):
+        return self.backbone(pixel_values=x).logits
+
+
+def test_a_module_around_a_network_reads_what_that_reads():
+    assert dummy_batch(Wrapped()).shape == (2, 3, 32, 32)

@@ -104,10 +104,8 @@ def _is_chain(call: ModuleCall, root: ModuleCall) -> bool:
     half = n_parameters(call.module) / 2
     for chain in _chains(call):
         weighted = [child for child in chain if n_parameters(child.module)]
-        if (
-            not chain[-1].outputs & (call.outputs | call.reshaped)
-            or sum(n_parameters(child.module) for child in weighted) < half
-        ):
+        reaches_end = chain[-1].outputs & (call.outputs | call.reshaped)
+        if not reaches_end or sum(n_parameters(child.module) for child in weighted) < half:
             continue
         plain = all(_is_leaf(child) for child in weighted)
         if not plain or (isinstance(call.module, nn.Sequential) and len(weighted) >= 4):

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+import transformers
 from torch import nn
 
 from hf_tl import InputError, list_layers
@@ -204,3 +205,28 @@ def test_a_picture_is_drawn(tmp_path):
     assert "frozen" in (tmp_path / "layers.svg").read_text()
     with pytest.raises(InputError, match=r"should be a .png, .svg or .pdf file, got 'layers.gif'"):
         layers.plot("layers.gif", title="plain")
+
+
+def test_a_compiled_network_is_listed_as_the_network_itself():
+    plain = Plain()
+    expected = [layer.name for layer in list_layers(plain)]
+    assert [layer.name for layer in list_layers(torch.compile(plain, backend="eager"))] == expected
+    plain.compile(backend="eager")
+    assert [layer.name for layer in list_layers(plain)] == expected
+
+
+def test_stages_that_transformers_marks_for_checkpointing_are_no_blocks():
+    sizes = {"focal_levels": [1] * 4, "focal_windows": [3] * 4}
+    config = transformers.FocalNetConfig(
+        image_size=32, embed_dim=8, hidden_sizes=[8, 16, 32, 64], depths=[1, 2, 3, 1], **sizes
+    )
+    layers = list_layers(transformers.FocalNetForImageClassification(config))
+    names = [f"focalnet.encoder.stages.{i}.layers.{j}" for i, depth in enumerate((1, 2, 3, 1)) for j in range(depth)]
+    assert [layer.name for layer in layers if layer.kind == "block"] == names
+
+
+def test_empty_parameters_are_not_tied():
+    model = Plain()
+    empty = torch.empty(0)
+    model.first, model.second = nn.Parameter(empty), nn.Parameter(empty)
+    assert list_layers(model).tied == ()

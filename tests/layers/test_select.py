@@ -159,3 +159,25 @@ def test_a_selection_may_be_part_of_a_longer_text(layers):
     with pytest.raises(InputError) as caught:
         select_layers(layers, text, start=7, stop=16)
     assert str(caught.value).splitlines()[1:] == [f"  {text}", "  " + " " * 14 + "^^"]
+
+
+def test_a_share_is_rounded_down_to_a_block(layers):
+    assert numbers(select_layers(layers, "..19%")) == ["stem", 0]
+    assert numbers(select_layers(layers, "89%..99%")) == [8]
+
+
+def test_a_name_is_taken_as_it_is_listed():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("a[0]", "a[1], b", "a?", "ab")})
+
+        def forward(self, x):
+            for part in self.parts.values():
+                x = part(x).relu()
+            return x
+
+    listed = list_layers(Named(), "leaf")
+    for layer in listed:
+        assert select_layers(listed, layer.name) == [layer]
+    assert len(select_layers(listed, ", ".join(layer.name for layer in listed))) == len(listed)
