@@ -18,13 +18,6 @@ SHAPE_ONLY = frozenset(  # these read the shape and the dtype of a tensor, not i
     }
 )
 
-RESHAPES = frozenset(
-    {
-        *("reshape", "view", "permute", "transpose", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous"),
-        *("movedim", "swapaxes"),
-    }
-)
-
 
 @dataclass(eq=False)
 class ModuleCall:
@@ -37,7 +30,6 @@ class ModuleCall:
         stop: the tick at which it returned.
         inputs: numbers of the floating point values that it was given.
         outputs: numbers of the floating point values that it returned.
-        reshaped: numbers of those that these were, before their axes were split, joined or exchanged.
         children: the calls it made, in order.
     """
 
@@ -47,7 +39,6 @@ class ModuleCall:
     stop: int = 0
     inputs: frozenset[int] = frozenset()
     outputs: frozenset[int] = frozenset()
-    reshaped: frozenset[int] = frozenset()
     children: list[ModuleCall] = field(default_factory=list)
 
     def walk(self) -> Iterator[ModuleCall]:
@@ -83,7 +74,6 @@ class Dataflow:
         self.first_read: dict[int, int] = {}
         self._open: list[ModuleCall] = []
         self._values: list[Value] = []
-        self._source: dict[int, int] = {}  # number -> that of the value which was reshaped to it
         self._numbers: dict[tuple[int, int], int] = {}  # (identity, version) -> number
         self._newest: dict[int, int] = {}  # identity -> number of its newest version
         self._alive: list[Tensor] = []  # so that no other tensor gets an identity that is in use
@@ -103,7 +93,6 @@ class Dataflow:
         self.clock += 1
         call = self._open.pop()
         call.outputs = self._all(returned, learnt=next(call.module.parameters(), None) is not None)
-        call.reshaped = frozenset(self._sources(call.outputs))
         call.stop = self.clock
 
     def before(self, arguments: object) -> list[tuple[Tensor, int]]:
@@ -127,10 +116,7 @@ class Dataflow:
             value.last = self.clock
             learnt = learnt or value.learnt
         for tensor in (*changed, *made):
-            number = self._number(tensor, tensor._version, learnt=learnt, fresh=True)
-            source = self._number(*given[0], learnt=False) if function in RESHAPES and given else number
-            if source != number:  # `contiguous` may return what it was given
-                self._source[number] = source
+            self._number(tensor, tensor._version, learnt=learnt, fresh=True)
 
     def crossing(self, tick: int) -> int:
         """How many learnt values are made until `tick` and read after it."""
@@ -145,12 +131,6 @@ class Dataflow:
         self._alive.clear()
         self._numbers.clear()
         self._newest.clear()
-
-    def _sources(self, numbers: Iterable[int]) -> Iterator[int]:
-        for number in numbers:
-            while number in self._source:
-                number = self._source[number]
-                yield number
 
     def _all(self, value: object, *, learnt: bool) -> frozenset[int]:
         return frozenset(

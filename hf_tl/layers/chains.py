@@ -104,7 +104,7 @@ def _is_chain(call: ModuleCall, root: ModuleCall) -> bool:
     half = n_parameters(call.module) / 2
     for chain in _chains(call):
         weighted = [child for child in chain if n_parameters(child.module)]
-        reaches_end = chain[-1].outputs & (call.outputs | call.reshaped)
+        reaches_end = chain[-1].outputs & call.outputs
         if not reaches_end or sum(n_parameters(child.module) for child in weighted) < half:
             continue
         plain = all(_is_leaf(child) for child in weighted)
