@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_tl import InputError, load_network
+from hf_tl import InputError, Network, load_network
 from hf_tl.embedding.anatomy import find_taps
 from hf_tl.example import dummy_batch
 
@@ -180,3 +180,8 @@ def test_image_size_must_make_sense(timm_folder, text_folder):
         load_network(str(timm_folder), image_size=0)
     with pytest.raises(InputError, match=r"image_size=64 was given, but .* reads text"):
         load_network(str(text_folder), image_size=64)
+
+
+def test_a_compiled_network_is_the_network_itself():
+    model = torch.nn.Linear(2, 2)
+    assert Network(torch.compile(model, backend="eager"), torch.stack).model is model

@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import nn
 
+from hf_tl.architectures import unwrapped
 from hf_tl.errors import InputError
 from hf_tl.layers import Layers, list_layers
 from hf_tl.policies.applied import AppliedPolicy
@@ -154,6 +155,7 @@ class Policy:
         Raises:
             InputError: the policy does not fit the network; nothing has changed then.
         """
+        model = unwrapped(model)
         layers = list_layers(model, example=example, blocks=blocks)
         applied = AppliedPolicy(
             model,
