@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class TaskArguments:
-    """Which network is trained on which task; a script's own arguments inherit from it."""
+    """Which network is trained on which task; a script's own arguments inherit from it.
+
+    Attributes:
+        model: Hub id or folder of a pre-trained network.
+        dataset: Hub id, folder or file of a labelled dataset.
+        batch: samples a step, of all processes together.
+        dataset_config: configuration of the dataset, where it has several.
+        label: label column, where it is not found.
+        image_size: side of the square images in pixels; None for the size of pre-training.
+    """
 
     model: str = field(metadata={"help": "Hub id or folder of a pre-trained network"})
     dataset: str = field(metadata={"help": "Hub id, folder or file of a labelled dataset"})
@@ -48,6 +57,10 @@ def parse_arguments(*kinds: type, arguments: Sequence[str] | None = None) -> tup
 
 def share_batch(arguments: TrainingArguments, n_samples: int) -> None:
     """Splits a batch of `n_samples` among processes, so that one process and many take the same steps.
+
+    Args:
+        arguments: of the Trainer; their batch size per device is set.
+        n_samples: samples a step, of all processes and accumulation steps together.
 
     Raises:
         InputError: a number that cannot be split evenly.

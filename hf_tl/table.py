@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns padded to their widest cell; a column of numbers is right-aligned, any other left-aligned."""
+    """Columns padded to their widest cell; a column of numbers is right-aligned, any other left-aligned.
+
+    Args:
+        header: names of the columns.
+        rows: a cell for each column; floats are shown with three decimals, integers with thousands separated.
+    """
     cells = [[_cell(value) for value in row] for row in rows]
     numeric = [all(isinstance(row[i], (int, float)) for row in rows) and bool(rows) for i in range(len(header))]
     widths = [max(len(text) for text in column) for column in zip(header, *cells, strict=True)]

@@ -257,7 +257,7 @@ def test_the_embeddings_command_goes_on_from_its_folder(here, vision_network, ph
 def test_every_clause_of_the_policies_table_is_one():
     from hf_tl.policies.grammar import parse_policy
 
-    words = PAGES["policies.md"].read_text().split("## The words")[1].split("\n## ")[0]
+    words = PAGES["policies.md"].read_text().split("## The grammar")[1].split("\n## ")[0]
     clauses = [clause for row in re.findall(r"^\| (`.*?`) \|", words, re.MULTILINE) for clause in row.split("`")[1::2]]
     assert len(clauses) >= 9
     for clause in clauses:

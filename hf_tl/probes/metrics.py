@@ -32,6 +32,9 @@ def load_metric(name: str) -> evaluate.Metric:
     Its `compute(predictions=..., references=...)` gives {name: value}, and takes classes (n_samples,) or the scores
     (n_samples, n_classes) of the classes 0, 1, ...; "top_k_accuracy" needs scores, and takes k, 5 by default.
 
+    Args:
+        name: as above.
+
     Raises:
         InputError: another name.
     """

@@ -44,8 +44,8 @@ def cell(world, tmp_path, monkeypatch):
         seen = Watch()
         start, add_lora, measure = AppliedPolicy.start, hf_tl.add_lora, EmbeddingCallback.measure
 
-        def started(applied):
-            start(applied)
+        def started(applied, **options):
+            start(applied, **options)
             seen.keep(applied.model)
 
         def added(model, config):

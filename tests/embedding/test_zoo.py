@@ -250,10 +250,11 @@ def test_cls_and_patches_of_a_vision_transformer():
 def test_describe_shows_every_tap():
     network, rows = build("hf_vit")
     table = FullNetworkEmbedding(network, pool={"block": "cls"}).describe(rows)
-    assert len(table.splitlines()) == 2 + 2 * 3 + 1
+    assert len(table.splitlines()) == 2 + 2 * 3 + 1 + 1
     assert "block" in table
     assert "cls" in table
-    assert table.splitlines()[-1].endswith("128:144")
+    assert table.splitlines()[-2].endswith("128:144")
+    assert table.splitlines()[-1] == "not read: classifier: the classifier of the source task"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import write_images
 from tiny import save_vit, save_wav2vec2, write_tones
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
 from hf_tl import Embedding, InputError, PolicyCallback, load_network
 from hf_tl.arguments import parse_arguments
@@ -149,9 +149,11 @@ def test_where_sharding_does_not_work_it_is_refused(worlds, run, monkeypatch):
         run("distributed_embedding", *worlds["image"], "--out", "out")
     with pytest.raises(InputError, match="FSDP reshapes the parameters and cannot have rates by layer"):
         PolicyCallback("freeze: ..50%; lr: decay 0.8").on_init_end(
-            TrainingArguments("out", use_cpu=True), None, None, model=model
+            TrainingArguments("out", use_cpu=True), TrainerState(), None, model=model
         )
-    PolicyCallback("freeze: ..50%").on_init_end(TrainingArguments("out", use_cpu=True), None, None, model=model)
+    PolicyCallback("freeze: ..50%").on_init_end(
+        TrainingArguments("out", use_cpu=True), TrainerState(), None, model=model
+    )
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "configs").glob("*.yaml")), ids=lambda path: path.stem)
