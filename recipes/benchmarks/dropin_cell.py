@@ -32,7 +32,7 @@ SLOW = (
     "sklearn.neighbors",
     "hf_tl.probes.embedding_callback",
     "hf_tl.lora.inject",
-    "hf_tl.policies.callback",
+    "hf_tl.policies.policy_callback",
     "transformers.models.auto.modeling_auto",
     "transformers.models.bert.modeling_bert",
     "transformers.models.vit.modeling_vit",
