@@ -1,0 +1,345 @@
+"""Small networks of every kind that transformers and timm know, with random weights: what the sweeps run over.
+
+python recipes/benchmarks/sweep.py  # the families, how many of them can be built small, and why the others cannot
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+import random
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+
+TASKS = {
+    "image": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "sequence": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "token": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "audio": "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES",
+    "causal": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+}
+FAMILIES = (*TASKS, "timm")
+N_LABELS = 5
+LARGEST = 20_000_000  # parameters: what needs more cannot be built small
+SECONDS = 60  # for one network
+
+WORDS = 128  # of the vocabulary
+WIDTHS = {  # a setting -> what it becomes in a small network, where the configuration has it and it is larger
+    "attention_head_dim": 16,
+    "attention_hidden_size": 32,
+    "class_expand": 32,
+    "codevector_dim": 8,
+    "d_ff": 64,
+    "d_head": 8,
+    "d_inner": 64,
+    "d_kv": 8,
+    "d_latents": 32,
+    "d_model": 32,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 64,
+    "decoder_layers": 2,
+    "dim": 32,
+    "dim_ff": 64,
+    "embed_dim": 32,
+    "embedding_size": 32,
+    "emb_dim": 32,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "encoder_layers": 2,
+    "expert_ffn_hidden_size": 32,
+    "ffn_dim": 64,
+    "ffn_hidden_size": 64,
+    "hidden_dim": 64,
+    "hidden_size": 32,
+    "hidden_size_global": 32,
+    "hidden_size_per_layer_input": 8,
+    "index_head_dim": 8,
+    "index_n_heads": 4,
+    "inner_dim": 64,
+    "intermediate_size": 64,
+    "kv_channels": 8,
+    "kv_lora_rank": 8,
+    "linear_head_dim": 8,
+    "linear_key_head_dim": 8,
+    "linear_num_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_value_head_dim": 8,
+    "lru_width": 32,
+    "mamba_d_head": 8,
+    "mamba_n_heads": 8,
+    "moe_intermediate_size": 32,
+    "moe_num_experts": 4,
+    "moe_num_shared_experts": 1,
+    "n_embd": 32,
+    "n_ctx": 64,
+    "n_head": 4,
+    "n_heads": 4,
+    "n_layer": 2,
+    "n_layers": 2,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_attention_heads": 4,
+    "num_conv_pos_embedding_groups": 4,
+    "num_conv_pos_embeddings": 8,
+    "num_cross_attention_heads": 4,
+    "num_decoder_layers": 2,
+    "num_experts": 4,
+    "num_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "num_latents": 8,
+    "num_layers": 2,
+    "num_local_experts": 4,
+    "num_self_attends_per_block": 2,
+    "num_self_attention_heads": 4,
+    "output_hidden_size": 32,
+    "pooler_hidden_size": 32,
+    "prediction_head_size": 32,
+    "projection_dim": 32,
+    "projection_size": 32,
+    "q_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "shared_expert_intermediate_size": 32,
+    "swa_head_dim": 8,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "v_head_dim": 8,
+    "vocab_size_per_layer_input": WORDS,
+    "xvector_output_dim": 32,
+}
+WIDTH_LISTS = (  # settings of a stage each, to be divided alike
+    "embed_dims",
+    "hidden_sizes",
+    "embed_dim",
+    "dims",
+    "encoder_hidden_sizes",
+    "stage_in_channels",
+    "stage_mid_channels",
+    "stage_out_channels",
+    "stem_channels",
+)
+DEPTH_LISTS = ("depths", "num_block_repeats", "stage_num_blocks", "stage_numb_of_layers", "n_attn_blocks", "depth")
+CHOICES = {  # a setting that counts experts: at most
+    "num_experts_per_tok": 2,
+    "num_experts_per_token": 2,
+    "moe_topk": 2,
+    "moe_k": 2,
+    "top_k_experts": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_expert_group": 1,
+    "first_k_dense_replace": 1,
+    "num_nextn_predict_layers": 0,
+    "num_kv_shared_layers": 0,
+    "index_topk": 4,
+    "sliding_window": 16,
+    "vocab_size": WORDS,
+    "image_size": 64,
+}
+GIVEN: dict[str, dict[str, Any]] = {  # what a configuration insists on besides, by its class
+    "BitConfig": {"num_groups": 4},
+    "BltConfig": {"encoder_hash_byte_group_vocab": 64},
+    "DonutSwinConfig": {"num_heads": [2, 2, 4, 4], "image_size": 64},
+    "EfficientNetConfig": {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 64},
+    "Dots1Config": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "EsmConfig": {"vocab_size": WORDS},
+    "HunYuanDenseV1Config": {"head_dim": 8},
+    "HunYuanMoEV1Config": {"head_dim": 8},
+    "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention"]},
+    "LukeConfig": {"entity_vocab_size": 32},
+    "Mamba2Config": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "MinistralConfig": {"head_dim": 8, "num_key_value_heads": 2},
+    "NemotronConfig": {"head_dim": 8, "num_key_value_heads": 2},
+    "PerceiverConfig": {"num_cross_attention_heads": 1},
+    "ReformerConfig": {"is_decoder": True, "axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16]},
+    "Swinv2Config": {"num_heads": [2, 2, 4, 4]},
+    "TimmWrapperConfig": {"architecture": "resnet18"},
+    "ZambaConfig": {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"]},
+}
+LARGER = {"hidden_size": 64, "intermediate_size": 128, "d_model": 64, "n_embd": 64}  # what some rotations ask for
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A network that can be built small.
+
+    Attributes:
+        family: one of FAMILIES.
+        name: a class of transformers, or a model of timm.
+        build: makes it in training mode, with random weights of the global generator.
+    """
+
+    family: str
+    name: str
+    build: Callable[[], nn.Module] = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.family}/{self.name}"
+
+    def model(self, *, seed: int = 0) -> nn.Module:
+        """The network in evaluation mode, the same at every call with one `seed`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.build().eval()
+
+
+def specimens(families: Sequence[str] = FAMILIES) -> list[Specimen]:
+    """Every candidate of these families, sorted by name; some cannot be built: `Specimen.model` raises."""
+    return [one for family in families for one in (_of_timm() if family == "timm" else _of_transformers(family))]
+
+
+def sample(n: int, *, families: Sequence[str] = FAMILIES, random_state: int = 0) -> list[Specimen]:
+    """`n` of them at random, the same at every call."""
+    return random.Random(random_state).sample(specimens(families), n)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError in the main thread when a block takes longer."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _of_transformers(family: str) -> list[Specimen]:
+    from transformers.models.auto import modeling_auto
+
+    names: set[str] = set()
+    for entry in getattr(modeling_auto, TASKS[family]).values():
+        names.update([entry] if isinstance(entry, str) else entry)
+    return [Specimen(family, name, lambda name=name: _build(name)) for name in sorted(names)]
+
+
+def _of_timm() -> list[Specimen]:
+    """The smallest model of each of timm's files, going by its name."""
+    import timm
+
+    def build(name: str) -> nn.Module:
+        return timm.create_model(name, num_classes=N_LABELS, **_timm_options(name))
+
+    small = ("atto", "femto", "pico", "nano", "xxs", "_xs", "tiny", "zepto", "small", "_s", "_050", "18", "_t", "_b0")
+    chosen = []
+    for module in timm.list_modules():
+        names = timm.list_models(module=module)
+        if names:
+            hints = {name: next((i for i, hint in enumerate(small) if hint in name), len(small)) for name in names}
+            chosen.append(min(names, key=lambda name: (hints[name], len(name), name)))
+    return [Specimen("timm", name, lambda name=name: build(name)) for name in sorted(chosen)]
+
+
+def _timm_options(name: str) -> dict[str, Any]:
+    """What makes a model of timm smaller: VGG's first fully connected layer has 100 million parameters."""
+    return {"mlp_ratio": 1 / 64} if name.startswith("vgg") else {}
+
+
+def _build(name: str) -> nn.Module:
+    """A class of transformers at the first size that can be built."""
+    import transformers
+
+    cls = getattr(transformers, name)
+    problems = []
+    for size in (WIDTHS, WIDTHS | LARGER, {}):
+        try:
+            config = cls.config_class(**_shrunk(cls.config_class, size))
+            with torch.device("meta"):
+                n_parameters = sum(p.numel() for p in cls(config).parameters())
+            if n_parameters > LARGEST:
+                raise ValueError(f"{n_parameters:,} parameters")
+            return cls(cls.config_class(**_shrunk(cls.config_class, size)))
+        except TimeoutError:
+            raise
+        except Exception as error:  # whatever a configuration objects to; the next size may do
+            problems.append(f"{type(error).__name__}: {error}".replace("\n", " "))
+    raise ValueError(problems[0])
+
+
+def _shrunk(config_class: type, size: Mapping[str, int]) -> dict[str, Any]:
+    """The arguments of a configuration whose network is small."""
+    from transformers import PreTrainedConfig
+
+    default = config_class()
+    arguments: dict[str, Any] = {"num_labels": N_LABELS}
+    for key, value in vars(default).items():
+        if isinstance(value, PreTrainedConfig):
+            arguments[key] = _shrunk(type(value), size)
+        elif isinstance(value, bool) or key.startswith("_"):
+            continue
+        elif isinstance(value, int):
+            limit = size.get(key, CHOICES.get(key))
+            if key == "num_key_value_heads" and value == getattr(default, "num_attention_heads", None):
+                limit = size.get("num_attention_heads")
+            if key == "head_dim":
+                limit = 8 if "head_dim" in inspect.signature(config_class).parameters and size else None
+            if key.endswith(("token_id", "token_index")):
+                limit = 1 + sum(map(ord, key)) % (WORDS // 4)
+            if limit is not None and value > limit:
+                arguments[key] = limit
+        elif isinstance(value, (list, tuple)) and value and size:
+            shorter = _shorter(key, value, default, size)
+            if shorter is not None:
+                arguments[key] = type(value)(shorter)
+    return arguments | (GIVEN.get(config_class.__name__, {}) if size else {})
+
+
+def _shorter(key: str, values: Sequence, default: Any, size: Mapping[str, int]) -> Any:
+    """A setting of one value a layer or a stage, for a small network; None where it stays."""
+    if key in DEPTH_LISTS:
+        return [min(int(value), 2) for value in values] if all(isinstance(v, int) for v in values) else None
+    if key in WIDTH_LISTS and all(isinstance(value, int) for value in values):
+        factor = max(1, min(values) // 16)
+        return [max(8, value // factor // 8 * 8) if value > 8 else value for value in values]
+    n_layers = getattr(default, "num_hidden_layers", None)
+    if n_layers and len(values) == n_layers and re.search("layer|type|indexer|pattern", key):
+        kinds = sorted(set(map(str, values)), key=[str(value) for value in values].index)
+        n = size.get("num_hidden_layers", n_layers)
+        picked = [next(v for v in values if str(v) == kind) for kind in kinds][:n]
+        return picked + [picked[-1]] * (n - len(picked))
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
+    parser.add_argument("--show", action="store_true", help="print each network with its parameters")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    for family in args.families:
+        built, refused = 0, []
+        for specimen in specimens([family]):
+            try:
+                with time_limit(SECONDS):
+                    model = specimen.model()
+            except Exception as error:
+                refused.append(f"  {specimen.name}: {str(error)[:160]}")
+                continue
+            built += 1
+            if args.show:
+                print(f"  {specimen.name}: {sum(p.numel() for p in model.parameters()):,}", flush=True)
+        print(f"{family}: {built} built, {len(refused)} not", *refused, sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
