@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset, Features
 
+WHOLE = 2**24  # up to which float32 holds every integer
+
 
 @dataclass(frozen=True)
 class LayerColumns:
@@ -143,14 +145,16 @@ class Embedding:
     def save(self, folder: str | Path) -> Path:
         """Writes the values, labels and layers into a folder; a folder that holds just that is left as it is.
 
+        Values are stored as float32, integers of one byte as int8; float64 is rounded.
+
         Raises:
-            InputError: the folder holds another embedding.
+            InputError: the folder holds another embedding, or neither type holds the values.
         """
         with writing(folder):
             return self._save(folder)
 
     def _save(self, folder: str | Path) -> Path:
-        codec = Codec("float32" if self.dtype.kind == "f" else "int8", self.shape[1])
+        codec = self._codec()
         store = Store.create(
             folder,
             {
@@ -233,6 +237,23 @@ class Embedding:
             activation=about["activation"],
             network=str(about["network"]),
         )
+
+    def _codec(self) -> Codec:
+        """How the values are stored: float32 and int8 as they are, others as the one of the two that holds them."""
+        width, kind = self.shape[1], self.dtype.kind
+        if self.dtype in (np.float32, np.int8):
+            return Codec("int8" if kind == "i" else "float32", width)
+        if kind not in "iubf":
+            raise InputError(f"features should be numbers, float or int, got {self.dtype}")
+        values = np.asarray(self.values)
+        low, high = values.min(initial=0, where=np.isfinite(values)), values.max(initial=0, where=np.isfinite(values))
+        most = np.finfo(np.float32).max if kind == "f" else WHOLE
+        if low < -most or high > most:
+            raise InputError(
+                f"features are stored as float32, which holds {self.dtype} up to {most:,g}, got {low:,g} to {high:,g}; "
+                f"scale them"
+            )
+        return Codec("int8" if kind != "f" and low >= -128 and high <= 127 else "float32", width)
 
     def _digest(self) -> str:
         """Digest of the values of all samples, which samples they are and their labels."""

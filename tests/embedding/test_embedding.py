@@ -51,6 +51,32 @@ def test_what_is_saved_is_loaded(tmp_path, labels, dtype):
     )
 
 
+@pytest.mark.parametrize(
+    "dtype", "bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 float32 float64".split()
+)
+def test_values_of_any_type_come_back_or_are_refused(tmp_path, dtype):
+    kind = np.dtype(dtype).kind
+    limits = None if kind == "b" else np.finfo(dtype) if kind == "f" else np.iinfo(dtype)
+    bounds = [1] if limits is None else [limits.max, limits.min] if kind in "iu" else [limits.max.item()]
+    most = np.finfo(np.float32).max.item() if kind == "f" else 2**24
+    for i, largest in enumerate([1, -1, 127, 128, 255, -128, -129, 40_000, 2**24, 2**24 + 1, *bounds]):
+        if not min(*bounds, 0) <= largest <= max(bounds):
+            continue
+        values = np.array([[largest, 1], [0, 1]], dtype)
+        made = Embedding(values, (LayerColumns("a", 0, 2, 0.0),), np.arange(2))
+        if abs(int(values[0, 0])) > most:
+            with pytest.raises(InputError, match="features are stored as float32, which holds"):
+                made.save(tmp_path / str(i))
+            continue
+        loaded = Embedding.load(made.save(tmp_path / str(i)))
+        assert loaded.values[:].tolist() == (values.astype(np.float32) if kind == "f" else values).tolist()
+
+
+def test_values_that_are_no_numbers_are_refused(tmp_path):
+    with pytest.raises(InputError, match="features should be numbers, float or int, got complex64"):
+        embedding(dtype=np.complex64).save(tmp_path)
+
+
 def damage(about, index, what):
     if what == "format":
         about["format"] = "something else 7"
