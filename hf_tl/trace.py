@@ -30,6 +30,7 @@ from hf_tl.dataflow import Dataflow, ModuleCall
 
 
 Batch = Mapping[str, Tensor] | Tensor
+Shapes = dict[tuple[str, int], tuple[int, ...]]  # by a module's name and the number of its call
 
 NORMS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm"})
 ACTIVATIONS = frozenset(
@@ -111,6 +112,8 @@ class Trace:
         modules: names of the modules that ran, in the order in which they started.
         calls: how often each module ran.
         given: the shape of the first floating point tensor that each module was first called with.
+        returned: that of the first one that each call of a module returned, by name and call, in the order in which
+            calls ended; () for none.
         layers: every call of a convolution or fully connected layer, in execution order.
         output: the first floating point tensor that the network returned, None if it returned none.
         last: the layer call whose own output the network returned untouched (a classifier), or None.
@@ -120,6 +123,7 @@ class Trace:
     modules: list[str] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     given: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    returned: Shapes = field(default_factory=dict)
     layers: list[LayerCall] = field(default_factory=list)
     output: Tensor | None = None
     last: LayerCall | None = None
@@ -204,6 +208,11 @@ def first_float(value: object) -> Tensor | None:
     return next((found for item in items if (found := first_float(item)) is not None), None)
 
 
+def shape_of(value: Tensor | None) -> tuple[int, ...]:
+    """Its shape; () for no tensor."""
+    return () if value is None else tuple(value.shape)
+
+
 @dataclass
 class _Followed:
     """A tensor that still is the output of `layer`, `stage` steps along its chain."""
@@ -283,6 +292,7 @@ class _Recorder(TorchFunctionMode):
         call = self.trace.calls[name]
         self.trace.calls[name] += 1
         self.trace.flow.leave(output)
+        self.trace.returned[name, call] = shape_of(first_float(output))
         if not isinstance(output, Tensor):
             return
         here = Reading(name, call)

@@ -14,6 +14,7 @@ from hf_tl.table import format_table
 if TYPE_CHECKING:
     from hf_tl.layers import Layer, Layers
     from hf_tl.models import Network
+    from hf_tl.trace import Batch
 
 EXAMPLES = """\
   hf-tl layers timm/mobilenetv2_100.ra_in1k
@@ -34,12 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
-    from hf_tl.example import dummy_batch
+    from hf_tl.example import dummy_inputs
     from hf_tl.layers import list_layers, select_layers
     from hf_tl.models import load_network
 
     network = load_network(options.model, image_size=options.image_size)
-    layers = list_layers(network.model, level=options.level, example=dummy_batch(network.model))
+    example = network.prepare(dummy_inputs(network.modality))
+    layers = list_layers(network.model, level=options.level, example=example)
     frozen = [] if options.select is None else select_layers(layers, options.select)
     if options.plot is not None:
         options.plot.parent.mkdir(parents=True, exist_ok=True)
@@ -49,9 +51,9 @@ def run(options: argparse.Namespace) -> None:
     for i, layer in enumerate(layers):
         number = "" if layer.index is None else str(layer.index)
         row = [i, layer.name, layer.tower, layer.kind, number, layer.depth, layer.n_parameters, layer.calls]
-        rows.append([*row, "cut" if layer.cut else "", marks.get(id(layer), "tuned")])
+        rows.append([*row, "split point" if layer.split_point else "", marks.get(id(layer), "tuned")])
     header = ["#", "layer", "tower", "kind", "block", "depth", "parameters", "calls", "boundary", "state"]
-    extra = _read(network, layers, options.recipe) if options.level == "leaf" else None
+    extra = _read(network, layers, example, options.recipe) if options.level == "leaf" else None
     shown = [header.index(name) for name in header]
     shown = [i for i in shown if any(row[i] != "" for row in rows) and (header[i] != "state" or frozen)]
     table = [[row[i] for i in shown] for row in rows]
@@ -71,14 +73,13 @@ def run(options: argparse.Namespace) -> None:
         print(f"wrote {options.plot}")
 
 
-def _read(network: Network, layers: Layers, recipe: str) -> dict[str, tuple[int, str]]:
+def _read(network: Network, layers: Layers, example: Batch, recipe: str) -> dict[str, tuple[int, str]]:
     """The number of features that the embedding reads at each layer, and where; or why it reads none."""
     from hf_tl.embedding.anatomy import find_taps
     from hf_tl.embedding.recipe import find_recipe
     from hf_tl.embedding.taps import LAST
-    from hf_tl.example import dummy_batch
 
-    taps, left_out = find_taps(network, dummy_batch(network.model), activation=find_recipe(recipe).activation)
+    taps, left_out = find_taps(network, example, activation=find_recipe(recipe).activation)
     features: Counter[str] = Counter()
     remarks = {name.partition("#")[0]: f"left out: {why}" for name, why in left_out.items()}
     for tap in taps:  # one a call of the layer
@@ -101,4 +102,4 @@ def _summary(layers: Layers, frozen: list[Layer]) -> str:
     said += f"; the backward pass ends at {layers[tuned[0]].name!r}"
     if below is None:
         return f"{said}, the first layer: nothing is saved below it"
-    return said + (", behind a true cut" if below.cut else ", where more than one tensor passes")
+    return said + (", behind a split point" if below.split_point else ", where more than one tensor passes")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hf_tl.architectures import is_convolution, is_fully_connected, is_norm
-from hf_tl.embedding.pooling import Stride
-from hf_tl.embedding.reader import TapReader, n_samples
+from hf_tl.embedding.isolation import find_mixed
+from hf_tl.embedding.pooling import find_strides, n_prefix_tokens
+from hf_tl.embedding.reader import n_samples
 from hf_tl.embedding.taps import (
     LAST,
     PRESETS,
@@ -25,7 +24,6 @@ from hf_tl.embedding.taps import (
     select_places,
     terms_of,
     towers_of,
-    write_place,
 )
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.example import shapes_of
@@ -33,27 +31,11 @@ from hf_tl.layers import head_names, layers_of
 from hf_tl.layers.select import find_place
 from hf_tl.models import Network
 from hf_tl.names import is_inside, name_matcher
-from hf_tl.trace import (
-    Batch,
-    LayerCall,
-    Reading,
-    Trace,
-    evaluating,
-    first_float,
-    forward,
-    in_turn,
-    trace,
-    uncompiled,
-)
+from hf_tl.trace import Batch, LayerCall, Reading, Trace, trace
 
 
-Shapes = dict[tuple[str, int], tuple[int, ...]]
 ACTIVATED = 2  # the stage of a layer call whose value was followed through an activation
 ATTENTION = re.compile("attention|attn", re.IGNORECASE)
-PREFIX_TOKENS = {"cls_token", "class_token", "class_embedding", "dist_token", "distillation_token"}
-REGISTERS = {"reg_token", "register_tokens"}
-VARIATIONS = 4  # inputs of one shape and other content that show whether a shape depends on the content
-TOLERANCE = 1e-3  # of the largest value of a tap: above all rounding to float32, below what padding does
 
 
 def find_taps(
@@ -79,50 +61,26 @@ def find_taps(
     Raises:
         InputError: the network cannot run on the example, or the selection chooses nothing.
     """
-    returned: Shapes = {}
     try:
-        with in_turn(network.model), _watching(network.model, returned):
-            record = trace(network.model, example)
+        record = trace(network.model, example)
     except Exception as error:  # the network is the user's, and so are its errors
         raise InputError(
             f"{network.name} cannot run on its prepared inputs, {shapes_of(example)}: {in_one_line(error)}; "
             f"check what prepares them"
         ) from error
-    survey = _Survey(network, record, returned, n_samples(example), activation)
+    survey = _Survey(network, record, n_samples(example), activation)
     taps = survey.select(selection)
-    mixed = _mixed_samples(network.model, example, taps)
+    mixed = find_mixed(network.model, example, taps)
     left_out = survey.left_out | mixed
     chosen = [tap for tap in taps if tap.name not in mixed]
     if taps and not chosen:
         name, reason = next(iter(mixed.items()))
         raise InputError(f"layer {name!r} of {network.name} cannot be read: {reason}; choose other layers with taps=")
-    strides, prefix = _strides(record, example), _n_prefix_tokens(network.model)
+    strides, prefix = find_strides(record, example), n_prefix_tokens(network.model)
     return [
-        replace(tap, prefix=prefix, strides=strides.get(_n_positions(tap), ()))
+        replace(tap, prefix=prefix, strides=strides.get(tap.n_positions, ()))
         for tap in keep_top(chosen, top, selection)
     ], left_out
-
-
-def find_padding_leak(network: Network, taps: Sequence[Tap], together: Batch, alone: Sequence[Batch]) -> str | None:
-    """A sentence on the layers for which a sample in a padded batch gives other values than alone, or None.
-
-    Args:
-        network: any network.
-        taps: what is read.
-        together: a batch of some samples.
-        alone: each of them in a batch of its own; where none is shorter, nothing is padded and nothing is tried.
-    """
-    if all(shapes_of(_part(together, i)) == shapes_of(own) for i, own in enumerate(alone)):
-        return None
-    with TapReader(network.model, taps) as read:
-        expected = torch.cat([read(own) for own in alone])
-        leaks = _differing(taps, read(together), expected)
-    if not leaks:
-        return None
-    return (
-        f"padding changes what {len(leaks)} of {len(taps)} layers of {network.name} give, the first {leaks[0]!r}: the "
-        f"features of a sample depend on the longest one in its batch; use batch_size=1 or samples of one length"
-    )
 
 
 def hidden_layers(
@@ -158,7 +116,6 @@ class _Survey:
     Args:
         network: the network.
         record: a forward pass of it.
-        returned: the shape of what each module call returned, in the order in which calls ended.
         n: number of samples of that pass's batch.
         activation: whether layers are read "after" their activation or "before" it.
 
@@ -169,10 +126,10 @@ class _Survey:
         left_out: layers that cannot be read: name -> reason.
     """
 
-    def __init__(self, network: Network, record: Trace, returned: Shapes, n: int, activation: str):
-        self.network, self.record, self.returned, self.n = network, record, returned, n
+    def __init__(self, network: Network, record: Trace, n: int, activation: str):
+        self.network, self.record, self.n = network, record, n
         self.modules = dict(network.model.named_modules())
-        self.order = {key: i for i, key in enumerate(returned)}
+        self.order = {key: i for i, key in enumerate(record.returned)}
         self.heads = head_names(network.model, record)
         self.listed = layers_of(network.model, record)
         self.left_out: dict[str, str] = {}
@@ -335,7 +292,7 @@ class _Survey:
 
     def _output(self, name: str, call: int, kind: Kind) -> Tap | None:
         """A tap on what a module returns; None where that does not have the batch's samples first."""
-        shape = self.returned.get((name, call), ())
+        shape = self.record.returned.get((name, call), ())
         if len(shape) < 2 or shape[0] % self.n:
             return None
         channels_last = self._channels_last(name, shape)
@@ -389,8 +346,7 @@ class _Survey:
         """Where a module stands; "" for one that holds several layers, or none."""
         for layer in self.listed:
             if is_inside(module, [name for name, _ in layer.modules]):
-                count = sum(other.tower == layer.tower and other.kind == "block" for other in self.listed)
-                return write_place(layer.tower, layer.kind, layer.index, count)
+                return layer.place
         return ""
 
     def _with_depth(self, taps: Mapping[tuple[str, int], Tap]) -> dict[tuple[str, int], Tap]:
@@ -403,106 +359,6 @@ class _Survey:
             passed = sum(end <= self.order[key] for end in ends)
             made[key] = replace(tap, depth=max(passed - 1, 0) / deepest, final=self.order[key] >= last)
         return made
-
-
-def _mixed_samples(model: nn.Module, example: Batch, taps: Sequence[Tap]) -> dict[str, str]:
-    """The taps whose values cannot be told apart by samples: name -> reason.
-
-    No axis is the samples' by its length alone: it must be half as long for half the batch. Several pieces a sample,
-    such as windows, must come in a number that does not depend on their content, and hold one sample each.
-    """
-    n, one = n_samples(example), _shapes_in(model, _part(example, 0))
-    reasons: dict[str, str] = {}
-    for tap in taps:
-        key = tap.reading.module, tap.reading.call
-        if tap.reading.side == "output" and key in one and one[key] and one[key][0] * n != tap.shape[0]:
-            reasons[tap.name] = f"its first axis is not the samples': {tap.shape} for {n}, {one[key]} for one"
-    pieces = [tap for tap in taps if tap.name not in reasons and tap.shape and tap.shape[0] != n]
-    if not pieces:
-        return reasons
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(VARIATIONS):
-        other = _shapes_in(model, _varied(example, generator))
-        for tap in pieces:
-            shape = other.get((tap.reading.module, tap.reading.call), tap.shape)
-            if tap.reading.side == "output" and shape[0] != tap.shape[0]:
-                reasons[tap.name] = "how many values it gives depends on what they are, as where tokens are routed"
-    pieces = [tap for tap in pieces if tap.name not in reasons]
-    if not pieces:
-        return reasons
-    with suppress(InputError), TapReader(model, pieces) as read:  # a layer that does not run is named when it is read
-        alone = torch.cat([read(_part(example, i)) for i in range(n)])
-        for name in _differing(pieces, read(example), alone):
-            reasons[name] = "what it gives for a sample depends on the others in the batch"
-    return reasons
-
-
-def _differing(taps: Sequence[Tap], values: Tensor, expected: Tensor) -> list[str]:
-    """The taps whose columns differ between two (n, n_features) by more than rounding."""
-    found, start = [], 0
-    for tap in taps:
-        columns = slice(start, start := start + tap.n_features)
-        scale = expected[:, columns].abs().nan_to_num().max()
-        if not torch.isclose(values[:, columns], expected[:, columns], 0, TOLERANCE * float(scale), True).all():
-            found.append(tap.name)
-    return found
-
-
-def _shapes_in(model: nn.Module, batch: Batch) -> Shapes:
-    """What each module call returns in a pass, as far as that gets: the batch may make no sense to the network."""
-    shapes: Shapes = {}
-    with (
-        in_turn(model),
-        _watching(model, shapes),
-        torch.random.fork_rng(),
-        evaluating(model),
-        uncompiled(),
-        torch.no_grad(),
-        suppress(Exception),
-    ):
-        forward(model, batch)
-    return shapes
-
-
-def _part(batch: Batch, index: int) -> Batch:
-    """One sample of a batch, padded as it is there."""
-    if isinstance(batch, Tensor):
-        return batch[index : index + 1]
-    n = n_samples(batch)
-    return {key: value[index : index + 1] if value.ndim and len(value) == n else value for key, value in batch.items()}
-
-
-def _varied(batch: Batch, generator: torch.Generator) -> Batch:
-    """The same shapes with other content: each number is one of the batch's own; masks stay as they are."""
-
-    def drawn(value: Tensor) -> Tensor:
-        flat = value.flatten()
-        return flat[torch.randint(len(flat), (len(flat),), generator=generator).to(flat.device)].view(value.shape)
-
-    if isinstance(batch, Tensor):
-        return drawn(batch)
-    content = [key for key, value in batch.items() if value.is_floating_point() or int(value.max()) > 1]
-    return {key: drawn(value) if key in content else value for key, value in batch.items()}
-
-
-@contextmanager
-def _watching(model: nn.Module, returned: Shapes) -> Iterator[None]:
-    """Fills in the shape of what each module call returns, in the order in which calls end."""
-    calls: dict[str, int] = {}
-
-    def watch(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: object) -> None:
-            call = calls.get(name, 0)
-            calls[name] = call + 1
-            value = first_float(output)
-            returned[name, call] = () if value is None else tuple(value.shape)
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            stack.callback(module.register_forward_hook(watch(name)).remove)
-        yield
 
 
 def _attention_output(attention: str, layers: Sequence[LayerCall]) -> str | None:
@@ -530,44 +386,3 @@ def _reads_last_axis(module: nn.Module) -> bool | None:
         isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and "2d" not in type(module).__name__
     )  # timm's permute
     return True if by_position or is_fully_connected(module) else None
-
-
-def _strides(record: Trace, example: Batch) -> dict[int | None, tuple[Stride, ...]]:
-    """The convolutions over time that lead from the attention mask's positions to each other number of positions.
-
-    Args:
-        record: a forward pass on `example`.
-        example: a batch; without a mask of (n, positions) nothing has to be matched.
-
-    Returns:
-        Number of positions -> (kernel, stride, padding of both sides together, dilation) of each convolution.
-    """
-    mask = example.get("attention_mask") if isinstance(example, Mapping) else None
-    if mask is None or mask.ndim != 2:
-        return {}
-    found: dict[int | None, tuple[Stride, ...]] = {mask.shape[1]: ()}
-    for layer in record.layers:
-        module = layer.module
-        if isinstance(module, nn.Conv1d) and layer.name in record.given and len(layer.shape) == 3:
-            before, after = record.given[layer.name][-1], layer.shape[-1]
-            if before in found and after not in found:
-                kernel, step, dilation = module.kernel_size[0], module.stride[0], module.dilation[0]
-                if isinstance(module.padding, str):
-                    padding = dilation * (kernel - 1) if module.padding == "same" else 0
-                else:
-                    padding = 2 * module.padding[0]
-                found[after] = (*found[before], (kernel, step, padding, dilation))
-    return found
-
-
-def _n_positions(tap: Tap) -> int | None:
-    return tap.shape[1 if tap.channels_last else 2] if len(tap.shape) == 3 else None
-
-
-def _n_prefix_tokens(model: nn.Module) -> int:
-    """Tokens before the patches: class, distillation and register tokens, by the names of their parameters."""
-    count = 0
-    for name, parameter in model.named_parameters():
-        leaf = name.rpartition(".")[2]
-        count += 1 if leaf in PREFIX_TOKENS else parameter.shape[1] if leaf in REGISTERS else 0
-    return count

@@ -250,8 +250,8 @@ class Embedding:
         most = np.finfo(np.float32).max if kind == "f" else WHOLE
         if low < -most or high > most:
             raise InputError(
-                f"features are stored as float32, which holds {self.dtype} up to {most:,g}, got {low:,g} to {high:,g}; "
-                f"scale them"
+                f"features are stored as float32, which holds {self.dtype} up to {most:,g}, got {low:,g} to "
+                f"{high:,g}; scale them"
             )
         return Codec("int8" if kind != "f" and low >= -128 and high <= 127 else "float32", width)
 

@@ -15,15 +15,15 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from hf_tl.data import Samples, as_samples
-from hf_tl.embedding.anatomy import find_padding_leak, find_taps
+from hf_tl.embedding.anatomy import find_taps
 from hf_tl.embedding.batches import Execution, Processes, find_processes, to_device
 from hf_tl.embedding.embedding import Embedding, LayerColumns, feature_names
 from hf_tl.embedding.fingerprint import fingerprint_json
+from hf_tl.embedding.isolation import find_padding_leak
 from hf_tl.embedding.passes import Pass
 from hf_tl.embedding.pooling import Pooling
 from hf_tl.embedding.pretrained import find_fitted, push_embedding, read_fitted, save_fitted
-from hf_tl.embedding.recipe import Recipe, Scaler, find_recipe
-from hf_tl.embedding.statistics import Statistics
+from hf_tl.embedding.recipe import Recipe, Scaler, Statistics, find_recipe
 from hf_tl.embedding.store import STATISTICS, Store, writing
 from hf_tl.embedding.stored_array import Codec
 from hf_tl.embedding.taps import Tap, TapSelection, describe_taps, with_pooling

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from hf_tl.errors import InputError
 from hf_tl.names import closest
 from hf_tl.plugins import find_plugin, plugin_names
+from hf_tl.trace import Batch, Trace
 
 
 Stride = tuple[int, int, int, int]  # kernel, stride, padding of both sides together, dilation
+PREFIX_TOKENS = {"cls_token", "class_token", "class_embedding", "dist_token", "distillation_token"}
+REGISTERS = {"reg_token", "register_tokens"}
 EPSILON = 1e-6
 GEM_POWER = 3.0
 
@@ -174,6 +177,43 @@ def resample(mask: Tensor, strides: Sequence[Stride]) -> Tensor:
         lengths = (lengths + padding - dilation * (kernel - 1) - 1).div(stride, rounding_mode="floor") + 1
         positions = (positions + padding - dilation * (kernel - 1) - 1) // stride + 1
     return torch.arange(positions, device=mask.device) < lengths.clamp(1, positions)[:, None]
+
+
+def find_strides(record: Trace, example: Batch) -> dict[int | None, tuple[Stride, ...]]:
+    """The convolutions over time that lead from the attention mask's positions to each other number of positions.
+
+    Args:
+        record: a forward pass on `example`.
+        example: a batch; without a mask of (n, positions) nothing has to be matched.
+
+    Returns:
+        Number of positions -> (kernel, stride, padding of both sides together, dilation) of each convolution.
+    """
+    mask = example.get("attention_mask") if isinstance(example, Mapping) else None
+    if mask is None or mask.ndim != 2:
+        return {}
+    found: dict[int | None, tuple[Stride, ...]] = {mask.shape[1]: ()}
+    for layer in record.layers:
+        module = layer.module
+        if isinstance(module, nn.Conv1d) and layer.name in record.given and len(layer.shape) == 3:
+            before, after = record.given[layer.name][-1], layer.shape[-1]
+            if before in found and after not in found:
+                kernel, step, dilation = module.kernel_size[0], module.stride[0], module.dilation[0]
+                if isinstance(module.padding, str):
+                    padding = dilation * (kernel - 1) if module.padding == "same" else 0
+                else:
+                    padding = 2 * module.padding[0]
+                found[after] = (*found[before], (kernel, step, padding, dilation))
+    return found
+
+
+def n_prefix_tokens(model: nn.Module) -> int:
+    """Tokens before the patches: class, distillation and register tokens, by the names of their parameters."""
+    count = 0
+    for name, parameter in model.named_parameters():
+        leaf = name.rpartition(".")[2]
+        count += 1 if leaf in PREFIX_TOKENS else parameter.shape[1] if leaf in REGISTERS else 0
+    return count
 
 
 def _mean_of_maps(value: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ from sklearn.decomposition import IncrementalPCA
 from sklearn.utils.validation import check_is_fitted
 
 from hf_tl.embedding.embedding import Embedding, LayerColumns, feature_names, moved_together, select_columns
-from hf_tl.embedding.recipe import RECIPES, Recipe, Scaler
-from hf_tl.embedding.statistics import Statistics
+from hf_tl.embedding.recipe import RECIPES, Recipe, Scaler, Statistics
 from hf_tl.embedding.taps import TapSelection
 from hf_tl.errors import InputError
 

@@ -18,8 +18,7 @@ from hf_tl.card import CardInfo, data_sentence, footprint_table, in_time, result
 from hf_tl.embedding.embedding import LayerColumns, read_layer
 from hf_tl.embedding.fingerprint import fingerprint_weights
 from hf_tl.embedding.pooling import POOLINGS, Pooling
-from hf_tl.embedding.recipe import Recipe, find_recipe
-from hf_tl.embedding.statistics import Statistics
+from hf_tl.embedding.recipe import Recipe, Statistics, find_recipe
 from hf_tl.embedding.store import STATISTICS, read_tensors
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.hub import CARD, PushResult, check_repo_id, is_hub_id, is_hub_name, pull_files, push_files

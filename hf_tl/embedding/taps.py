@@ -12,6 +12,7 @@ from torch import nn
 from hf_tl.embedding.pooling import Pooling, Stride, find_pooling
 from hf_tl.errors import InputError
 from hf_tl.layers import Layer, select_layers
+from hf_tl.layers.layers import write_place
 from hf_tl.layers.select import KINDS, find_place, point_at, split_terms
 from hf_tl.models import Network
 from hf_tl.names import closest, match_names
@@ -82,6 +83,11 @@ class Tap:
     auto: bool = False
     place: str = ""
     final: bool = False
+
+    @property
+    def n_positions(self) -> int | None:
+        """Of a sequence in the example's batch; None for anything else."""
+        return self.shape[1 if self.channels_last else 2] if len(self.shape) == 3 else None
 
 
 def terms_of(selection: str | Sequence[str]) -> list[tuple[str, str, int]]:
@@ -188,12 +194,6 @@ def select_places(places: Sequence[str], term: str, *, text: str, position: int)
     return chosen
 
 
-def write_place(tower: str, kind: str, index: int | None, count: int) -> str:
-    """The place of a layer: its kind, or a block's number and how many blocks there are."""
-    own = kind if index is None else f"{index}/{count}"
-    return f"{tower}.{own}" if tower else own
-
-
 def with_pooling(
     taps: Sequence[Tap], pool: str | Pooling | Mapping[str, str | Pooling], network: Network
 ) -> list[Tap]:
@@ -243,8 +243,8 @@ def _layers_of(places: Sequence[str]) -> list[Layer]:
         tower, count = found["tower"] or "", int(found["count"] or 0)
         for kind in KINDS:
             name = write_place(tower, kind, None, count)
-            layers.setdefault(name, Layer(name, kind, (), None, depth=0.0, calls=1, cut=False, tower=tower))
+            layers.setdefault(name, Layer(name, kind, (), None, depth=0.0, calls=1, split_point=False, tower=tower))
         for i in range(count):
             name = write_place(tower, "block", i, count)
-            layers.setdefault(name, Layer(name, "block", (), i, depth=0.0, calls=1, cut=False, tower=tower))
+            layers.setdefault(name, Layer(name, "block", (), i, depth=0.0, calls=1, split_point=False, tower=tower))
     return list(layers.values())

@@ -4,7 +4,9 @@ Four detectors, from the surest to the most general:
 
     checkpointing   the innermost modules that transformers marks as units of gradient checkpointing
     timm            the groups of timm's `group_matcher`, unless they are far coarser than what the dataflow shows
-    dataflow        a module is replaced by its parts iff their calls form a chain; what is no chain is a block
+    dataflow        a module is replaced by its parts iff their calls form a chain; what is no chain is a block: a
+                    residual connection reaches past a module's neighbour, so a residual block is no chain, while a
+                    stage of such blocks is one
     leaves          in a plain stack of layers, each is a block
 
 A network may hold others (a detector on a timm backbone): each part is asked in its own way.
@@ -13,8 +15,10 @@ A network may hold others (a detector on a timm backbone): each part is asked in
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
@@ -30,7 +34,6 @@ from hf_tl.architectures import (
     timm_groups,
 )
 from hf_tl.dataflow import ModuleCall
-from hf_tl.layers.chains import blocks_of_chain, without_stages
 from hf_tl.names import is_inside
 from hf_tl.trace import Trace
 
@@ -65,7 +68,7 @@ def find_blocks(record: Trace, heads: Sequence[str]) -> Blocks:
     names, trailing = _checkpointed(root), []
     detectors = ["checkpointing"] if names else []
     for part in _uncovered(root, names):
-        groups = groups_of_timm(part)
+        groups = _groups_of_timm(part)
         if groups is not None:
             names += groups.names
             trailing += groups.trailing
@@ -74,7 +77,7 @@ def find_blocks(record: Trace, heads: Sequence[str]) -> Blocks:
     for part in _uncovered(root, names):
         network = part is root or is_transformers(part.module) or is_timm(part.module)
         if not is_inside(part.name, [*heads, *trailing]) and (network or n_parameters(part.module) >= enough):
-            found = blocks_of_chain(part)
+            found = _of_chain(part)
             names += found
             detectors += ["dataflow"] if found else []
     if not names:
@@ -92,7 +95,7 @@ def holds_blocks(call: ModuleCall, names: frozenset[str]) -> bool:
 def _checkpointed(root: ModuleCall) -> list[str]:
     marked = [call for call in root.walk() if is_checkpointed(call.module)]
     inner = [call for call in marked if not any(other in marked for other in call.walk() if other is not call)]
-    inner = without_stages(inner, root)
+    inner = _without_stages(inner, root)
     deep = [call for call in inner if n_linear(call.module) > 1]  # not the convolutions in front of an encoder
     return list(dict.fromkeys(call.name for call in deep or inner))
 
@@ -119,20 +122,14 @@ def _uncovered(root: ModuleCall, names: Sequence[str]) -> list[ModuleCall]:
     return list(descend(root))
 
 
-@dataclass(frozen=True)
-class Groups:
-    """The groups of a timm network.
-
-    Attributes:
-        names: a module for each group between stem and head.
-        trailing: names of modules after the last block that count to that block.
-    """
+class _Groups(NamedTuple):
+    """The groups of a timm network: a module for each between stem and head, and what counts to the last block."""
 
     names: list[str]
     trailing: list[str]
 
 
-def groups_of_timm(part: ModuleCall) -> Groups | None:
+def _groups_of_timm(part: ModuleCall) -> _Groups | None:
     """The groups of the timm network in this part; None where there is none or the dataflow is far finer."""
     inner = next((call for call in part.walk() if is_timm(call.module)), None)
     if inner is None:
@@ -144,12 +141,12 @@ def groups_of_timm(part: ModuleCall) -> Groups | None:
     names = [  # the norms of a VGG are groups of their own
         prefix + name for name in groups.names if prefix + name in ran and not is_norm(network.get_submodule(name))
     ]
-    if not names or len(names) < FAR_COARSER * len(blocks_of_chain(inner)):
+    if not names or len(names) < FAR_COARSER * len(_of_chain(inner)):
         return None
-    return Groups(names, [prefix + name for name in groups.trailing])
+    return _Groups(names, [prefix + name for name in groups.trailing])
 
 
-def _by_pattern(network: nn.Module, matcher: Mapping) -> Groups:
+def _by_pattern(network: nn.Module, matcher: Mapping) -> _Groups:
     """Groups by regular expressions: the matched part of a name is the block, unless the pattern has a suffix.
 
     A suffix orders what is no block of its own: (0,) before the blocks, (99999,) with the block before it.
@@ -171,10 +168,10 @@ def _by_pattern(network: nn.Module, matcher: Mapping) -> Groups:
             names.append(match.group())
         elif suffix is not None and suffix[0]:
             trailing.append(name.rpartition(".")[0])
-    return Groups(list(dict.fromkeys(names)), list(dict.fromkeys(trailing)))
+    return _Groups(list(dict.fromkeys(names)), list(dict.fromkeys(trailing)))
 
 
-def _by_function(network: nn.Module, matcher: Callable) -> Groups:
+def _by_function(network: nn.Module, matcher: Callable) -> _Groups:
     """Groups by a function of the parameter's name: the modules of several layers in all but the first."""
     from timm.models import group_parameters
 
@@ -189,7 +186,7 @@ def _by_function(network: nn.Module, matcher: Callable) -> Groups:
         deep += [name for name, module in covered.items() if n_linear(module) > 1]
         if covered:
             largest.append(max(covered, key=lambda name: n_parameters(covered[name])))
-    return Groups(deep or largest, [])
+    return _Groups(deep or largest, [])
 
 
 def _covered(network: nn.Module, group: Sequence[str]) -> list[str]:
@@ -201,3 +198,120 @@ def _covered(network: nn.Module, group: Sequence[str]) -> list[str]:
             if own and inside.issuperset(own):
                 found.append(name)
     return found
+
+
+def _of_chain(part: ModuleCall) -> list[str]:
+    """Names of modules of several layers whose class recurs, and of what lies among them; [] for fewer than two."""
+    calls = [call for call in _expanded(part) if not _is_leaf(call)]
+    often = Counter(type(call.module) for call in calls)
+    recurring = [call for call in calls if often[type(call.module)] > 1]
+    found = [call for call in recurring if n_linear(call.module) > 1] or recurring[
+        1:
+    ]  # of bare layers, one is the stem
+    if len(found) < 2:
+        return _recurring(part)
+    parents = {call.name.rpartition(".")[0] for call in found}
+    first, last = found[0].start, found[-1].start
+
+    def belongs(call: ModuleCall) -> bool:  # one of another class, among the blocks or in a row with them
+        parent, _, own = call.name.rpartition(".")
+        beside = first <= call.start <= last or (parent != part.name and own.isdigit())
+        return parent in parents and beside and n_linear(call.module) > 1
+
+    return list(dict.fromkeys(call.name for call in calls if call in found or belongs(call)))
+
+
+def _without_stages(calls: Sequence[ModuleCall], root: ModuleCall) -> list[ModuleCall]:
+    """Those of some calls that are no stages: a stage is a chain of blocks."""
+    closed = _closed_classes(root)
+    return [call for call in calls if type(call.module) in closed or not _is_chain(call, root)]
+
+
+def _expanded(root: ModuleCall) -> list[ModuleCall]:
+    """What is left when every module that is a chain of calls is replaced by them, in execution order."""
+    closed = _closed_classes(root)
+
+    def descend(call: ModuleCall) -> Iterator[ModuleCall]:
+        always = call is root or is_transformers(call.module)
+        if _is_chain(call, root) and (always or type(call.module) not in closed):
+            for child in call.children:
+                yield from descend(child)
+        elif n_parameters(call.module):
+            yield call
+
+    return list(descend(root))
+
+
+def _closed_classes(root: ModuleCall) -> set[type[nn.Module]]:
+    """The classes of modules that are not replaced by their parts."""
+    calls = [call for call in root.walk() if not _is_leaf(call) and type(call.module) is not nn.Sequential]
+    unchained = {type(call.module) for call in calls if not _is_chain(call, root)}  # one instance stands for its class
+    return unchained | _pairs(calls)
+
+
+def _pairs(calls: list[ModuleCall]) -> set[type[nn.Module]]:
+    """Classes that recur and never hold two parts of one class: attention and MLP in a row are one block."""
+    often = Counter(type(module) for module in {call.module for call in calls})
+    repeats = {type(call.module) for call in calls if max(Counter(map(type, _parts(call))).values(), default=0) > 1}
+    return {kind for kind, times in often.items() if times > 1 and kind not in repeats}
+
+
+def _parts(call: ModuleCall) -> Iterator[nn.Module]:
+    for child in call.children:
+        if isinstance(child.module, nn.Sequential):
+            yield from _parts(child)
+        elif not _is_leaf(child):
+            yield child.module
+
+
+def _recurring(part: ModuleCall) -> list[str]:
+    """Where no chain shows: the outermost modules of several layers whose class recurs, if they weigh something."""
+    often = Counter(type(module) for module in {call.module for call in part.walk()})
+
+    def descend(call: ModuleCall) -> Iterator[ModuleCall]:
+        for child in call.children:
+            if often[type(child.module)] > 1 and n_linear(child.module) > 1:
+                yield child
+            else:
+                yield from descend(child)
+
+    found = {call.name: call.module for call in descend(part)}
+    heavy = sum(n_parameters(module) for module in found.values()) >= n_parameters(part.module) / 4
+    return list(found) if len(found) > 1 and heavy else []
+
+
+def _is_chain(call: ModuleCall, root: ModuleCall) -> bool:
+    """Whether a chain of calls, none of them reaching past its neighbour, makes most of the module's output."""
+    if _is_leaf(call):
+        return False
+    if call is root or is_transformers(call.module):
+        return True
+    half = n_parameters(call.module) / 2
+    for chain in _chains(call):
+        weighted = [child for child in chain if n_parameters(child.module)]
+        reaches_end = chain[-1].outputs & call.outputs
+        if not reaches_end or sum(n_parameters(child.module) for child in weighted) < half:
+            continue
+        plain = all(_is_leaf(child) for child in weighted)
+        if not plain or (isinstance(call.module, nn.Sequential) and len(weighted) >= 4):
+            return True
+    return False
+
+
+def _chains(call: ModuleCall) -> list[list[ModuleCall]]:
+    chains: list[list[ModuleCall]] = []
+    newest: frozenset[int] = frozenset()  # outputs of the previous sibling
+    older: frozenset[int] = frozenset()  # and of those before it
+    for child in call.children:
+        follows = child.inputs & newest
+        if follows and not child.inputs & (older - newest):
+            chains[-1].append(child)
+        else:
+            chains.append([child])
+        older |= newest
+        newest = child.outputs
+    return chains
+
+
+def _is_leaf(call: ModuleCall) -> bool:
+    return not any(n_parameters(child.module) for child in call.children)

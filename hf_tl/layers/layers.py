@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,9 +37,11 @@ class Layer:
         index: number of the block within its tower, from 0; None for the other kinds.
         depth: 0 for the first layer to run, 1 for the last.
         calls: how often it runs in one forward pass.
-        cut: whether exactly one tensor that depends on parameters passes from here to all that follows, so that
-            the network can be cut behind this layer.
+        split_point: whether exactly one tensor that depends on parameters passes from here to all that follows, so
+            that the network can be split behind this layer.
         tower: "encoder", "vision_model", ...; "" in a network of one tower, and for what stands outside all towers.
+        place: where it stands, in words that a file can hold: "stem", "3/12" for the fourth of twelve blocks,
+            "encoder.0/6", "norm", "head".
         owned: what `parameters()` lists.
     """
 
@@ -48,8 +51,9 @@ class Layer:
     index: int | None
     depth: float
     calls: int
-    cut: bool
+    split_point: bool
     tower: str = ""
+    place: str = ""
     owned: tuple[nn.Parameter, ...] = field(default=(), repr=False)
 
     @property
@@ -132,7 +136,7 @@ class Layers(Sequence[Layer]):
                 colors=[plots.GREY if id(layer) in grey else COLORS[layer.kind] for layer in self],
                 texts=[plots.in_short(count) for count in counts],
             )
-            boundaries = [i + 0.5 for i, layer in enumerate(self) if layer.cut]
+            boundaries = [i + 0.5 for i, layer in enumerate(self) if layer.split_point]
             for i, y in enumerate(boundaries):
                 plots.level(panel, y, color="#888888", label=None if i else "one tensor passes")
             plots.axes(panel, x="parameters", shortened=True)
@@ -191,6 +195,12 @@ def layers_of(
     return Layers(_layers(segments, record), _tied(model), towers, found.detector, tuple(record.modules))
 
 
+def write_place(tower: str, kind: str, index: int | None, n_blocks: int) -> str:
+    """The place of a layer: its kind, or a block's number and how many blocks its tower has."""
+    own = kind if index is None else f"{index}/{n_blocks}"
+    return f"{tower}.{own}" if tower else own
+
+
 def _blocks_of_user(patterns: Sequence[str], model: nn.Module, record: Trace) -> Blocks:
     if isinstance(patterns, str):
         raise InputError(f"blocks should be a list of module names, got the string {patterns!r}; write [{patterns!r}]")
@@ -222,6 +232,7 @@ def _blocks_of_user(patterns: Sequence[str], model: nn.Module, record: Trace) ->
 
 def _layers(segments: Sequence[Segment], record: Trace) -> tuple[Layer, ...]:
     deepest = max(len(segments) - 1, 1)
+    n_blocks = Counter(segment.tower for segment in segments if segment.kind == "block")
     layers, stop = [], 0
     for i, segment in enumerate(segments):
         stop = max(stop, segment.stop)
@@ -234,8 +245,10 @@ def _layers(segments: Sequence[Segment], record: Trace) -> tuple[Layer, ...]:
                 index=segment.index,
                 depth=i / deepest,
                 calls=max((record.calls[name] for name, _ in segment.modules), default=0),
-                cut=following > stop and 1 in (record.flow.crossing(stop), record.flow.crossing(following - 1)),
+                split_point=following > stop
+                and 1 in (record.flow.crossing(stop), record.flow.crossing(following - 1)),
                 tower=segment.tower,
+                place=write_place(segment.tower, segment.kind, segment.index, n_blocks[segment.tower]),
                 owned=tuple(segment.parameters),
             )
         )

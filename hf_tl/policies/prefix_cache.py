@@ -301,7 +301,7 @@ def find_cuts(plan: Plan) -> list[Cut]:
             break
         own = [module for _, module in layer.modules if next(module.parameters(), None) is not None]
         modules += own
-        if layer.cut and own:
+        if layer.split_point and own:
             found.insert(0, Cut(layer, tuple(modules)))
     return found
 

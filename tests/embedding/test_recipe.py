@@ -7,8 +7,7 @@ import pytest
 
 from hf_tl import InputError, Recipe
 from hf_tl.embedding import RECIPES
-from hf_tl.embedding.recipe import Scaler, find_recipe
-from hf_tl.embedding.statistics import Statistics
+from hf_tl.embedding.recipe import Scaler, Statistics, find_recipe
 
 
 def apply(recipe, train, values=None, widths=None):

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_tl.embedding.recipe import CONSTANT, RECIPES, Recipe, Scaler
-from hf_tl.embedding.statistics import Statistics
+from hf_tl.embedding.recipe import CONSTANT, RECIPES, Recipe, Scaler, Statistics
 
 
 EXTREMES = np.array(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_tl.embedding.statistics import Statistics
+from hf_tl.embedding.recipe import Statistics
 
 
 def blocks(values, sizes):

@@ -117,7 +117,8 @@ def test_bare_parameters_and_modules_that_never_run_belong_to_the_stem():
     assert [name for name, _ in layers[0].modules] == ["stem", "idle"]
     assert layers[0].n_parameters == 15 + 6 + 3
     assert layers.detector == "dataflow"
-    assert [layer.cut for layer in layers] == [True] * 5 + [False]
+    assert [layer.split_point for layer in layers] == [True] * 5 + [False]
+    assert [layer.place for layer in layers] == ["stem", "0/4", "1/4", "2/4", "3/4", "head"]
     assert layers.n_parameters == sum(p.numel() for p in Plain().parameters())
 
 

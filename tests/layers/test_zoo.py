@@ -133,7 +133,7 @@ def test_a_cut_is_a_cut(specimen):
             whole = any(
                 torch.equal(answer(model, example, {end: Put(known[end])}), expected) for end in ends if end in known
             )
-        assert whole == layers[i].cut, f"behind {layers[i].name}"
+        assert whole == layers[i].split_point, f"behind {layers[i].name}"
 
 
 class Keep:

@@ -192,7 +192,7 @@ class Secretive(nn.Module):
 def test_what_passes_on_behind_the_tensors_back_is_noticed():
     model, inputs = Secretive(), torch.randn(8, 4)
     applied = Policy("freeze: stem, 0..2").apply(model, example=torch.randn(1, 4), blocks=["blocks.*"])
-    assert all(layer.cut for layer in applied.layers[:3])
+    assert all(layer.split_point for layer in applied.layers[:3])
     plain = [model(inputs[rows]) for rows in (slice(0, 4), slice(4, 8))]
     cache = PrefixCache()
     applied.use_cache(cache, n_samples=8)
