@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from hf_tl.embedding.store import INDEX, ROWS_AT_ONCE, Store, writing
-from hf_tl.embedding.stored_array import Codec, StoredArray
+from hf_tl.embedding.shards import ROWS_PER_GROUP, WRITE, ShardCodec, ShardedArray, Shards, shard_batch, shard_schema
+from hf_tl.embedding.store import INDEX, MANIFEST, ROWS_AT_ONCE, Store, writing
+from hf_tl.embedding.stored_array import Codec, LazyArray
 from hf_tl.embedding.taps import TapSelection, select_names
 from hf_tl.errors import InputError
 
@@ -59,7 +60,7 @@ class Embedding:
         network: the name of the network.
     """
 
-    values: np.ndarray | StoredArray
+    values: np.ndarray | LazyArray
     layers: tuple[LayerColumns, ...]
     indices: np.ndarray
     labels: np.ndarray | None = None
@@ -68,7 +69,7 @@ class Embedding:
     network: str = "network"
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        if isinstance(self.values, StoredArray):
+        if isinstance(self.values, LazyArray):
             return self.values.__array__(dtype, copy)
         return np.array(self.values, dtype=dtype, copy=copy)
 
@@ -79,7 +80,7 @@ class Embedding:
             raise InputError(
                 f"samples are chosen by a slice, indices or a mask, got {rows!r}; one sample is embedding[i : i + 1]"
             )
-        values = self.values.take(rows) if isinstance(self.values, StoredArray) else self.values[rows]
+        values = self.values.take(rows) if isinstance(self.values, LazyArray) else self.values[rows]
         labels = None if self.labels is None else self.labels[rows]
         return replace(self, values=values, indices=self.indices[rows], labels=labels)
 
@@ -114,8 +115,8 @@ class Embedding:
         kept = select_columns(self.layers, taps, top)
         if len(kept) == len(self.layers):
             return self
-        values: np.ndarray | StoredArray
-        if isinstance(self.values, StoredArray):
+        values: np.ndarray | LazyArray
+        if isinstance(self.values, LazyArray):
             values = self.values.columns([(layer.start, layer.stop) for layer in kept])
         else:
             values = np.concatenate([self.values[:, layer.start : layer.stop] for layer in kept], axis=1)
@@ -141,6 +142,45 @@ class Embedding:
             for batch in self._arrow_batches(schema):
                 writer.write_batch(batch)
         return Dataset.from_file(str(path))
+
+    def to_parquet(self, folder: str | Path, *, codec: ShardCodec | None = None, rows_per_file: int = 65536) -> Path:
+        """Writes Parquet shards, a column a layer, which pandas, DuckDB, Ray Data and `datasets` read.
+
+        Args:
+            folder: a new one, or an empty one.
+            codec: "2bit" (values -1, 0 and 1, four in a byte), "int8", "float16" (raw values, rounded to 11 bits) or
+                "float32"; None for the smallest that holds the values as they are.
+            rows_per_file: samples in a shard.
+
+        Raises:
+            InputError: the folder holds shards already, or the codec cannot hold the values.
+        """
+        import pyarrow.parquet as pq
+
+        folder = Path(folder)
+        if list(folder.glob("*.parquet")):
+            raise InputError(f"{str(folder)!r} holds Parquet files already; choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        chosen = codec or self._smallest_codec()
+        schema = shard_schema(self.describe(), codec=chosen, label=self._label_type())
+        for n, start in enumerate(range(0, len(self), rows_per_file)):
+            unfinished = folder / f".{n:05d}"
+            with pq.ParquetWriter(unfinished, schema, **WRITE) as writer:
+                for first in range(start, min(start + rows_per_file, len(self)), ROWS_PER_GROUP):
+                    part = self[first : min(first + ROWS_PER_GROUP, start + rows_per_file)]
+                    labels = None if part.labels is None else part.labels.tolist()
+                    writer.write_batch(shard_batch(schema, np.asarray(part), part.indices, labels))
+            unfinished.rename(folder / f"{n:05d}.parquet")
+        return folder
+
+    def describe(self) -> dict:
+        """What shards say of an embedding: its layers, activation, network and class names, as JSON holds it."""
+        return {
+            "network": self.network,
+            "activation": self.activation,
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "layers": [asdict(layer) for layer in self.layers],
+        }
 
     def save(self, folder: str | Path) -> Path:
         """Writes the values, labels and layers into a folder; a folder that holds just that is left as it is.
@@ -184,16 +224,18 @@ class Embedding:
 
     @classmethod
     def load(cls, folder: str | Path, *, values: Literal["features", "raw"] | None = None) -> Embedding:
-        """Opens what `save`, `FullNetworkEmbedding` or `hf-tl embed` wrote; the rows stay in their file.
+        """Opens what `save`, `to_parquet`, `FullNetworkEmbedding` or `hf-tl embed` wrote; rows stay in their files.
 
         Args:
-            folder: where it is.
+            folder: where it is; Parquet shards may be behind a URL that fsspec knows, "s3://bucket/flowers".
             values: "features", "raw" activations, or None for the features if there are any.
 
         Raises:
             InputError: files that are missing, damaged, unfinished or do not fit together. A row that is damaged is
                 found when it is read.
         """
+        if "://" in str(folder) or (not (Path(folder) / MANIFEST).exists() and any(Path(folder).glob("*.parquet"))):
+            return cls._of_shards(Shards(folder))
         store = Store.open(folder)
         try:
             return cls._of_store(store, values)
@@ -237,6 +279,36 @@ class Embedding:
             activation=about["activation"],
             network=str(about["network"]),
         )
+
+    @classmethod
+    def _of_shards(cls, shards: Shards) -> Embedding:
+        order, about = shards.order(), shards.about
+        labels, names = shards.labels, about["class_names"]
+        layers = tuple(read_layer(item) for item in about["layers"])
+        if labels is not None and labels.dtype == object:
+            labels = labels.astype(str)
+        return cls(
+            values=ShardedArray(shards=shards, positions=order, spans=((0, layers[-1].stop),)),
+            layers=layers,
+            indices=shards.indices[order],
+            labels=None if labels is None else labels[order],
+            class_names=None if names is None else tuple(str(name) for name in names),
+            activation=about["activation"],
+            network=str(about["network"]),
+        )
+
+    def _smallest_codec(self) -> ShardCodec:
+        name = self._codec().name
+        if name == "int8" and all(np.abs(chunk).max(initial=0) <= 1 for chunk in self.chunks()):
+            return "2bit"
+        return "int8" if name == "int8" else "float32"
+
+    def _label_type(self) -> pa.DataType | None:
+        import pyarrow as pa
+
+        if self.labels is None:
+            return None
+        return pa.string() if self.labels.dtype.kind == "U" else pa.int64()
 
     def _codec(self) -> Codec:
         """How the values are stored: float32 and int8 as they are, others as the one of the two that holds them."""

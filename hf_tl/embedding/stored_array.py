@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 
@@ -82,9 +82,86 @@ class Codec:
         return values[:, start - first * PER_BYTE : stop - first * PER_BYTE]
 
 
+class LazyArray:
+    """Rows and columns that stay where they are until they are asked for: `array[10:20]`, `array[mask, 5:9]`.
+
+    Abstract: a subclass is a dataclass with the attributes below, and says what `_read` reads.
+
+    Attributes:
+        positions: (rows,) where each row of the array stands.
+        spans: the stored columns, as (start, stop), that are the columns of the array.
+    """
+
+    positions: np.ndarray
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of what is read: float32 or int8."""
+        raise NotImplementedError
+
+    def _read(self, positions: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
+        """(len(positions), columns of the spans), read."""
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return len(self.positions), sum(stop - start for start, stop in self.spans)
+
+    @property
+    def ndim(self) -> int:
+        """2."""
+        return 2
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array when all of it is read."""
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("rows in a file cannot become an array without a copy")
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def __getitem__(self, key: Key | tuple[Key, Key]) -> np.ndarray:
+        rows, columns = key if isinstance(key, tuple) else (key, slice(None))
+        positions = self.positions[rows]
+        if isinstance(columns, slice) and columns.step in (None, 1):
+            start, stop, _ = columns.indices(self.shape[1])
+            values = self._read(np.atleast_1d(positions), self._within(start, stop))
+        else:
+            values = self._read(np.atleast_1d(positions), list(self.spans))[:, columns]
+        return values[0] if np.ndim(positions) == 0 else values
+
+    def take(self, rows: slice | np.ndarray) -> Self:
+        """Some of the rows, still where they are."""
+        return self._with(positions=self.positions[rows])
+
+    def columns(self, spans: list[tuple[int, int]]) -> Self:
+        """Some of the columns, still where they are."""
+        return self._with(spans=tuple(part for start, stop in spans for part in self._within(start, stop)))
+
+    def _with(self, **changes: Any) -> Self:
+        return replace(cast(Any, self), **changes)
+
+    def _within(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The stored columns behind columns `start` to `stop` of the array."""
+        found, seen = [], 0
+        for first, last in self.spans:
+            left, right = max(start - seen, 0), min(stop - seen, last - first)
+            if left < right:
+                found.append((first + left, first + right))
+            seen += last - first
+        return found
+
+
 @dataclass(frozen=True, eq=False)
-class StoredArray:
-    """Some rows and columns of a file, read when they are asked for: `array[10:20]`, `array[mask, 5:9]`.
+class StoredArray(LazyArray):
+    """Some rows and columns of a file.
 
     The file is mapped for the time of one reading only, so that a loop over chunks needs the memory of a chunk. A
     row is compared with its checksum when it is read for the first time.
@@ -104,62 +181,11 @@ class StoredArray:
     checksums: np.ndarray
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, columns)."""
-        return len(self.positions), sum(stop - start for start, stop in self.spans)
-
-    @property
-    def ndim(self) -> int:
-        """2."""
-        return 2
-
-    @property
     def dtype(self) -> np.dtype:
         """Of what is read: float32 or int8."""
         return self.codec.dtype
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the array when all of it is read."""
-        return self.shape[0] * self.shape[1] * self.dtype.itemsize
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        if copy is False:
-            raise ValueError("rows in a file cannot become an array without a copy")
-        return self[:].astype(dtype or self.dtype, copy=False)
-
-    def __getitem__(self, key: Key | tuple[Key, Key]) -> np.ndarray:
-        rows, columns = key if isinstance(key, tuple) else (key, slice(None))
-        positions = self.positions[rows]
-        if isinstance(columns, slice) and columns.step in (None, 1):
-            values = self._read(np.atleast_1d(positions), *columns.indices(self.shape[1])[:2])
-        else:
-            values = self._read(np.atleast_1d(positions), 0, self.shape[1])[:, columns]
-        return values[0] if np.ndim(positions) == 0 else values
-
-    def take(self, rows: slice | np.ndarray) -> StoredArray:
-        """Some of the rows, still in the file."""
-        return replace(self, positions=self.positions[rows])
-
-    def columns(self, spans: list[tuple[int, int]]) -> StoredArray:
-        """Some of the columns, still in the file."""
-        return replace(self, spans=tuple(part for start, stop in spans for part in self._within(start, stop)))
-
-    def _within(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The file's columns behind columns `start` to `stop` of the array."""
-        found, seen = [], 0
-        for first, last in self.spans:
-            left, right = max(start - seen, 0), min(stop - seen, last - first)
-            if left < right:
-                found.append((first + left, first + right))
-            seen += last - first
-        return found
-
-    def _read(self, positions: np.ndarray, start: int, stop: int) -> np.ndarray:
-        spans = self._within(start, stop)
+    def _read(self, positions: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
         out = np.empty((len(positions), sum(b - a for a, b in spans)), self.dtype)
         if not out.size:
             return out
