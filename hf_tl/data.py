@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from hf_tl.dataset_check import check_classes, check_folder, find_bad_samples
 from hf_tl.errors import InputError, in_one_line
+from hf_tl.labels import LABEL_NAMES, LabelTable, Problem, find_label, find_problem, read_labels
 from hf_tl.names import closest
+from hf_tl.table import in_words
 
 
 if TYPE_CHECKING:
@@ -19,9 +23,16 @@ if TYPE_CHECKING:
 FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "validation", "valid", "val", "dev", "eval")
-LABEL_NAMES = ("label", "labels", "target", "class", "category")
 TEXT_NAMES = ("text", "sentence", "content", "review", "document", "question")
+PAIRS = (  # of the sentence pairs of GLUE and its like
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("question", "sentence"),
+)
 PLURALS = {"image": "images", "text": "texts", "audio": "recordings", "array": "arrays"}
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 EMPTY = ("corresponds to no data", "BatchSize must be greater than 0")  # how datasets says that a file has no samples
 PAIR = "pair"  # the column of two that are read as one
 HELD_OUT = 0.2  # share of the training samples that becomes the test set where a dataset has none
@@ -34,8 +45,9 @@ class Samples:
     Attributes:
         dataset: `datasets.Dataset`, or a sequence of mappings.
         input_column: key of the raw input.
-        labels: (samples,) integers or strings, or None for unlabelled samples.
-        class_names: names of the integer labels, or None.
+        labels: (samples,) integers or strings, a class each; (samples, classes) of 0 and 1 for several classes each;
+            (samples,) floats, a number each; or None for unlabelled samples.
+        class_names: names of the integer labels, or of the columns of 0 and 1, or None.
         name: what messages call these samples.
     """
 
@@ -48,6 +60,17 @@ class Samples:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def label_table(self) -> LabelTable:
+        """The labels with their names.
+
+        Raises:
+            InputError: there are none.
+        """
+        if self.labels is None:
+            raise InputError(f"{self.name} has no labels")
+        return LabelTable(np.asarray(self.labels), self.class_names, self.name)
+
     def __getitem__(self, index: int) -> object:
         """The raw input of one sample; a corrupt image raises here."""
         value = self.dataset[index][self.input_column]
@@ -58,11 +81,11 @@ class Samples:
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task to transfer to.
+    """A task to transfer to: one class a sample, several, or a number.
 
     Attributes:
-        train: the samples to learn from; at least two classes.
-        test: the samples to evaluate on; not empty.
+        train: the samples to learn from; at least two classes, or two numbers.
+        test: the samples to evaluate on; not empty; labels numbered as the training samples' are.
         notes: what had to be decided to make the two, in sentences for the user.
     """
 
@@ -70,33 +93,44 @@ class Task:
     test: Samples
     notes: tuple[str, ...] = ()
 
+    @property
+    def problem(self) -> Problem:
+        """What is to be learnt: "classification", "multilabel" or "regression"."""
+        return find_problem(np.asarray(self.train.labels))
+
 
 def load_task(
     name: str,
     *,
     modality: str,
-    label: str | None = None,
+    label: str | Sequence[str] | None = None,
     input_column: str | Sequence[str] | None = None,
     config: str | None = None,
+    problem: Problem | None = None,
 ) -> Task:
     """Loads a labelled dataset as training and test samples.
 
     The test samples are the labelled split named test, else validation; where there is neither, a fifth of the
     training samples is held out, the same fifth each time.
 
-    Labels of the test samples are numbered as the training samples' are.
-
     Args:
         name: a Hub id; a .csv, .tsv, .json, .jsonl or .parquet file; a folder of images, one sub-folder per class; a
             folder that `save_to_disk` wrote; or any other folder that `datasets.load_dataset` reads.
         modality: what the network reads: "image", "text" or "audio".
-        label: the label column; found where there is one candidate only.
-        input_column: the column to read, or two columns of texts that are read as pairs; one is found likewise.
+        label: the label column, or several of 0 and 1, a class each; found where there is one candidate only.
+        input_column: the column to read, or two columns of texts that are read as pairs; found likewise, pairs such
+            as premise and hypothesis too.
         config: the configuration of the dataset, where it has several.
+        problem: "classification", "multilabel" (lists of classes, or several label columns) or "regression"; None to
+            tell from the labels.
 
     Raises:
-        InputError: no such dataset, no label column, an empty split, one class only.
+        InputError: no such dataset, no label column, an empty split, one class only, or splits whose labels are not
+            of one kind.
     """
+    from datasets import ClassLabel
+
+    folder_notes = check_folder(name) if os.path.isdir(name) and not _is_saved(name) else []
     splits = _load(name, config)
     for split, samples in splits.items():
         if len(samples) == 0:
@@ -106,81 +140,79 @@ def load_task(
         if len(splits) != 1:
             raise InputError(f"{name!r} has no split 'train', but {sorted(splits)}; rename one to 'train'")
         train_name = next(iter(splits))
-    train = as_samples(splits[train_name], modality=modality, label=label, input_column=input_column, name=train_name)
-    if train.labels is None:
+    table, notes = splits[train_name], list(folder_notes)
+    if label is None:
+        label = find_label(table)
+        if label is not None and label not in LABEL_NAMES and not isinstance(table.features[label], ClassLabel):
+            notes.append(f"the label is taken from column {label!r}, whose strings come again and again")
+    if label is None:
         raise InputError(
-            f"{name!r} has no column that is recognised as the label among {splits[train_name].column_names}; "
+            f"{name!r} has no column that is recognised as the label among {table.column_names}; "
             f"name it with label=... (--label), or put each class of images in a sub-folder of its own, two or more"
         )
-    test, notes = None, []
-    for split in TEST_NAMES:
-        if split in splits and split != train_name:
-            samples = as_samples(
-                splits[split],
-                modality=modality,
-                label=label,
-                input_column=input_column or train.input_column,
-                name=split,
-            )
-            if samples.labels is None:
-                notes.append(f"split {split!r} has no labels and is not used")
-            else:
-                test = samples
-                notes += [] if split == "test" else [f"tested on split {split!r}"]
-                break
+    if input_column is None:
+        input_column = _find_input(table, modality, label)
+        if not isinstance(input_column, str):
+            notes.append(f"columns {input_column[0]!r} and {input_column[1]!r} are read as pairs")
+    train, *tests = (
+        as_samples(
+            splits[split], modality=modality, label=label, input_column=input_column, problem=problem, name=split
+        )
+        for split in (train_name, *(split for split in TEST_NAMES if split in splits and split != train_name))
+    )
+    if train.labels is None:
+        raise InputError(f"no sample of {name!r}, split {train_name!r}, has a value in label column {label!r}")
+    notes += [f"split {samples.name!r} has no labels and is not used" for samples in tests if samples.labels is None]
+    test = next((samples for samples in tests if samples.labels is not None), None)
     if test is None:
         train, test = _hold_out(train, train.labels)
         notes.append(f"no labelled test split: {len(test)} of {len(test) + len(train)} training samples are held out")
-    if train.class_names is not None and test.class_names is not None:
-        test = replace(
-            test,
-            labels=renumber(np.asarray(test.labels), test.class_names, train.class_names),
-            class_names=train.class_names,
-        )
-    classes = np.unique(np.asarray(train.labels))
-    if len(classes) < 2:
-        only = train.class_names[classes[0]] if train.class_names is not None else classes[0]
-        raise InputError(
-            f"the {len(train)} training samples of {name!r} have one class only, {str(only)!r}; expected two or more"
-        )
-    for value in np.setdiff1d(np.asarray(test.labels), classes):
-        n = int((test.labels == value).sum())
-        named = str(value if train.class_names is None else train.class_names[value])
-        notes.append(f"{n} of {len(test)} test samples are of class {named!r}, of which there is no training sample")
-    return Task(train, test, tuple(notes))
+    elif test.name != "test":
+        notes.append(f"tested on split {test.name!r}")
+    taught = train.label_table
+    aligned = test.label_table.aligned_to(taught)
+    test = replace(test, labels=aligned.labels, class_names=aligned.names)
+    return Task(train, test, (*notes, *aligned.untaught(taught), *check_classes(taught, name)))
 
 
-def renumber(labels: np.ndarray, names: Sequence[str], onto: Sequence[str]) -> np.ndarray:
-    """Numbers of classes in one table of names as numbers in another one.
+def check_inputs(task: Task, *, modality: str, on_bad_samples: Literal["raise", "skip"] = "raise") -> list[str]:
+    """Looks for inputs that cannot be read, before a network is loaded; what is left out, in sentences.
 
     Args:
-        labels: (samples,) integers, indices of `names`.
-        names: of the classes.
-        onto: the other table.
+        task: whose samples are looked at, at headers and ends of files.
+        modality: what the network reads.
+        on_bad_samples: whether they will be left out.
 
     Raises:
-        InputError: a class among the labels that the other table does not have.
+        InputError: with "raise", naming all files that cannot be read.
     """
-    if tuple(names) == tuple(onto):
-        return labels
-    for value in np.unique(labels):
-        if names[value] not in onto:
-            raise InputError(f"class {names[value]!r} is none of {list(onto)}; {closest(names[value], onto)}")
-    numbers = np.array([onto.index(name) if name in onto else -1 for name in names])
-    return numbers[labels].astype(labels.dtype)
+    notes = []
+    for samples in (task.train, task.test):
+        bad = find_bad_samples(samples.dataset, samples.input_column, modality=modality)
+        if bad and on_bad_samples == "raise":
+            raise InputError(
+                f"{len(bad)} of {len(samples)} {samples.name} samples cannot be read: "
+                f"{in_words(list(bad.values()), most=20)}; mend or remove them, or leave them out with "
+                f"on_bad_samples='skip' (--on-bad-samples skip)"
+            )
+        if bad:
+            notes.append(f"{samples.name} samples that cannot be read: {in_words(list(bad.values()), most=20)}")
+    return notes
 
 
 def as_samples(
     data: object,
     *,
     modality: str,
-    label: str | None = None,
+    label: str | Sequence[str] | None = None,
     input_column: str | Sequence[str] | None = None,
+    problem: Problem | None = None,
     name: str = "samples",
 ) -> Samples:
     """Samples from whatever holds some: a `datasets.Dataset`, a DataFrame, a sequence of raw inputs, or `Samples`.
 
-    In a table the input column and the labels are found; `labels` stays None where no column looks like one.
+    In a table the input column and the labels are found, as `load_task` finds them; `labels` stays None where no
+    column looks like one.
 
     Raises:
         InputError: a container that is iterated over in something else than samples, a named column that does not
@@ -193,7 +225,7 @@ def as_samples(
     if type(data).__name__ == "DataFrame" and type(data).__module__.partition(".")[0] == "pandas":
         data = Dataset.from_pandas(data, preserve_index=False)
     if isinstance(data, Dataset):
-        return _from_table(data, modality, label, input_column, name)
+        return _from_table(data, modality, label, input_column, problem, name)
     if isinstance(data, IterableDataset):
         raise InputError(
             "a streamed dataset has no length and no order of access; give Dataset.from_list(list(stream)), "
@@ -212,19 +244,30 @@ def as_samples(
 
 
 def _from_table(
-    dataset: Dataset, modality: str, label: str | None, input_column: str | Sequence[str] | None, name: str
+    dataset: Dataset,
+    modality: str,
+    label: str | Sequence[str] | None,
+    input_column: str | Sequence[str] | None,
+    problem: Problem | None,
+    name: str,
 ) -> Samples:
     columns = dataset.column_names
-    named = [input_column] if isinstance(input_column, str) else list(input_column or ())
-    for wanted in (label, *named):
-        if wanted is not None and wanted not in columns:
+    for wanted in (*_listed(label), *_listed(input_column)):
+        if wanted not in columns:
             raise InputError(f"there is no column {wanted!r} among {columns}; {closest(wanted, columns)}")
-    label = label or _find_label(dataset)
-    labels, class_names = (None, None) if label is None else _read_labels(dataset, label)
-    if len(named) > 1:
-        return Samples(_Pairs(dataset, tuple(named)), PAIR, labels, class_names, name)
-    column = named[0] if named else _find_input(dataset, modality, label)
-    return Samples(_undecoded(dataset, column).select_columns(column), column, labels, class_names, name)
+    label = label or find_label(dataset)
+    labels, class_names = (None, None) if label is None else read_labels(dataset, _listed(label), problem=problem)
+    inputs = _listed(input_column or _find_input(dataset, modality, label))
+    if len(inputs) == 2:
+        return Samples(_Pairs(dataset, inputs), PAIR, labels, class_names, name)
+    if len(inputs) > 2:
+        raise InputError(f"one column is read, or two as pairs, got {len(inputs)}: {list(inputs)}")
+    read = _undecoded(dataset, inputs[0]).select_columns(inputs[0])
+    return Samples(read, inputs[0], labels, class_names, name)
+
+
+def _listed(columns: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (columns,) if isinstance(columns, str) else tuple(columns or ())
 
 
 @dataclass(frozen=True)
@@ -251,7 +294,7 @@ def _load(name: str, config: str | None) -> DatasetDict:
 
     suffix = os.path.splitext(name)[1].lower()
     try:
-        if any(os.path.isfile(os.path.join(name, mark)) for mark in ("state.json", "dataset_dict.json")):
+        if _is_saved(name):
             saved = datasets.load_from_disk(name)
             return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
         if suffix in FILE_FORMATS and not os.path.isdir(name):
@@ -259,7 +302,7 @@ def _load(name: str, config: str | None) -> DatasetDict:
                 raise InputError(f"data file {name!r} does not exist")
             options = {"sep": "\t"} if suffix == ".tsv" else {}
             return datasets.load_dataset(FILE_FORMATS[suffix], data_files=name, **options)
-        if not os.path.isdir(name) and name.startswith((".", "~", os.sep)):
+        if not os.path.isdir(name) and (name.startswith((".", "~", os.sep)) or not HUB_ID.fullmatch(name)):
             raise InputError(f"data folder {name!r} does not exist")
         return datasets.load_dataset(name, config)
     except InputError:
@@ -270,22 +313,19 @@ def _load(name: str, config: str | None) -> DatasetDict:
             raise InputError(
                 f"a split of {name!r} is empty (0 samples); there is nothing to train or test on"
             ) from error
+        if not os.path.exists(name):
+            raise InputError(
+                f"{name!r} is neither a folder or file in {os.getcwd()} nor a dataset that the Hub gives: {said}"
+            ) from error
         raise InputError(f"datasets could not load {name!r}: {said}") from error
 
 
-def _find_label(dataset: Dataset) -> str | None:
-    from datasets import ClassLabel
-
-    classes = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    named = [name for name in LABEL_NAMES if name in (classes or dataset.column_names)]
-    if named:
-        return named[0]
-    if len(classes) > 1:
-        raise InputError(f"several columns hold classes: {classes}; name one with label=... (--label)")
-    return classes[0] if classes else None
+def _is_saved(folder: str) -> bool:
+    """Whether `save_to_disk` wrote it."""
+    return any(os.path.isfile(os.path.join(folder, mark)) for mark in ("state.json", "dataset_dict.json"))
 
 
-def _find_input(dataset: Dataset, modality: str, label: str | None) -> str:
+def _find_input(dataset: Dataset, modality: str, label: str | Sequence[str] | None) -> str | tuple[str, str]:
     from datasets import Audio, Image, Value
 
     kinds = {
@@ -294,17 +334,22 @@ def _find_input(dataset: Dataset, modality: str, label: str | None) -> str:
         "text": lambda feature: isinstance(feature, Value) and feature.dtype in ("string", "large_string"),
         "array": lambda feature: True,
     }
-    found = [name for name, feature in dataset.features.items() if name != label and kinds[modality](feature)]
+    taken = _listed(label)
+    found = [name for name, feature in dataset.features.items() if name not in taken and kinds[modality](feature)]
     if not found:
         raise InputError(
             f"the network reads {PLURALS[modality]}, but no column of the data holds one: "
             f"{ {name: type(feature).__name__ for name, feature in dataset.features.items()} }; "
             f"name the column with input_column=... (--input)"
         )
+    for pair in PAIRS if modality == "text" else ():
+        if set(pair) <= set(found):
+            return pair
     preferred = [name for name in TEXT_NAMES if name in found]
     if len(found) > 1 and not preferred:
         raise InputError(
-            f"several columns hold {PLURALS[modality]}: {found}; name one with input_column=... (--input)"
+            f"several columns hold {PLURALS[modality]}: {found}; name one with input_column=... (--input), "
+            f"or two that are read as pairs"
         )
     return (preferred or found)[0]
 
@@ -316,34 +361,12 @@ def _undecoded(dataset: Dataset, column: str) -> Dataset:
     return dataset.cast_column(column, Audio(decode=False)) if isinstance(dataset.features[column], Audio) else dataset
 
 
-def _read_labels(dataset: Dataset, label: str) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
-    from datasets import ClassLabel
-
-    feature = dataset.features[label]
-    values = dataset.select_columns(label)[:][label]
-    names = tuple(feature.names) if isinstance(feature, ClassLabel) else None
-    missing = [i for i, value in enumerate(values) if value is None or (names is not None and value < 0)]
-    if len(missing) == len(values):
-        return None, names
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(values)} samples have no value in label column {label!r}, "
-            f"first sample {missing[0]}"
-        )
-    labels = np.asarray(values)
-    if labels.ndim != 1 or labels.dtype.kind not in "iubU":
-        raise InputError(
-            f"label column {label!r} should hold one class per sample (integers or strings), "
-            f"got {type(values[0]).__name__}"
-        )
-    return labels, names
-
-
 def _hold_out(samples: Samples, labels: np.ndarray) -> tuple[Samples, Samples]:
-    """Splits off a fifth of each class, with a fixed seed; a class of one sample stays in training."""
+    """Splits off a fifth, of each class where a sample has one, with a fixed seed; single samples stay in training."""
     from sklearn.model_selection import train_test_split
 
-    _, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    strata = np.zeros(len(labels)) if find_problem(labels) != "classification" else labels
+    _, numbers, counts = np.unique(strata, return_inverse=True, return_counts=True)
     several = np.flatnonzero(counts[numbers] > 1)
     if not len(several):
         raise InputError(f"there is no test split, and none can be held out: {len(samples)} samples, one per class")

@@ -23,6 +23,22 @@ def wilson(n_right: int, n_samples: int, *, confidence: float = 0.95) -> tuple[f
     return float(low), float(high)
 
 
+def mean_interval(outcomes: np.ndarray, *, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of the mean of what samples add to a score: Wilson's where each is 0 or 1, else Student's.
+
+    Args:
+        outcomes: (n_samples,).
+        confidence: how often it holds the mean of new samples.
+    """
+    from scipy.stats import t
+
+    if np.isin(outcomes, (0, 1)).all():
+        return wilson(int(outcomes.sum()), len(outcomes), confidence=confidence)
+    middle, n = float(outcomes.mean()), len(outcomes)
+    half = float(t.ppf((1 + confidence) / 2, n - 1) * outcomes.std(ddof=1) / np.sqrt(n))
+    return middle - half, middle + half
+
+
 def half_width(draws: np.ndarray, *, overlap: float = 0.0, own: float = 0.0, shared: float = 0.0) -> float:
     """Half the width of Student's 95 % interval of the mean of a few draws: (draws,) -> a number.
 
@@ -52,14 +68,19 @@ def paired_gain(first: np.ndarray, second: np.ndarray, *, confidence: float = 0.
     Samples where both are right or both wrong say nothing, so the interval is narrower than that of two accuracies.
 
     Args:
-        first: (n_samples,) bool, which samples it got right.
-        second: (n_samples,) bool.
+        first: (n_samples,) what each sample adds to its score, 1 where it is right.
+        second: (n_samples,) of the other.
         confidence: how often it holds the difference.
 
     Returns:
-        The difference of the two accuracies, and the interval (normal approximation; Agresti and Min, Statistics in
-        Medicine 24, 2005: half a sample is added to each of the four cells).
+        The difference of the two scores, and the interval: of samples that are right or wrong by normal approximation
+        (Agresti and Min, Statistics in Medicine 24, 2005: half a sample is added to each of the four cells), else
+        Student's of the mean difference.
     """
+    if not np.isin([first, second], (0, 1)).all():
+        gain = first - second
+        return float(gain.mean()), *mean_interval(gain, confidence=confidence)
+    first, second = first.astype(bool), second.astype(bool)
     n = len(first) + 2
     gained, lost = np.count_nonzero(first & ~second) + 0.5, np.count_nonzero(second & ~first) + 0.5
     middle = (gained - lost) / n

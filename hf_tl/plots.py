@@ -162,6 +162,31 @@ def grid(
     panel.spines[:].set_visible(False)
 
 
+def heatmap(
+    panel: Axes, values: ArrayLike, *, rows: Sequence[str], columns: Sequence[str], texts: Sequence[Sequence[str]] = ()
+) -> None:
+    """A square for each cell, the darker the larger its value in [0, 1]; the first row at the top.
+
+    Args:
+        panel: of a `picture`.
+        values: (n_rows, n_columns).
+        rows: names at the left.
+        columns: names below, upright where there are many.
+        texts: what is written into the cells.
+    """
+    values = np.asarray(values)
+    panel.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="equal")
+    for row, cells in enumerate(texts):
+        for column, text in enumerate(cells):
+            dark = values[row, column] > 0.5
+            panel.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "#333333")
+    size = 8 if len(rows) <= 20 else 5
+    panel.set_xticks(range(len(columns)), columns, fontsize=size, rotation=90 if len(columns) > 6 else 0)
+    panel.set_yticks(range(len(rows)), rows, fontsize=size)
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
+
+
 def axes(
     panel: Axes,
     *,

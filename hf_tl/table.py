@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import islice
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -24,6 +25,17 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
         return "  ".join(padded).rstrip()
 
     return "\n".join([line(header), "  ".join("-" * width for width in widths), *(line(row) for row in cells)])
+
+
+def in_words(names: Collection[str], *, most: int = 5) -> str:
+    """'a, b, c and 7 more'.
+
+    Args:
+        names: one or more.
+        most: how many are written.
+    """
+    more = len(names) - most
+    return ", ".join(islice(names, most)) + (f" and {more} more" if more > 0 else "")
 
 
 def _cell(value: object) -> str:

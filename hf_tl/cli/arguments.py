@@ -18,8 +18,12 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--recipe", default="paper", help=RECIPE)
     add("--image-size", type=int, help="side of the square images in pixels")
-    add("--label", help="label column, where it is not found by itself")
-    add("--input", help="image or text column, where it is not found by itself")
+    label_help = "label column, where it is not found by itself; or several of 0 and 1, a class each"
+    add("--label", nargs="+", metavar="COLUMN", help=label_help)
+    input_help = "image or text column, where it is not found by itself; or two, texts read as pairs"
+    add("--input", nargs="+", metavar="COLUMN", help=input_help)
+    problem_help = "what is learnt: one class a sample, several, or a number; by default the labels tell"
+    add("--problem", choices=("classification", "multilabel", "regression"), help=problem_help)
     add("--config", help="configuration of the dataset, where it has several")
     add("--batch-size", type=int, default=32, help="samples per forward pass (default %(default)s)")
     add("--device", default="cpu", help="where the network runs (default %(default)s)")

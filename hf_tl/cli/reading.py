@@ -8,8 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_tl.errors import InputError
+from hf_tl.table import in_words
+
 
 if TYPE_CHECKING:
+    from hf_tl.data import Task
     from hf_tl.embedding.embedding import Embedding
 
 
@@ -28,20 +32,34 @@ def read_task(
         how: further arguments of `FullNetworkEmbedding`.
         out: a folder that receives them, in "train" and "test"; a pass that was stopped resumes there.
     """
-    from hf_tl.data import load_task
+    from hf_tl.data import check_inputs, load_task
     from hf_tl.embedding.full_network import FullNetworkEmbedding
     from hf_tl.embedding.recipe import RECIPES, find_recipe
-    from hf_tl.models import load_network
+    from hf_tl.models import find_modality, load_network
 
     raw = replace(RECIPES["raw"], activation=find_recipe(options.recipe).activation)
-    network = load_network(options.model, image_size=options.image_size)
-    task = load_task(
-        options.data,
-        modality=network.modality,
-        label=options.label,
-        input_column=options.input,
-        config=options.config,
-    )
+
+    def load(modality: str) -> Task:
+        return load_task(
+            options.data,
+            modality=modality,
+            label=options.label,
+            input_column=options.input,
+            config=options.config,
+            problem=options.problem,
+        )
+
+    network = None
+    try:
+        modality = find_modality(options.model)
+    except InputError:  # without a classifier only the loaded network tells
+        network = load_network(options.model, image_size=options.image_size)
+        modality = network.modality
+    task = load(modality)
+    notes = [*task.notes, *check_inputs(task, modality=modality, on_bad_samples=options.on_bad_samples)]
+    network = network or load_network(options.model, image_size=options.image_size)
+    if network.modality != modality:
+        task = load(network.modality)
     reader = FullNetworkEmbedding(
         network,
         recipe=raw,
@@ -53,10 +71,9 @@ def read_task(
     )
     folders = [None if out is None else out / split for split in ("train", "test")]
     embeddings = [reader.activations(r, out=o) for r, o in zip((task.train, task.test), folders, strict=True)]
-    notes = list(task.notes)
-    for rows, embedding in zip((task.train, task.test), embeddings, strict=True):
-        skipped = sorted(set(range(len(rows))) - set(embedding.indices.tolist()))
+    for samples, embedding in zip((task.train, task.test), embeddings, strict=True):
+        skipped = sorted(set(range(len(samples))) - set(embedding.indices.tolist()))
         if skipped:
-            shown = ", ".join(str(row) for row in skipped[:10]) + (", ..." if len(skipped) > 10 else "")
-            notes.append(f"left out {len(skipped)} of {len(rows)} {rows.name} samples: {shown}")
+            shown = in_words([str(i) for i in skipped], most=10)
+            notes.append(f"left out {len(skipped)} of {len(samples)} {samples.name} samples: {shown}")
     return embeddings[0], embeddings[1], notes

@@ -37,7 +37,7 @@ class TenCrops(Samples):
         """
         if not 0 < share <= 1:
             raise InputError(f"share must be above 0 and at most 1, the side of a crop, got {share}")
-        labels = None if samples.labels is None else np.repeat(samples.labels, N_CROPS)
+        labels = None if samples.labels is None else np.repeat(samples.labels, N_CROPS, axis=0)
         name = f"crops of {samples.name}"
         return cls(_Repeated(samples), samples.input_column, labels, samples.class_names, name, share)
 

@@ -54,8 +54,9 @@ class Embedding:
             their file until they are asked for.
         layers: the columns of each layer, in column order.
         indices: (n_samples,) of each sample in the dataset it came from; samples that were skipped are missing.
-        labels: (n_samples,) integers or strings, or None.
-        class_names: names of the integer labels, or None.
+        labels: (n_samples,) integers or strings, a class each; (n_samples, n_classes) of 0 and 1 for several classes
+            each; (n_samples,) floats, a number each; or None.
+        class_names: names of the integer labels, or of the columns of 0 and 1, or None.
         activation: whether layers were read "after" their activation or "before" it.
         network: the name of the network.
     """
@@ -258,7 +259,7 @@ class Embedding:
         positions = store.positions
         index = store.read_tensors(INDEX)
         labels = index.get("labels")
-        if index["indices"].shape != (store.n_rows,) or (labels is not None and labels.shape != (store.n_rows,)):
+        if index["indices"].shape != (store.n_rows,) or (labels is not None and labels.shape[:1] != (store.n_rows,)):
             raise ValueError("indices and labels differ in length")
         if labels is not None:
             labels = _decode_labels(labels[positions], about["label_values"])
@@ -341,9 +342,10 @@ class Embedding:
 
         columns = {"index": Value("int64"), "embedding": List(Value(str(self.dtype)), length=self.shape[1])}
         if self.labels is not None:
-            strings = self.labels.dtype.kind == "U"
             named = None if self.class_names is None else ClassLabel(names=list(self.class_names))
-            columns["label"] = named or Value("string" if strings else "int64")
+            columns["label"] = named or Value({"U": "string", "f": "float64"}.get(self.labels.dtype.kind, "int64"))
+            if self.labels.ndim == 2:
+                columns["label"] = List(Value("int8"), length=self.labels.shape[1])
         return Features(columns)
 
     def _arrow_batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -390,7 +392,7 @@ def describe_labels(labels: np.ndarray | None, class_names: Sequence[str] | None
     """What embedding.json says of the labels: names of integer labels, and the values that codes stand for."""
     return {
         "class_names": None if class_names is None else list(class_names),
-        "label_values": None if labels is None or labels.dtype.kind in "iub" else np.unique(labels).tolist(),
+        "label_values": None if labels is None or labels.dtype.kind in "iubf" else np.unique(labels).tolist(),
     }
 
 
@@ -398,7 +400,7 @@ def index_tensors(indices: np.ndarray, labels: np.ndarray | None) -> dict[str, n
     """What index.safetensors holds: which sample of the dataset each row is, and its label or the code of that."""
     tensors = {"indices": np.ascontiguousarray(indices, dtype=np.int64)}
     if labels is not None:
-        coded = labels if labels.dtype.kind in "iub" else np.unique(labels, return_inverse=True)[1]
+        coded = labels if labels.dtype.kind in "iubf" else np.unique(labels, return_inverse=True)[1]
         tensors["labels"] = np.ascontiguousarray(coded)
     return tensors
 

@@ -1,6 +1,13 @@
 from .embedding_callback import EmbeddingCallback as EmbeddingCallback
+from .evaluation import Evaluation as Evaluation
+from .heads import default_head as default_head
+from .heads import linear_weights as linear_weights
 from .heads import make_head as make_head
 from .layer_probes import layer_probes as layer_probes
 from .learning_curve import learning_curve as learning_curve
 from .metrics import load_metric as load_metric
+from .probe import compare_curves as compare_curves
+from .probe import compare_probes as compare_probes
+from .probe import compared_features as compared_features
+from .probe import fit_probe as fit_probe
 from .svm import LinearSVM as LinearSVM

@@ -9,7 +9,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hf_tl.data import renumber
 from hf_tl.embedding.embedding import Embedding
 from hf_tl.errors import InputError
 
@@ -45,29 +44,6 @@ Features = Embedding | Matrix
 def plain_values(X: Features) -> Matrix:
     """The values of an embedding; anything else as it is."""
     return X.values if isinstance(X, Embedding) else X
-
-
-def required_labels(embedding: Embedding, name: str) -> np.ndarray:
-    """The labels of an embedding, (n_samples,).
-
-    Raises:
-        InputError: it has none.
-    """
-    if embedding.labels is None:
-        raise InputError(f"the {name} embedding has no labels; a probe needs the class of every sample")
-    return np.asarray(embedding.labels)
-
-
-def labels_of_test(test: Embedding, embedding: Embedding) -> np.ndarray:
-    """The labels of a test embedding, (n_samples,), numbered as those of the training embedding are.
-
-    Raises:
-        InputError: it has none, or a class that the training embedding has no name for.
-    """
-    labels = required_labels(test, "test")
-    if test.class_names is None or embedding.class_names is None:
-        return labels
-    return renumber(labels, test.class_names, embedding.class_names)
 
 
 def is_lazy(X: Matrix) -> bool:

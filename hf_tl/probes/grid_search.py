@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 from hf_tl.probes.active_set import SampleSpace, Support, solve, warn_if_inexact
-from hf_tl.probes.labels import OneVsRest
+from hf_tl.probes.one_vs_rest import OneVsRest
 
 
 SCALE_FREE = tuple(10.0 ** (k / 2) for k in range(-2, 7))  # times 1 / (mean squared L2 norm of a sample)

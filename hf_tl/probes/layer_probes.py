@@ -1,8 +1,8 @@
-"""Which layers to use: the accuracy of each layer, of every range of depth, and of all."""
+"""Which layers to use: the score of each layer, of every range of depth, and of all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,16 +12,14 @@ from tqdm import tqdm
 from hf_tl import plots
 from hf_tl.embedding.embedding import Embedding
 from hf_tl.errors import InputError
-from hf_tl.intervals import paired_gain, simultaneous_confidence, wilson
-from hf_tl.probes.active_set import SampleSpace, solve, warn_if_inexact
-from hf_tl.probes.gram import gram, labels_of_test, required_labels
-from hf_tl.probes.grid_search import N_SPLITS, stratified_folds, usable_folds
-from hf_tl.probes.labels import OneVsRest
+from hf_tl.intervals import mean_interval, paired_gain, simultaneous_confidence
+from hf_tl.probes.evaluation import METRICS
+from hf_tl.probes.gram_probe import GramProbe, Grams
+from hf_tl.probes.grid_search import N_SPLITS
 from hf_tl.table import format_table
 
 
 RELATIVE_C = 10.0  # C times the mean squared L2 norm of a sample: the same for a narrow and a wide layer
-LAST = "last"  # the copy of the last layer that an embedding may hold for the usual baseline
 
 
 @dataclass(frozen=True)
@@ -31,25 +29,25 @@ class Probed:
     Attributes:
         name: the layer's name, or "first .. last" of a range.
         n_features: number of columns.
-        right: (n_samples,) bool, which of the evaluated samples it got right.
+        outcomes: (n_samples,) what each evaluated sample adds to the score, 1 where its class is right.
         confidence: of its interval; more than 0.95 for the best of several, chosen on the same samples, whose interval
             holds in 95 % of cases only if those of all would.
     """
 
     name: str
     n_features: int
-    right: np.ndarray
+    outcomes: np.ndarray
     confidence: float = 0.95
 
     @property
-    def accuracy(self) -> float:
-        """Share of samples that are right."""
-        return float(self.right.mean())
+    def score(self) -> float:
+        """The mean outcome: the accuracy of classes, F1 of several classes a sample, R2 of numbers."""
+        return float(self.outcomes.mean())
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the accuracy, 95 %."""
-        return wilson(int(self.right.sum()), len(self.right), confidence=self.confidence)
+        """Of the score, 95 %."""
+        return mean_interval(self.outcomes, confidence=self.confidence)
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,9 @@ class LayerProbes:
         first_to: of the layers 0 .. i, for each i.
         to_last: of the layers i .. last, for each i.
         depths: (n_layers,) 0 for the layer nearest to the data, 1 for the one nearest to the task.
-        chance: accuracy of always saying the most frequent class.
+        chance: the score of always saying the most frequent class or classes, or the mean.
         evaluated_on: which samples, in words.
+        metric: what is measured: "accuracy", "F1" or "R2".
         untrained: the same layers of the same network with random weights, or None.
     """
 
@@ -72,6 +71,7 @@ class LayerProbes:
     depths: tuple[float, ...]
     chance: float
     evaluated_on: str
+    metric: str = "accuracy"
     untrained: LayerProbes | None = None
 
     @property
@@ -81,12 +81,12 @@ class LayerProbes:
 
     @property
     def best_layer(self) -> Probed:
-        """The single layer with the highest accuracy."""
+        """The single layer with the highest score."""
         return _best(self.single)
 
     @property
     def best_range(self) -> Probed:
-        """The range, or the whole, with the highest accuracy; the one with fewest features of several."""
+        """The range, or the whole, with the highest score; the one with fewest features of several."""
         return _best(sorted((*self.first_to, *self.to_last), key=lambda probed: probed.n_features))
 
     def gains(self, *, simultaneous: bool = False) -> list[tuple[float, float, float]]:
@@ -95,9 +95,9 @@ class LayerProbes:
         Args:
             simultaneous: whether all intervals hold at once in 95 % of cases, so that the layer may be chosen by them.
         """
-        gained = self.whole.right - _outcomes(self.single)
+        gained = self.whole.outcomes - _outcomes(self.single)
         confidence = simultaneous_confidence(gained) if simultaneous else 0.95
-        return [paired_gain(self.whole.right, probed.right, confidence=confidence) for probed in self.single]
+        return [paired_gain(self.whole.outcomes, probed.outcomes, confidence=confidence) for probed in self.single]
 
     def table(self) -> str:
         """One row a layer: alone, with all before it, with all after it, and the whole's gain over it alone."""
@@ -107,48 +107,49 @@ class LayerProbes:
             row = [
                 probed.name,
                 probed.n_features,
-                probed.accuracy,
+                probed.score,
                 _span(probed.interval),
-                self.first_to[i].accuracy,
-                self.to_last[i].accuracy,
+                self.first_to[i].score,
+                self.to_last[i].score,
                 f"{gain[0]:+.3f}",
                 _signed_span(gain[1:]),
             ]
-            rows.append(row if self.untrained is None else [*row, self.untrained.single[i].accuracy])
+            rows.append(row if self.untrained is None else [*row, self.untrained.single[i].score])
         return format_table(header if self.untrained is None else [*header, "random weights"], rows)
 
     def __str__(self) -> str:
         whole, layer, best, n_layers = self.whole, self.best_layer, self.best_range, len(self.single)
         gains = self.gains(simultaneous=True)
-        gain = gains[int(np.argmax([probed.accuracy for probed in self.single]))]
+        gain = gains[int(np.argmax([probed.score for probed in self.single]))]
         lines = [
-            f"all {n_layers} layers: {whole.accuracy:.3f} ({_span(whole.interval)}), "
+            f"all {n_layers} layers: {self.metric} {whole.score:.3f} ({_span(whole.interval)}), "
             f"{whole.n_features:,} features; chance {self.chance:.3f}; {self.evaluated_on}",
-            f"best single layer: {layer.name}, {layer.accuracy:.3f} ({_span(layer.interval)}); "
+            f"best single layer: {layer.name}, {layer.score:.3f} ({_span(layer.interval)}); "
             f"all layers have {gain[0]:+.3f} ({_signed_span(gain[1:])}, paired) over it",
-            f"best range: {best.name}, {best.accuracy:.3f} ({_span(best.interval)}), {best.n_features:,} features",
+            f"best range: {best.name}, {best.score:.3f} ({_span(best.interval)}), {best.n_features:,} features",
             f"all layers are above {sum(g[0] > 0 for g in gains)} of {n_layers} single layers, "
             f"clearly (the paired interval excludes 0) above {sum(low > 0 for _, low, _ in gains)}",
-            f"the best is chosen on the same samples: its accuracy is an optimistic guess, its 95 % intervals are "
-            f"wide enough for the choice among {n_layers}",
+            f"the best is chosen on the same samples: its {self.metric} is an optimistic guess, its 95 % intervals "
+            f"are wide enough for the choice among {n_layers}",
         ]
         if self.untrained is not None:
             lines.append(
-                f"the same network with random weights: all layers {self.untrained.whole.accuracy:.3f}, "
-                f"best single layer {self.untrained.best_layer.name}, {self.untrained.best_layer.accuracy:.3f}"
+                f"the same network with random weights: all layers {self.untrained.whole.score:.3f}, "
+                f"best single layer {self.untrained.best_layer.name}, {self.untrained.best_layer.score:.3f}"
             )
         return "\n".join(lines)
 
     def plot(self, path: str | Path, *, title: str) -> None:
-        """Draws accuracy against depth.
+        """Draws the score against depth.
 
         Args:
             path: of the picture; its ending says which kind, ".png" or ".svg".
             title: above it.
         """
-        at, alone = np.arange(len(self.single)), [probed.accuracy for probed in self.single]
+        at, alone = np.arange(len(self.single)), [probed.score for probed in self.single]
         low, high = np.array([probed.interval for probed in self.single]).T
-        caption = f"bands: 95 % intervals; linear SVM, C = {RELATIVE_C:g} / mean squared norm; {self.evaluated_on}"
+        kind = "ridge regression, 1 / alpha" if self.metric == "R2" else "linear SVM, C"
+        caption = f"bands: 95 % intervals; {kind} = {RELATIVE_C:g} / mean squared norm; {self.evaluated_on}"
         with plots.picture(path, title=title, size=(8, 5.2), caption=caption) as (panel,):
             plots.band(panel, at, low, high, color=plots.SKY)
             plots.curve(panel, at, alone, color=plots.BLUE, marker="o", label="one layer alone")
@@ -156,16 +157,16 @@ class LayerProbes:
                 (self.first_to, plots.GREEN, "first layer .. this one"),
                 (self.to_last, plots.ORANGE, "this layer .. last"),
             ):
-                plots.curve(panel, at, [probed.accuracy for probed in probes], color=color, label=label)
-            plots.level(panel, self.whole.accuracy, color="#1f3864", label="all layers", interval=self.whole.interval)
+                plots.curve(panel, at, [probed.score for probed in probes], color=color, label=label)
+            plots.level(panel, self.whole.score, color="#1f3864", label="all layers", interval=self.whole.interval)
             if self.untrained is not None:
-                accuracies = [probed.accuracy for probed in self.untrained.single]
+                accuracies = [probed.score for probed in self.untrained.single]
                 plots.curve(panel, at, accuracies, color=plots.GREY, label="one layer alone, random weights")
             plots.level(panel, self.chance, label="chance")
-            best = int(np.argmax(alone))
+            best, lowest = int(np.argmax(alone)), max(-1.0, min(0.0, *alone))
             named = f"best alone: {self.single[best].name}, {alone[best]:.3f}"
             plots.curve(panel, [best], [alone[best]], color="#1f3864", marker="*", label=named)
-            plots.axes(panel, x="layer, from data to task", y="accuracy", between=(0, 1), whole=True)
+            plots.axes(panel, x="layer, from data to task", y=self.metric, between=(lowest, 1), whole=True)
             plots.legend(panel)
 
 
@@ -179,6 +180,8 @@ def layer_probes(
     progress: bool = True,
 ) -> LayerProbes:
     """Evaluates a linear SVM on each layer, on each range that starts at the first or ends at the last, and on all.
+
+    Of labels that are numbers, ridge regression takes its place.
 
     The Gram matrix of several layers is the sum of theirs, so the ranges cost no products of features. A layer
     called "last" beside others is a copy of one of them, for the usual baseline, and is left out.
@@ -197,7 +200,7 @@ def layer_probes(
     """
     if not relative_C > 0:
         raise InputError(f"relative_C must be above 0, got {relative_C}")
-    evaluate = _Evaluation(embedding, test, relative_C, n_splits)
+    probe = GramProbe(embedding, test, relative_C=relative_C, n_splits=n_splits)
     baseline = None
     if untrained is not None:
         if [span.name for span in untrained[0].layers] != [span.name for span in embedding.layers]:
@@ -210,87 +213,34 @@ def layer_probes(
         baseline = layer_probes(
             untrained[0], untrained[1], relative_C=relative_C, n_splits=n_splits, progress=progress
         )
-    n_layers = len(evaluate.spans)
+    n_layers = len(probe.spans)
     single, first_to, to_last = [], [], []
+
+    def evaluated(grams: Grams, layers: range) -> Probed:
+        spans = [probe.spans[i] for i in layers]
+        name = spans[0].name if len(spans) == 1 else f"{spans[0].name} .. {spans[-1].name}"
+        outcomes = probe.evaluate(grams, layer=layers[0] if len(spans) == 1 else None)
+        return Probed(name, sum(span.stop - span.start for span in spans), outcomes)
+
     with tqdm(total=3 * n_layers, desc="layers", unit="probe", disable=not progress) as bar:
         before = after = None
-        for i, (own, backward) in enumerate(zip(evaluate.grams(), evaluate.grams(reverse=True), strict=True)):
-            single.append(evaluate(own, [i], narrow=True))
+        for i, (own, backward) in enumerate(zip(probe.grams(), probe.grams(reverse=True), strict=True)):
+            single.append(evaluated(own, range(i, i + 1)))
             before = own if before is None else _add(before, own)
-            first_to.append(evaluate(before, range(i + 1)))
+            first_to.append(evaluated(before, range(i + 1)))
             after = backward if after is None else _add(after, backward)
-            to_last.append(evaluate(after, range(n_layers - 1 - i, n_layers)))
+            to_last.append(evaluated(after, range(n_layers - 1 - i, n_layers)))
             bar.update(3)
     return LayerProbes(
         single=tuple(single),
         first_to=tuple(first_to),
         to_last=tuple(reversed(to_last)),
-        depths=tuple(span.depth for span in evaluate.spans),
-        chance=evaluate.chance,
-        evaluated_on=evaluate.evaluated_on,
+        depths=tuple(span.depth for span in probe.spans),
+        chance=probe.chance,
+        evaluated_on=probe.evaluated_on,
+        metric=METRICS[probe.problem],
         untrained=baseline,
     )
-
-
-Grams = tuple[np.ndarray, np.ndarray | None]
-"""Inner products of the training samples, and of test with training samples."""
-
-
-class _Evaluation:
-    """Fits and evaluates one set of layers after another, on the same samples."""
-
-    def __init__(self, embedding: Embedding, test: Embedding | None, relative_C: float, n_splits: int):
-        labels = required_labels(embedding, "training")
-        self.spans = [span for span in embedding.layers if span.name != LAST] or list(embedding.layers)
-        self.train, self.test = embedding.values, None if test is None else test.values
-        self.relative_C, self.columns = relative_C, OneVsRest.of(labels)
-        self.signs = self.columns.signs.astype(np.float64)
-        if test is None:
-            n_folds = usable_folds(labels, n_splits=n_splits)
-            if n_folds == 0:
-                raise InputError(f"{len(labels)} samples, about one a class, cannot be split; give test samples")
-            self.fold, self.truth = stratified_folds(self.columns.strata, n_splits=n_folds), labels
-            self.evaluated_on = f"{len(labels)} training samples, each by a fit without its fold of {n_folds}"
-        else:
-            if [span.name for span in test.layers] != [span.name for span in embedding.layers]:
-                raise InputError(
-                    f"training and test samples have different layers: {len(embedding.layers)} and "
-                    f"{len(test.layers)}; use the same network and layers for both"
-                )
-            self.fold, self.truth = np.zeros(0, dtype=int), labels_of_test(test, embedding)
-            self.evaluated_on = f"{len(self.truth)} test samples, {len(labels)} training samples"
-        values, counts = np.unique(labels, return_counts=True)
-        self.chance = float((self.truth == values[counts.argmax()]).mean())
-
-    def grams(self, *, reverse: bool = False) -> Iterator[Grams]:
-        """Of each layer."""
-        for span in reversed(self.spans) if reverse else self.spans:
-            own = np.asarray(self.train[:, span.start : span.stop])
-            across = None
-            if self.test is not None:
-                across = gram(np.asarray(self.test[:, span.start : span.stop]), own)
-            yield gram(own), across
-
-    def __call__(self, grams: Grams, layers: Sequence[int], *, narrow: bool = False) -> Probed:
-        spans = [self.spans[i] for i in layers]
-        among, across = grams[0] + 1, grams[1]
-        n_features = sum(span.stop - span.start for span in spans)
-        one_layer = narrow and n_features < len(among)
-        space = SampleSpace(among, self.train[:, spans[0].start : spans[0].stop] if one_layer else None)
-        curvature = np.full(self.signs.shape, 2 * self.relative_C / among.diagonal().mean())
-        whole = solve(space, self.signs, curvature)
-        warn_if_inexact(whole)
-        if across is not None:
-            values = (across + 1) @ whole.alpha
-        else:
-            values = np.empty(self.signs.shape)
-            for k in range(self.fold.max() + 1):
-                out = self.fold == k
-                part = solve(space, self.signs, curvature * ~out[:, None], start=whole.active)
-                values[out] = part.values[out]
-        right = self.columns.decide(values) == self.truth
-        name = spans[0].name if len(spans) == 1 else f"{spans[0].name} .. {spans[-1].name}"
-        return Probed(name, n_features, right)
 
 
 def _add(first: Grams, second: Grams) -> Grams:
@@ -299,12 +249,12 @@ def _add(first: Grams, second: Grams) -> Grams:
 
 def _best(probes: Sequence[Probed]) -> Probed:
     """The first with the highest accuracy; its interval allows for the choice."""
-    best = max(probes, key=lambda probed: probed.accuracy)
+    best = max(probes, key=lambda probed: probed.score)
     return replace(best, confidence=simultaneous_confidence(_outcomes(probes)))
 
 
 def _outcomes(probes: Sequence[Probed]) -> np.ndarray:
-    return np.array([probed.right for probed in probes], dtype=np.float64)
+    return np.array([probed.outcomes for probed in probes], dtype=np.float64)
 
 
 def _span(interval: tuple[float, float]) -> str:

@@ -23,7 +23,7 @@ from hf_tl.probes.gram import (
     weighted_rows,
 )
 from hf_tl.probes.grid_search import Cost, Search, find_grid, search, stratified_folds
-from hf_tl.probes.labels import OneVsRest, decide
+from hf_tl.probes.one_vs_rest import OneVsRest, decide
 
 
 GRAM_SAMPLES = 15_000  # a Gram matrix of 1.8 GB

@@ -34,12 +34,12 @@ def main() -> None:
         results[name] = {
             "seconds": round(seconds, 1),
             "rows": len(train),
-            "all_layers": [round(probes.whole.accuracy, 4), *(round(v, 4) for v in probes.whole.interval)],
-            "best_layer": [probes.best_layer.name, round(probes.best_layer.accuracy, 4)],
-            "best_range": [probes.best_range.name, round(probes.best_range.accuracy, 4)],
+            "all_layers": [round(probes.whole.score, 4), *(round(v, 4) for v in probes.whole.interval)],
+            "best_layer": [probes.best_layer.name, round(probes.best_layer.score, 4)],
+            "best_range": [probes.best_range.name, round(probes.best_range.score, 4)],
             "smallest_gain_over_a_single_layer": [round(value, 4) for value in min(gains)],
             "single_layers_clearly_beaten": sum(low > 0 for _, low, _ in gains),
-            "random_weights": round(probes.untrained.whole.accuracy, 4),
+            "random_weights": round(probes.untrained.whole.score, 4),
         }
         if name in CURVES:
             probes.plot(plots / f"layers-{name}.png", title=f"MobileNetV2 (ImageNet) on {TITLES[name]}")

@@ -63,7 +63,7 @@ def layers(shift: float, repeats: int) -> dict[str, float]:
         train, test = (make(rng, n, shift, layers=N_LAYERS) for n in (SAMPLES, TEST_SAMPLES))
         found = layer_probes(train, test, progress=False)
         true = layer_probes(train, make(rng, MANY // 4, shift, layers=N_LAYERS), progress=False)
-        accuracy = {p.name: p.accuracy for p in (*true.single, *true.first_to, *true.to_last)}
+        accuracy = {p.name: p.score for p in (*true.single, *true.first_to, *true.to_last)}
         best = [p.name for p in found.single].index(found.best_layer.name)
         for name, probed in (("one layer", found.single[0]), ("best of 52 layers", found.best_layer),
                              ("best of 104 ranges", found.best_range)):  # fmt: skip

@@ -13,7 +13,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from test_svm import ternary
 
 from hf_tl import InputError
-from hf_tl.probes.heads import HEADS, KernelSVM, RowSpace, make_head
+from hf_tl.probes.heads import HEADS, default_head, linear_weights, make_head
+from hf_tl.probes.kernel_svm import KernelSVM
+from hf_tl.probes.row_space import RowSpace
 
 
 def test_the_row_space_has_the_same_gram_matrix_and_drops_what_is_redundant():
@@ -101,3 +103,59 @@ def test_wrong_heads_are_refused(arguments, message):
 @parametrize_with_checks([RowSpace(), KernelSVM()])
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
+
+
+def numbers(n=80, seed=0):
+    """Wide features and a number that depends on them linearly, with noise."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(n, 300))
+    return x, x[:, :5].sum(axis=1) + 0.1 * generator.normal(size=n) + 40
+
+
+@pytest.mark.parametrize("C", [1.0, "auto", [0.1, 10.0]])
+def test_ridge_predicts_numbers_as_scikit_learns_on_the_features(C):
+    from sklearn.linear_model import Ridge
+
+    x, y = numbers()
+    head = make_head("ridge", x.shape, C=C, problem="regression").fit(x, y)
+    alpha = 1.0 if C == 1.0 else head[-1].alpha_
+    oracle = Ridge(alpha=alpha * np.square(x).sum(axis=1).mean()).fit(x, y)
+    new = numbers(seed=1)[0]
+    np.testing.assert_allclose(head.predict(new), oracle.predict(new), rtol=1e-8)
+    assert make_head("knn", x.shape, problem="regression").fit(x, y).predict(new).shape == (80,)
+
+
+@pytest.mark.parametrize("name", [name for name, problems in HEADS.items() if "multilabel" in problems])
+@pytest.mark.filterwarnings("ignore")
+def test_heads_of_several_labels_a_sample(name):
+    x, _ = numbers(120)
+    y = (x[:, :3] > 0).astype(np.int8)
+    head = make_head(name, x.shape, C=1.0, problem="multilabel").fit(x, y)
+    assert head.predict(x).shape == (120, 3)
+    assert (head.predict(x) == y).mean() > 0.7
+
+
+@pytest.mark.parametrize("problem", ["classification", "multilabel", "regression"])
+@pytest.mark.parametrize("name", ["svm", "logreg", "ridge", "lda"])
+@pytest.mark.parametrize("C", [1.0, "auto"])
+def test_linear_heads_are_their_weights(name, problem, C):
+    if problem not in HEADS[name]:
+        with pytest.raises(InputError, match=f"head '{name}' does not solve a {problem} problem; choose one of"):
+            make_head(name, (10, 3), problem=problem)
+        return
+    x, y = numbers()
+    y = {"classification": np.digitize(y, [39, 41]), "multilabel": (x[:, :3] > 0).astype(int), "regression": y}[
+        problem
+    ]
+    head = make_head(name, x.shape, C=C, problem=problem).fit(x, y)
+    weights, bias = linear_weights(head)
+    values = x @ weights.T + bias
+    said = values[:, 0] if problem == "regression" else head.decision_function(x)
+    np.testing.assert_allclose(values, np.reshape(said, values.shape), rtol=1e-6, atol=1e-8)
+
+
+def test_a_head_that_is_not_linear_has_no_weights():
+    x, y = ternary(40, 30, 2)
+    with pytest.raises(InputError, match="KNeighborsClassifier has no weights of features"):
+        linear_weights(make_head("knn", x.shape).fit(x, y))
+    assert [default_head(problem) for problem in ("classification", "regression")] == ["svm", "ridge"]

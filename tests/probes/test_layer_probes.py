@@ -55,11 +55,11 @@ def test_each_set_of_layers_is_judged_as_a_svm_on_its_columns():
     probes = layer_probes(train, test, progress=False)
     stops = np.cumsum(WIDTHS)
     for i, stop in enumerate(stops):
-        assert (probes.single[i].right == right(train, test, slice(stop - WIDTHS[i], stop))).all()
-        assert (probes.first_to[i].right == right(train, test, slice(0, stop))).all()
-        assert (probes.to_last[i].right == right(train, test, slice(stop - WIDTHS[i], None))).all()
+        assert (probes.single[i].outcomes == right(train, test, slice(stop - WIDTHS[i], stop))).all()
+        assert (probes.first_to[i].outcomes == right(train, test, slice(0, stop))).all()
+        assert (probes.to_last[i].outcomes == right(train, test, slice(stop - WIDTHS[i], None))).all()
     assert probes.whole.n_features == sum(WIDTHS)
-    assert (probes.whole.right == probes.to_last[0].right).all()
+    assert (probes.whole.outcomes == probes.to_last[0].outcomes).all()
     assert probes.best_layer.name == "layer2"
     assert probes.depths == (0, 1 / 3, 2 / 3, 1)
     assert probes.chance == pytest.approx(1 / 3)
@@ -74,7 +74,7 @@ def test_without_test_rows_each_row_is_judged_by_a_fit_without_its_fold():
     C = 10.0 / ((x**2).sum(axis=1).mean() + 1)
     for k in range(5):
         svm = LinearSVM(C).fit(x[fold != k], train.labels[fold != k])
-        assert (probes.single[1].right[fold == k] == (svm.predict(x[fold == k]) == train.labels[fold == k])).all()
+        assert (probes.single[1].outcomes[fold == k] == (svm.predict(x[fold == k]) == train.labels[fold == k])).all()
     assert "each by a fit without its fold of 5" in str(probes)
 
 
@@ -92,7 +92,7 @@ def test_sentences_table_and_plot(tmp_path):
     lines = probes.table().splitlines()
     assert len(lines) == 2 + 4
     assert "random weights" in lines[0]
-    assert probes.untrained.whole.accuracy < probes.whole.accuracy - 0.2
+    assert probes.untrained.whole.score < probes.whole.score - 0.2
     probes.plot(tmp_path / "layers.png", title="title")
     assert (tmp_path / "layers.png").stat().st_size > 10_000
 
@@ -118,7 +118,7 @@ def test_an_interval_of_the_best_of_many_layers_holds_where_none_knows_anything(
         probes = layer_probes(train, test, progress=False)
         low, high = probes.best_layer.interval
         covered += low <= 0.5 <= high
-        assert low < max(probes.single, key=lambda probed: probed.accuracy).interval[0]
+        assert low < max(probes.single, key=lambda probed: probed.score).interval[0]
     assert covered >= 7
 
 
@@ -133,4 +133,4 @@ def test_classes_in_another_order_are_numbered_alike():
     train, test = features(), features(seed=1)
     named = replace(train, class_names=("a", "b", "c"))
     turned = replace(test, labels=(test.labels + 1) % 3, class_names=("c", "a", "b"))
-    assert layer_probes(named, turned).whole.accuracy == layer_probes(train, test).whole.accuracy
+    assert layer_probes(named, turned).whole.score == layer_probes(train, test).whole.score

@@ -170,7 +170,7 @@ def test_few_points_leave_the_law_open():
 def test_a_curve_that_cannot_be_drawn_is_refused():
     with pytest.raises(InputError, match="n_splits must be 2 or more"):
         learning_curve(few(), n_splits=1)
-    with pytest.raises(InputError, match="the smallest with 40 to draw from"):
+    with pytest.raises(InputError, match="the median with 40 to draw from"):
         learning_curve(few(), few(60, seed=1), shots=(50,))
     with pytest.raises(InputError, match="no labels"):
         learning_curve(replace(few(), labels=None))
