@@ -50,7 +50,7 @@ def dummy_batch(model: nn.Module, *, n: int = 2) -> Batch:
     if is_transformers(model):
         return _for_transformers(model, draw)
     if timm_config(model):
-        return draw.noise(*_timm_size(model))
+        return draw.noise(*timm_size(model))
     networks = list(find_networks(model).values())
     return _for_the_network_in(model, networks[0], n) if len(networks) == 1 else _for_first_layer(model, draw)
 
@@ -216,7 +216,7 @@ def _look_up(config: Mapping[str, Any], key: str, inner: tuple[str, ...], *, def
     return next((place[key] for place in places if place.get(key) is not None), default)
 
 
-def _timm_size(model: nn.Module) -> tuple[int, ...]:
+def timm_size(model: nn.Module) -> tuple[int, ...]:
     """(channels, height, width): of the patch embedding if it insists on a size, else of pre-training."""
     from timm.layers import PatchEmbed
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_tl.architectures import is_transformers
 from hf_tl.errors import InputError, in_one_line
+from hf_tl.example import timm_size
 from hf_tl.inputs import read_image, read_recording, read_text
 from hf_tl.trace import Batch
 
@@ -84,7 +85,8 @@ def _for_timm(model: nn.Module, name: str, image_size: int | None) -> _ForTimm:
     data = resolve_model_data_config(model)
     if image_size is not None:
         data["input_size"] = (data["input_size"][0], image_size, image_size)
-    return _ForTimm(create_transform(**data, is_training=False), _mode(data["input_size"][0], name))
+    mode = _mode(timm_size(model)[0], name)  # not of `data`: a configuration that timm < 1.0.30 saved may always say 3
+    return _ForTimm(create_transform(**data, is_training=False), mode)
 
 
 @dataclass(frozen=True)

@@ -277,7 +277,8 @@ def _how_to_load(adapter: Adapter, base: str | None, auto: AutoClass | None, rep
     )
     if auto is not None and base is not None:
         text += (
-            f"\nWith transformers alone, network and adapter in one go:\n\n```python\n{library}\n"
+            f"\nWith transformers alone, network and adapter in one go (5.18 or later: older ones leave a head as it "
+            f"was):\n\n```python\n{library}\n"
             f'model = {auto.name}.from_pretrained("{repo_id}"{labels})\n```\n'
         )
     return text

@@ -270,7 +270,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.must_write(name)
         if name in self.hub.repos:
             raise _Refused(409, message="You already created this model repo")
-        repo = self.hub.repos[name] = Repo(asked.get("visibility") == "private")
+        private = asked.get("private") or asked.get("visibility") == "private"  # before huggingface_hub 2, and since
+        repo = self.hub.repos[name] = Repo(bool(private))
         attributes = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
         repo.commit("main", {".gitattributes": Blob(len(attributes), attributes)})
         return _json({"url": f"{self.hub.url}/{name}", "name": name, "id": name})
@@ -343,14 +344,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def batch(self, name: str):
         self.repo(name, write=True)
-        told = []
-        for wanted in self.json()["objects"]:
+        told, asked = [], self.json()
+        for wanted in asked["objects"]:
             entry = {"oid": wanted["oid"], "size": wanted["size"]}
             if wanted["oid"] not in self.hub.lfs:
                 to = f"{self.hub.url}/lfs/{wanted['oid']}"
                 entry["actions"] = {"upload": {"href": to}, "verify": {"href": f"{to}/verify"}}
             told.append(entry)
-        return _json({"transfer": "basic", "objects": told}, kind="application/vnd.git-lfs+json")
+        way = "xet" if self.hub.xet and "xet" in asked.get("transfers", []) else "basic"
+        return _json({"transfer": way, "objects": told}, kind="application/vnd.git-lfs+json")
 
     def put(self, sha256: str):
         if hashlib.sha256(self.body).hexdigest() != sha256:
@@ -387,7 +389,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.repo(name, write=kind == "write")
         if not self.hub.xet:
             raise _Refused(404, message="no xet here")
-        where, expires = f"local://{self.hub.store.resolve()}", int(time.time()) + 3600
+        where, expires = f"local://{self.hub.store.resolve()}", int(time.time()) + 1  # asked for anew by each push
         headers = {
             "X-Xet-Cas-Url": where,
             "X-Xet-Access-Token": "of-the-store",

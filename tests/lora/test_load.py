@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from closeness import ulps
 from peft_zoo import randomise, tiny_bert, tiny_gpt2, tiny_llama, tokens
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -164,7 +165,7 @@ def test_a_compiled_network_is_adapted_inside_its_wrapper(tmp_path):
     save_adapter(wrapped, tmp_path)
     again = torch.compile(tiny_bert(), backend="eager")
     load_adapter(again, tmp_path)
-    assert torch.equal(again(tokens()).logits, model(tokens()).logits)
+    assert ulps(again(tokens()).logits, model(tokens()).logits) <= 16
 
 
 def test_wrappers_that_an_adapter_must_come_before_are_named(tmp_path):

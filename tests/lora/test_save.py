@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from peft_zoo import (
+    AUTO_CLASSES_READ_HEADS,
     NOT_EXACT,
     SVD_INITS,
     ZOO,
@@ -128,6 +129,8 @@ def test_every_loader_of_the_field_reads_it(task, tmp_path):
     loaded["load_adapter"] = fresh()
     loaded["load_adapter"].load_adapter(str(folder))
     for name, model in loaded.items():
+        if name in ("AutoModel", "load_adapter") and not AUTO_CLASSES_READ_HEADS:
+            continue
         assert torch.equal(logits(model.eval(), text()), expected), name
 
 
