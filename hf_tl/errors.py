@@ -9,6 +9,10 @@ class InputError(ValueError):
     """
 
 
+class DummyInputError(InputError):
+    """A network runs on no dummy input that is known; whoever has a real one may try again with that."""
+
+
 def in_one_line(error: BaseException) -> str:
     """The type of an error and the first line of what it says, to be quoted in a sentence."""
     lines = str(error).strip().splitlines()

@@ -19,7 +19,7 @@ from hf_tl.architectures import (
     timm_config,
     unwrapped,
 )
-from hf_tl.errors import InputError
+from hf_tl.errors import DummyInputError, InputError
 from hf_tl.trace import Batch
 
 
@@ -41,7 +41,7 @@ def dummy_batch(model: nn.Module, *, n: int = 2) -> Batch:
     away from the special ones.
 
     Raises:
-        InputError: a network that does not tell what it reads.
+        DummyInputError: a network that does not tell what it reads.
     """
     if n < 1:
         raise InputError(f"n must be at least 1, got {n}")
@@ -118,7 +118,7 @@ def _for_transformers(model: PreTrainedModel, draw: _Draw) -> Batch:
     batch = {}
     for name in names:
         if name not in _MAKERS:
-            raise InputError(
+            raise DummyInputError(
                 f"{type(model).__name__} reads {name!r}, of which there is no dummy; "
                 f"give one that it can be called with as example=..."
             )
@@ -249,6 +249,6 @@ def _for_first_layer(model: nn.Module, draw: _Draw) -> Batch:
             return draw.noise(layer.in_channels, *([224] * axes if axes == 2 else [SIDE] * axes))
         if is_fully_connected(layer):
             break
-    raise InputError(
+    raise DummyInputError(
         f"{type(model).__name__} does not tell what it reads; give something it can be called with as example=..."
     )

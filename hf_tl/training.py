@@ -1,9 +1,11 @@
-"""A task and a network as Trainer takes them: dataset, collator, metrics."""
+"""A task and a network as Trainer takes them: dataset, collator, metrics; and random numbers that it does not miss."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -34,7 +36,7 @@ def find_classes(task: Task) -> tuple[str, ...]:
         task: with labelled training and test samples.
 
     Raises:
-        InputError: a class that is tested and never taught.
+        InputError: a class that is tested and never taught, where the task does not name its classes.
     """
     if task.train.class_names is not None:
         return task.train.class_names
@@ -126,3 +128,16 @@ def run_trainer(trainer: Trainer) -> dict[str, float]:
         print("accuracy {accuracy:.4f}, cross entropy {cross_entropy:.4f}, {processes} process(es)".format(**results))
     trainer.accelerator.end_training()
     return results
+
+
+@contextmanager
+def preserving_seeds() -> Iterator[None]:
+    """Random number generators of Python, numpy and torch are restored afterwards."""
+    devices: Sequence[int] = range(torch.cuda.device_count())
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

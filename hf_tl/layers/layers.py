@@ -12,7 +12,7 @@ from torch import nn
 
 from hf_tl import plots
 from hf_tl.architectures import unwrapped
-from hf_tl.errors import InputError, in_one_line
+from hf_tl.errors import DummyInputError, InputError, in_one_line
 from hf_tl.example import dummy_batch, shapes_of
 from hf_tl.layers.blocks import Blocks, find_blocks
 from hf_tl.layers.partition import Kind, Segment, head_names, partition, split_by_leaf
@@ -159,17 +159,18 @@ def list_layers(
             default they are found.
 
     Raises:
-        InputError: the network cannot run on the example, or `blocks` does not name modules that run in this order.
+        InputError: the network cannot run on the example, or `blocks` does not name modules that run in this order;
+            DummyInputError where there is no dummy that it runs on.
     """
     if level not in ("block", "leaf"):
         raise InputError(f"level should be 'block' or 'leaf', got {level!r}")
     model = unwrapped(model)
-    source = "a dummy input" if example is None else "the example"
+    source, refused = ("a dummy input", DummyInputError) if example is None else ("the example", InputError)
     example = dummy_batch(model, n=1) if example is None else example
     try:
         record = trace(model, example)
     except Exception as error:  # the network is the user's, and so are its errors
-        raise InputError(
+        raise refused(
             f"{type(model).__name__} cannot run on {source}, {shapes_of(example)}: {in_one_line(error)}; "
             f"give one that it can be called with as example=..."
         ) from error

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from hf_tl.architectures import is_transformers
+from hf_tl.architectures import has_running_statistics, is_transformers
 from hf_tl.errors import InputError
 from hf_tl.layers import Layer, Layers
 from hf_tl.names import is_inside
 from hf_tl.policies.phases import Progress, phase_at
-from hf_tl.policies.plan import Plan, has_statistics
+from hf_tl.policies.plan import Plan
 from hf_tl.policies.prefix_cache import PrefixCache
 from hf_tl.policies.rates import LayerRates
 from hf_tl.policies.reinit import draw_values, write_values
@@ -221,7 +221,7 @@ def eval_modules(model: nn.Module, plan: Plan, unassigned: Mapping[Layer, Sequen
     for setting in plan.settings:
         for root in (*(module for _, module in setting.layer.modules), *unassigned.get(setting.layer, ())):
             for inner in root.modules():
-                stays[inner] = setting.norm == "eval" if has_statistics(inner) else setting.dropout == "off"
+                stays[inner] = setting.norm == "eval" if has_running_statistics(inner) else setting.dropout == "off"
     steady = {id(p) for setting in plan.settings if setting.dropout == "off" for p in setting.layer.parameters()}
     for module in model.modules():
         held = [id(parameter) for parameter in module.parameters()]

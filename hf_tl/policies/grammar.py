@@ -43,7 +43,7 @@ class Action(Protocol):
 
 @dataclass(frozen=True)
 class Clause:
-    """One clause of a policy; `str` of it is a clause that reads the same.
+    """One clause of a policy.
 
     Attributes:
         action: one of ACTIONS, or that of a plug-in.
@@ -54,6 +54,7 @@ class Clause:
         text: the whole policy.
         start: where the selection begins in the text.
         stop: where it ends.
+        statement: the clause in one spelling, which reads the same.
     """
 
     action: str
@@ -64,15 +65,12 @@ class Clause:
     text: str = field(default="", compare=False, repr=False)
     start: int = field(default=0, compare=False, repr=False)
     stop: int = field(default=0, compare=False, repr=False)
+    statement: str = field(init=False, compare=False, repr=False)
 
-    @property
-    def is_about_all(self) -> bool:
-        """Whether it needs no selection and has none."""
-        return not self.selection and self.action not in SELECTING
-
-    def __str__(self) -> str:
+    def __post_init__(self) -> None:
         value = {"decay": f"decay {self.rate!r}", "x": f"x{self.rate!r}"}.get(self.word, self.word)
-        return f"{self.action}: {' '.join(part for part in (value, self.selection) if part)}"
+        statement = f"{self.action}: {' '.join(part for part in (value, self.selection) if part)}"
+        object.__setattr__(self, "statement", statement)
 
 
 def parse_policy(text: str, *, plugins: bool = True) -> tuple[Clause, ...]:

@@ -1,16 +1,24 @@
-"""What a policy does with every layer of a network in one of its phases."""
+"""What a policy does with every layer of a network, phase by phase, and the table and the picture of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import nn
 
+from hf_tl import plots
+from hf_tl.architectures import has_running_statistics
 from hf_tl.errors import InputError
 from hf_tl.layers import Layer, Layers, select_layers
-from hf_tl.policies.grammar import Clause
+from hf_tl.policies.grammar import SELECTING, Clause
 from hf_tl.policies.phases import PhaseStart
+from hf_tl.table import format_table
+
+
+COLUMNS = 5  # phases that stand beside one another in a table
+COLORS = {"frozen": plots.GREY, "tuned": plots.SKY, "reinitialised and tuned": plots.ORANGE}
 
 
 @dataclass(frozen=True)
@@ -82,9 +90,91 @@ class Plan:
                 f"that backward runs through all of them; freeze it too, 'freeze: stem, ..', unless you mean it"
             )
         moving = [setting.layer for setting in self.settings if not setting.trains and setting.norm == "train"]
-        if any(has_statistics(inner) for layer in moving for _, module in layer.modules for inner in module.modules()):
+        modules = [own for layer in moving for _, module in layer.modules for own in module.modules()]
+        if any(map(has_running_statistics, modules)):
             found.append(f"the batch norms of frozen layers keep moving ({moving[0].name!r}); 'norm: eval' stops them")
         return found
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a policy would do; `str` of it is a table, the data on top, the task below.
+
+    Attributes:
+        layers: the layers of the network.
+        plans: one for each phase.
+        lr: the optimizer's learning rate, without its schedule.
+    """
+
+    layers: Layers
+    plans: tuple[Plan, ...]
+    lr: float
+
+    @property
+    def phases(self) -> list[str]:
+        """When each phase begins."""
+        return [plan.start.when for plan in self.plans]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is allowed and costs more than it seems, each once."""
+        return list(dict.fromkeys(warning for plan in self.plans for warning in plan.warnings()))
+
+    def __str__(self) -> str:
+        wide = len(self.phases) > COLUMNS
+        rows: list[list[object]] = []
+        for number, layer in enumerate(self.layers):
+            cells = [self._cell(plan, number) for plan in self.plans]
+            place = layer.kind if layer.index is None else str(layer.index)
+            rows.append([place, layer.name, layer.n_parameters, *([self._in_words(cells)] if wide else cells)])
+        total = self.layers.n_parameters
+        columns = ["phase by phase"] if wide else [f"from {when}" for when in self.phases]
+        header = ["layer", "name", "parameters", *columns]
+        lines = [format_table(header, rows)]
+        for when, plan in zip(self.phases, self.plans, strict=True):
+            count, lowest = plan.n_trainable, plan.lowest
+            where = f", backward stops at {lowest.name!r}" if lowest is not None else ""
+            lines.append(f"from {when}: {count:,} of {total:,} parameters train ({count / total:.1%}){where}")
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+    def _cell(self, plan: Plan, number: int) -> str:
+        setting = plan.settings[number]
+        if not plan.tunes(setting.layer):
+            return "freeze" if setting.layer.owned else "-"
+        return f"{'reinit' if setting.reinit else 'tune'} {self.lr * setting.rate:.3g}"
+
+    def _in_words(self, cells: Sequence[str]) -> str:
+        """What happens to one layer, where there are too many phases for a column each: only the changes."""
+        changes = [i for i in range(len(cells)) if i == 0 or cells[i] != cells[i - 1]]
+        return ", ".join(f"from {self.phases[i]} {cells[i]}" if i else cells[i] for i in changes)
+
+    def plot(self, path: str | Path, *, title: str = "") -> None:
+        """Draws the grid into a PNG, SVG or PDF file: a row for each layer, a column for each phase.
+
+        Raises:
+            InputError: a file name that ends otherwise.
+        """
+        names = [layer.name for layer in self.layers]
+        width = max(2.2 + 0.075 * max(map(len, names)) + 0.85 * len(self.phases), 5.5)  # inches
+        states = [[self._state(plan, number) for plan in self.plans] for number in range(len(names))]
+        title = title or "learning rate of each layer, from data (below) to task (above)"
+        with plots.picture(path, title=title, size=(width, 1.5 + 0.27 * len(names))) as (panel,):
+            plots.grid(
+                panel,
+                [[COLORS[state] for state, _ in row] for row in states],
+                [[text for _, text in row] for row in states],
+                rows=names,
+                columns=[f"from {when}" for when in self.phases],
+            )
+            used = {state for row in states for state, _ in row}
+            plots.legend(panel, {state: color for state, color in COLORS.items() if state in used})
+
+    def _state(self, plan: Plan, number: int) -> tuple[str, str]:
+        """A key of COLORS, and the learning rate."""
+        setting = plan.settings[number]
+        if not plan.tunes(setting.layer):
+            return "frozen", ""
+        return "reinitialised and tuned" if setting.reinit else "tuned", f"{self.lr * setting.rate:.2g}"
 
 
 def make_plan(start: PhaseStart, clauses: Sequence[Clause], layers: Layers, *, single: bool = True) -> Plan:
@@ -119,7 +209,9 @@ def make_plan(start: PhaseStart, clauses: Sequence[Clause], layers: Layers, *, s
 
 
 def _selected(clause: Clause, layers: Layers) -> Sequence[Layer]:
-    return layers if clause.is_about_all else select_layers(layers, clause.text, start=clause.start, stop=clause.stop)
+    if not clause.selection and clause.action not in SELECTING:
+        return layers
+    return select_layers(layers, clause.text, start=clause.start, stop=clause.stop)
 
 
 def _rate(clauses: Sequence[Clause], layer: Layer, layers: Layers) -> float:
@@ -132,7 +224,8 @@ def _rate(clauses: Sequence[Clause], layer: Layer, layers: Layers) -> float:
             except OverflowError:
                 rate = float("inf")
             if not 0 < rate < float("inf"):
-                raise InputError(f"'{clause}' gives {layer.name!r} a rate of {rate}; write a number nearer to 1")
+                told = f"'{clause.statement}' gives {layer.name!r} a rate of {rate}"
+                raise InputError(f"{told}; write a number nearer to 1")
     return rate
 
 
@@ -192,8 +285,3 @@ def tunable(layer: Layer) -> list[nn.Parameter]:
     if not any(parameter.requires_grad for parameter in own):
         return own
     return [parameter for parameter in own if parameter.requires_grad or not parameter.is_floating_point()]
-
-
-def has_statistics(module: nn.Module) -> bool:
-    """True for a norm that keeps running statistics."""
-    return isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats

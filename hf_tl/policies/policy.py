@@ -12,7 +12,6 @@ from hf_tl.architectures import unwrapped
 from hf_tl.errors import InputError
 from hf_tl.layers import Layers, list_layers
 from hf_tl.policies.applied import AppliedPolicy
-from hf_tl.policies.dry_run import DryRun
 from hf_tl.policies.grammar import Clause, expand, parse_policy
 from hf_tl.policies.phases import (
     Phase,
@@ -24,7 +23,7 @@ from hf_tl.policies.phases import (
     tune_top,
     unfreeze_gradually,
 )
-from hf_tl.policies.plan import Plan, make_plan
+from hf_tl.policies.plan import DryRun, Plan, make_plan
 from hf_tl.policies.rates import group_parameters
 from hf_tl.trace import Batch
 
@@ -119,10 +118,10 @@ class Policy:
 
     def statements(self, layers: Layers) -> list[str]:
         """Everything that decides what the policy does to a network, one statement after the other."""
-        found = [str(clause) for clause in self.clauses]
+        found = [clause.statement for clause in self.clauses]
         for phase in self._phases(layers):
             when = f"from {phase.start.when}"
-            found += [f"{when}: {clause}" for clause in phase.clauses] + [when]
+            found += [f"{when}: {clause.statement}" for clause in phase.clauses] + [when]
         if any(clause.action == "reinit" for clause in self.clauses):
             found.append(f"seed={self.seed}")
         found += [f"l2_sp={self.l2_sp!r}"] * bool(self.l2_sp)

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_tl.errors import InputError, in_one_line
+from hf_tl.errors import DummyInputError, InputError, in_one_line
 from hf_tl.policies.applied import AppliedPolicy, checkpoint_functions
-from hf_tl.policies.dry_run import DryRun
+from hf_tl.policies.plan import DryRun
 from hf_tl.policies.policy import Policy
 from hf_tl.policies.prefix_cache import PrefixCache
 from hf_tl.trace import Batch
+from hf_tl.training import preserving_seeds
 
 
 KEY = "hf_tl.policy"  # its place in a checkpoint's trainer_state.json; no class is called so, and Trainer leaves it
@@ -37,13 +39,15 @@ class PolicyCallback(TrainerCallback):
     Args:
         policy: or its text.
         seed: of reinitialised layers; that of the policy by default.
-        example: what the model is called with, if no dummy input can be made; see `list_layers`.
+        example: what the model is called with; see `list_layers`. By default a dummy input, and where none can be
+            made, the first samples of the Trainer's dataset: then the policy is at work from `train` on, and the
+            optimizer holds the frozen parameters too, without moving them.
         blocks: names of the modules that are its blocks, if they are not found; see `list_layers`.
         build: makes a new model, for reinitialised layers; see `reinit_layers`.
         cache: keeps the activations of the frozen layers from epoch to epoch; none by default.
 
     Attributes:
-        applied: the policy at work, once the Trainer is built.
+        applied: the policy at work, once the Trainer is built; where there is no dummy input, once it trains.
     """
 
     def __init__(
@@ -62,39 +66,55 @@ class PolicyCallback(TrainerCallback):
         self.policy = policy if seed is None else replace(policy, seed=seed)
         self.example, self.blocks, self.build, self.cache = example, blocks, build, cache
         self.applied: AppliedPolicy | None = None
+        self._postponed: DummyInputError | None = None
         self._lr = 1.0
 
     def dry_run(self) -> DryRun:
         """What happens to which layer when, for the model and the learning rate of the Trainer."""
         if self.applied is None:
-            raise InputError("the callback belongs to no Trainer yet; use policy.dry_run(model)")
+            raise self._postponed or InputError("the callback belongs to no Trainer yet; use policy.dry_run(model)")
         return DryRun(self.applied.layers, tuple(self.applied.plans), self._lr)
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Takes what never trains out of the optimizer to come."""
-        if self.applied is not None:
+        if self.applied is not None or self._postponed is not None:
             raise InputError("the PolicyCallback belongs to another Trainer; make a new one for each Trainer")
         if KEY in _kept(state):
             raise InputError("a Trainer takes one PolicyCallback; give it one of Policy(...) + Policy(...)")
-        applied = self.policy.apply(
-            kwargs["model"], example=self.example, blocks=self.blocks, build=self.build, start=False
-        )
-        _refuse_unsupported(args, applied)
-        own = self.policy.statements(applied.layers)
+        self._lr = args.learning_rate
+        try:
+            self.applied = self._apply(args, kwargs["model"], self.example)
+        except DummyInputError as error:
+            if _is_sharded(args):  # later, parameters are in pieces
+                raise
+            self._postponed = error
+            _kept(state)[KEY] = None
+            return
+        own = self.policy.statements(self.applied.layers)
         if args.resume_from_checkpoint:  # where it stands in the arguments, before torch sees other parameters
             check_statements(read_statements(args.resume_from_checkpoint), own)
         _kept(state)[KEY] = own
-        self._lr = args.learning_rate
-        applied.start(reinit=_is_sharded(args))  # later, parameters are in pieces
-        self.applied = applied
+        self.applied.start(reinit=_is_sharded(args))
+
+    def _apply(self, args: TrainingArguments, model: nn.Module, example: Batch | None) -> AppliedPolicy:
+        applied = self.policy.apply(model, example=example, blocks=self.blocks, build=self.build, start=False)
+        _refuse_unsupported(args, applied)
+        return applied
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Reinitialises, unless a checkpoint is resumed; enters the phase that holds, then not always the first."""
-        applied, model = self.applied, kwargs["model"]
+        model, optimizer, loader = kwargs["model"], kwargs.get("optimizer"), kwargs.get("train_dataloader")
+        if self.applied is None and self._postponed is not None:
+            example = first_batch(loader, model)
+            if example is None:
+                raise self._postponed
+            self.applied = self._apply(args, model, example)
+            self.applied.start(reinit=False)
+        applied = self.applied
         if applied is None:
             raise InputError(
                 "PolicyCallback came after the Trainer was built, too late for its optimizer; "
@@ -107,10 +127,11 @@ class PolicyCallback(TrainerCallback):
             )
         self._refuse_changed(model)
         unused = args.ddp_find_unused_parameters or not checkpoint_functions(model)
-        if applied.changes and args.world_size > 1 and not unused:
+        if (applied.changes or self._postponed is not None) and args.world_size > 1 and not unused:
+            need = "phases need" if self._postponed is None else "a policy without example=... needs"
             raise InputError(
-                "with gradient checkpointing, Trainer does not look for unused parameters under DDP, which phases "
-                "need; set ddp_find_unused_parameters=True, or leave gradient checkpointing out"
+                f"with gradient checkpointing, Trainer does not look for unused parameters under DDP, which {need}; "
+                f"set ddp_find_unused_parameters=True, or leave gradient checkpointing out"
             )
         own = self.policy.statements(applied.layers)
         check_statements(_kept(state).get(KEY), own)
@@ -118,7 +139,6 @@ class PolicyCallback(TrainerCallback):
         applied.remove()
         if state.global_step == 0:
             applied.reinitialise()
-        optimizer, loader = kwargs.get("optimizer"), kwargs.get("train_dataloader")
         if isinstance(optimizer, Optimizer) and applied.has_rates:
             applied.attach(optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer)
         if self.cache is not None and isinstance(loader, DataLoader) and isinstance(loader.dataset, Sized):
@@ -194,6 +214,16 @@ def check_statements(stored: object, own: Sequence[str]) -> None:
                 f"the checkpoint was trained under another policy, with {there!r} where this one has {here!r}; resume "
                 f"under the same policy, or load the checkpoint with from_pretrained and train anew"
             )
+
+
+def first_batch(loader: object, model: nn.Module) -> Batch | None:
+    """The first two samples of a loader, collated as it collates them; None where its dataset has no length."""
+    if not isinstance(loader, DataLoader) or not isinstance(loader.dataset, Sized):
+        return None
+    with preserving_seeds():
+        batch = loader.collate_fn([loader.dataset[i] for i in range(min(2, len(loader.dataset)))])
+    batch = dict(batch) if isinstance(batch, Mapping) else batch
+    return send_to_device(batch, next(model.parameters()).device)
 
 
 def _uses_fsdp(args: TrainingArguments) -> bool:

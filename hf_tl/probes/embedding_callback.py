@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_tl.architectures import find_networks, is_sentence_transformer
 from hf_tl.data import Samples
 from hf_tl.embedding.batches import single_process
 from hf_tl.embedding.full_network import FullNetworkEmbedding
@@ -24,8 +23,13 @@ from hf_tl.embedding.recipe import Recipe
 from hf_tl.embedding.taps import TapSelection
 from hf_tl.errors import InputError
 from hf_tl.models import Network
-from hf_tl.probes.loaders import loaders_of_trainer, samples_of_loader
 from hf_tl.trace import Batch
+from hf_tl.training import preserving_seeds
+
+
+LABELS = ("labels", "label", "label_ids")
+AT_ONCE = 32  # samples that are collated together to read their labels
+CLASSES = "give EmbeddingCallback(train, val, prepare=...) samples with a class each"
 
 
 class EmbeddingCallback(TrainerCallback):
@@ -87,11 +91,18 @@ class EmbeddingCallback(TrainerCallback):
     ) -> EmbeddingCallback:
         """For a Trainer's own samples, collated as it collates them: at most `limit` of each of its two datasets.
 
+        Heads are classifiers of samples: labels of tokens, spans, pixels, texts to generate, and pairs of texts are
+        refused. Of sentence-transformers' networks, the transformer is read.
+
         Raises:
             InputError: a Trainer without evaluation samples, samples without classes.
         """
         train, evaluated = loaders_of_trainer(trainer)
-        made = cls.from_loaders(train, evaluated, eval_steps=eval_steps, limit=limit, taps=taps, recipe=recipe)
+        of_sentences = trainer.model is not None and is_sentence_transformer(trainer.model)
+        inputs = _inputs_of_one_text if of_sentences else None
+        made = cls.from_loaders(
+            train, evaluated, inputs=inputs, eval_steps=eval_steps, limit=limit, taps=taps, recipe=recipe
+        )
         made.trainer = trainer
         return made
 
@@ -121,7 +132,7 @@ class EmbeddingCallback(TrainerCallback):
         Raises:
             InputError: a loader without a length, samples without classes.
         """
-        with _seed_preserving():
+        with preserving_seeds():
             fitted, prepare = samples_of_loader(train, inputs=inputs, limit=limit, name="training samples")
             evaluated, _ = samples_of_loader(val, inputs=inputs, limit=limit, name="evaluation samples")
         return cls(fitted, evaluated, prepare=prepare, eval_steps=eval_steps, taps=taps, recipe=recipe)
@@ -146,7 +157,9 @@ class EmbeddingCallback(TrainerCallback):
         In several processes each may call it, on the wrapped network too; all find the same.
         """
         model = model.module if isinstance(model, DistributedDataParallel) else model
-        with _seed_preserving(), single_process():
+        if is_sentence_transformer(model):
+            (model,) = find_networks(model).values()
+        with preserving_seeds(), single_process():
             network = Network(model, self.prepare, name="the network in training")
             device = str(next(model.parameters()).device)
             fne = FullNetworkEmbedding(
@@ -177,14 +190,120 @@ class EmbeddingCallback(TrainerCallback):
             state.log_history.append({**found, "step": state.global_step, "epoch": state.epoch})
 
 
-@contextmanager
-def _seed_preserving() -> Iterator[None]:
-    """Random number generators of Python, numpy and torch are restored afterwards."""
-    devices: Sequence[int] = range(torch.cuda.device_count())
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+def samples_of_loader(
+    loader: DataLoader,
+    *,
+    inputs: Callable[[object], Batch] | None = None,
+    limit: int = 512,
+    name: str = "samples",
+) -> tuple[Samples, Callable[[list], Batch]]:
+    """At most `limit` samples of a loader, evenly spread over its dataset, and what makes batches of them.
+
+    Samples are collated as the loader collates them, and labels are read from those batches.
+
+    Args:
+        loader: of a dataset that has a length.
+        inputs: a collated batch -> what the network is called with; by default a mapping without its labels, or the
+            first of two.
+        limit: how many samples.
+        name: what messages call them.
+
+    Raises:
+        InputError: a loader without a length, batches without labels, labels that are not classes.
+    """
+    if not isinstance(loader, DataLoader) or not isinstance(loader.dataset, Sized):
+        kind = type(loader.dataset).__name__ if isinstance(loader, DataLoader) else type(loader).__name__
+        raise InputError(f"{name} should come from a DataLoader over a dataset with a length, got {kind}")
+    if limit < 2 or len(loader.dataset) < 2:
+        raise InputError(f"heads need two {name} or more, got {min(limit, len(loader.dataset))}")
+    count = len(loader.dataset)
+    chosen = np.arange(count) if count <= limit else np.linspace(0, count - 1, limit).round().astype(int)
+    picked = _Picked(loader.dataset, chosen)
+    found = []
+    for start in range(0, len(picked), AT_ONCE):
+        items = [picked[i]["sample"] for i in range(start, min(start + AT_ONCE, len(picked)))]
+        found.append(_labels(loader.collate_fn(items), name))
+    labels = np.concatenate(found)
+
+    def prepare(items: list) -> Batch:
+        batch = loader.collate_fn(items)
+        return _without_labels(batch) if inputs is None else inputs(batch)
+
+    prepare([picked[0]["sample"]])  # what it refuses, it refuses now
+    return Samples(picked, "sample", labels=labels, name=name), prepare
+
+
+def loaders_of_trainer(trainer: Trainer) -> tuple[DataLoader, DataLoader]:
+    """The loaders of a Trainer's training and evaluation samples, as it builds them for evaluation.
+
+    Raises:
+        InputError: it lacks one of the two.
+    """
+    evaluated = trainer.eval_dataset
+    if isinstance(evaluated, Mapping):
+        evaluated = next(iter(evaluated.values()), None)
+    for dataset, name in ((trainer.train_dataset, "train_dataset"), (evaluated, "eval_dataset")):
+        if dataset is None:
+            raise InputError(
+                f"the Trainer has no {name}; heads are fitted on its training samples, evaluated on the others"
+            )
+        if not isinstance(dataset, Sized):
+            raise InputError(f"the Trainer's {name} has no length; give EmbeddingCallback(train, val, prepare=...)")
+    return trainer.get_eval_dataloader(trainer.train_dataset), trainer.get_eval_dataloader(evaluated)
+
+
+class _Picked(Sequence):
+    """Some items of a dataset, read when they are asked for."""
+
+    def __init__(self, dataset: Any, chosen: np.ndarray):
+        self.dataset, self.chosen = dataset, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: Any) -> Any:
+        return {"sample": self.dataset[int(self.chosen[index])]}
+
+
+def _labels(batch: Any, name: str) -> np.ndarray:
+    if isinstance(batch, Mapping):
+        key = next((key for key in LABELS if key in batch), None)
+        if key is None:
+            raise InputError(f"batches of {name} have no labels: none of {LABELS} among {list(batch)}; {CLASSES}")
+        found = batch[key]
+    elif isinstance(batch, Sequence) and len(batch) == 2:
+        found = batch[1]
+    else:
+        raise InputError(f"batches of {name} should be mappings with labels, or pairs, got {type(batch).__name__}")
+    if isinstance(found, Sequence) and found and not isinstance(found[0], (int, str)):
+        raise InputError(f"labels of {name} should be one class a sample, got a {type(found[0]).__name__}; {CLASSES}")
+    labels = np.asarray(found.cpu() if isinstance(found, torch.Tensor) else found)
+    if labels.ndim > 1:
+        what = "token" if labels.ndim == 2 else "pixel"
+        raise InputError(f"labels of {name} are one a {what}, of shape {labels.shape}, not a sample; {CLASSES}")
+    if labels.ndim == 0 or labels.dtype.kind not in "iubU":
+        raise InputError(f"labels of {name} should be one class a sample, got {labels.dtype}; {CLASSES}")
+    return labels
+
+
+def _without_labels(batch: Any) -> Batch:
+    if isinstance(batch, Mapping):
+        return {key: value for key, value in batch.items() if key not in LABELS and isinstance(value, torch.Tensor)}
+    return batch[0]
+
+
+def _inputs_of_one_text(batch: Mapping[str, Any]) -> Batch:
+    """The features of a text in a batch of sentence-transformers, which writes its column in front of their names.
+
+    Raises:
+        InputError: samples of several texts.
+    """
+    columns = [name.removesuffix("_input_ids") for name in batch if name.endswith("_input_ids")]
+    if len(columns) != 1:
+        raise InputError(
+            f"samples should be one text with its class, got the columns {columns}; give EmbeddingCallback(train, "
+            f"val, prepare=...) one of them"
+        )
+    start = f"{columns[0]}_"
+    features = {name.removeprefix(start): value for name, value in batch.items() if name.startswith(start)}
+    return {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}

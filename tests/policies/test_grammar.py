@@ -49,9 +49,9 @@ def layers():
 @given(policies)
 def test_what_is_written_is_what_was_read(text):
     found = parse_policy(text)
-    written = "; ".join(map(str, found))
+    written = "; ".join(clause.statement for clause in found)
     assert parse_policy(written) == found
-    assert "; ".join(map(str, parse_policy(written))) == written
+    assert "; ".join(clause.statement for clause in parse_policy(written)) == written
 
 
 @QUICK

@@ -494,3 +494,92 @@ def test_dry_run_of_the_callback_shows_the_rates_of_the_trainer(tmp_path):
     lines = str(callback.dry_run()).splitlines()
     assert lines[6].split()[-2:] == ["tune", "0.003"]
     assert "tune 0.0015" in str(callback.dry_run())
+
+
+class Reader(torch.nn.Module):
+    """Reads two inputs whose shapes nobody can guess."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = torch.nn.Bilinear(3, 5, 8)
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU()) for _ in range(4)
+        )
+        self.head = torch.nn.Linear(8, 2)
+
+    def forward(self, one, other, labels=None):
+        x = self.stem(one, other)
+        for block in self.blocks:
+            x = x + block(x).relu()
+        logits = self.head(x)
+        loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits}
+
+
+def pairs_to_read(n=16):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {"one": torch.randn(3, generator=generator), "other": torch.randn(5, generator=generator), "labels": i % 2}
+        for i in range(n)
+    ]
+
+
+POSTPONED = Policy("reinit: head; lr: decay 0.5", [("0", "freeze: ..50%"), ("5 steps", "freeze: stem")])
+
+
+def test_where_there_is_no_dummy_input_the_first_samples_of_the_trainer_serve(tmp_path):
+    """The same training, bit for bit, as with an example."""
+    states, example = [], {key: torch.ones(1, n) for key, n in (("one", 3), ("other", 5))}
+    for given in (None, example):
+        model = Reader()
+        callback = PolicyCallback(POSTPONED, example=given)
+        training = trainer(model, tmp_path, [callback], pairs_to_read(), num_train_epochs=2, weight_decay=0.1)
+        if given is None:
+            before = state(model)
+            training.evaluate()
+            assert not moved(model, before)
+            with pytest.raises(InputError, match="does not tell what it reads"):
+                callback.dry_run()
+        training.train()
+        assert callback.applied.phase == 1
+        assert "reinit 0.01" in str(callback.dry_run())
+        states.append(state(model))
+    assert not {name for name in moved(model, before) if name.startswith("stem")}
+    assert {"blocks.1.0.weight", "head.weight"} <= moved(model, before)
+    assert largest_difference(*states) == 0.0
+
+
+def test_a_postponed_policy_resumes_and_keeps_its_rules(tmp_path):
+    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
+    straight = trainer(Reader(), tmp_path, [PolicyCallback(POSTPONED)], pairs_to_read(), **options)
+    straight.train()
+    resumed = trainer(Reader(), tmp_path / "resumed", [PolicyCallback(POSTPONED)], pairs_to_read(), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert largest_difference(state(straight.model), state(resumed.model)) == 0.0
+    other = trainer(Reader(), tmp_path / "other", [PolicyCallback("freeze: stem")], pairs_to_read(), **options)
+    with pytest.raises(InputError, match="trained under another policy"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    callback = PolicyCallback("freeze: stem")
+    trainer(Reader(), tmp_path, [callback], pairs_to_read())
+    with pytest.raises(InputError, match="belongs to another Trainer"):
+        trainer(Reader(), tmp_path, [callback], pairs_to_read())
+    with pytest.raises(InputError, match="a Trainer takes one PolicyCallback"):
+        trainer(Reader(), tmp_path, [PolicyCallback("freeze: stem"), PolicyCallback("freeze: 0")], pairs_to_read())
+    training = trainer(Reader(), tmp_path)
+    training.args.fsdp = "config"  # where parameters are in pieces by then
+    with pytest.raises(InputError, match=r"as example=\.\.\."):
+        PolicyCallback("freeze: stem").on_init_end(
+            training.args, training.state, training.control, model=training.model
+        )
+
+
+class StreamOfPairs(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(pairs_to_read())
+
+
+def test_a_stream_needs_an_example(tmp_path):
+    training = trainer(Reader(), tmp_path, [PolicyCallback("freeze: stem")], StreamOfPairs(), max_steps=1)
+    with pytest.raises(InputError, match=r"as example=\.\.\."):
+        training.train()
