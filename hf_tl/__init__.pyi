@@ -1,5 +1,10 @@
 """The public names of hf_tl, each with the wing or file that it comes from."""
 
+from .analysis import Footprint as Footprint
+from .analysis import FootprintCallback as FootprintCallback
+from .analysis import PowerModel as PowerModel
+from .analysis import count_flops as count_flops
+from .analysis import estimate_footprint as estimate_footprint
 from .arguments import TaskArguments as TaskArguments
 from .arguments import parse_arguments as parse_arguments
 from .arguments import share_batch as share_batch

@@ -32,6 +32,7 @@ class CardInfo:
         tags: further tags.
         license: an identifier of the Hub's, "apache-2.0".
         language: codes, ["en"].
+        emissions: of the training, the Hub's field co2_eq_emissions, in grams: `Footprint.card_emissions()`.
 
     Raises:
         InputError: results that were measured on nothing.
@@ -45,6 +46,7 @@ class CardInfo:
     tags: Sequence[str] = ()
     license: str | None = None
     language: Sequence[str] = ()
+    emissions: Mapping[str, float | str] | None = None
 
     def __post_init__(self) -> None:
         if self.results and not self.datasets:
@@ -93,6 +95,8 @@ def write_card(
     }
     for name, value in (*metadata.items(), *said.items()):
         _put(card.data, name, value)
+    if info.emissions is not None:
+        card.data["co2_eq_emissions"] = dict(info.emissions)
     if info.results:
         _put_results(cast("ModelCardData", card.data), info, title=title, task=task)
     card.text = _with_part(card.text, title=title, part=f"{BEGIN}\n\n{body.strip()}\n\n{END}")

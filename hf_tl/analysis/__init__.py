@@ -1,4 +1,4 @@
-"""MEASURE: what did training change, and do two libraries load the same network from one adapter?"""
+"""MEASURE: is the data sound, how near is the source, which network, what did it cost, and what did training change?"""
 
 import lazy_loader
 

@@ -1,3 +1,9 @@
+from .cost_estimate import estimate_footprint as estimate_footprint
+from .energy import PowerModel as PowerModel
+from .flops import FlopCounter as FlopCounter
+from .flops import count_flops as count_flops
+from .footprint import Footprint as Footprint
+from .footprint_callback import FootprintCallback as FootprintCallback
 from .verify_adapter import verify_adapter as verify_adapter
 from .weight_change import compare_adapters as compare_adapters
 from .weight_change import measure_updates as measure_updates
