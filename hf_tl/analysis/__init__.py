@@ -1,4 +1,4 @@
-"""MEASURE: is the data sound, how near is the source, which network, what did it cost, and what did training change?"""
+"""MEASURE: is the data sound, how near is the source, which network, what did it cost, what did training change?"""
 
 import lazy_loader
 
