@@ -157,6 +157,21 @@ def test_a_power_law_is_found_and_its_range_covers_what_comes():
     assert (exact.a, exact.b, exact.c) == pytest.approx((0.9, 0.5, 0.6), abs=0.05)
 
 
+def test_a_law_is_never_surer_of_more_samples_than_laws_have_been_right():
+    shots = np.array([1, 2, 5, 10, 20, 50])
+    exact = fit(shots, np.repeat(0.9 - 0.5 * shots[:, None] ** -0.6, 5, axis=1))
+    floors = [exact.misfit_at(n) for n in (20, 50, 100, 200, 400)]
+    assert floors[:2] == [0, 0]  # among the points, nothing is added
+    assert 0 < floors[2] < floors[3] < floors[4]
+    for n, floor in zip((20, 50, 100, 200, 400), floors, strict=True):
+        low, high = exact.range_at(n)
+        assert low <= exact.at(n) - floor
+        assert high >= min(exact.at(n) + floor, 1)
+    scattered = fit(shots, 0.9 - 0.5 * shots[:, None] ** -0.6 + np.random.default_rng(0).normal(0, 0.2, (6, 5)))
+    low, high = scattered.range_at(100)
+    assert high - low > 3 * scattered.misfit_at(100)  # a range that is wide by itself stays what it is
+
+
 def test_few_points_leave_the_law_open():
     assert curve().law("a") is None
     assert curve().outlook() == ""
