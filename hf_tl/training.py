@@ -15,7 +15,6 @@ import torch
 from hf_tl.data import Samples, Task
 from hf_tl.errors import InputError
 from hf_tl.models import Network
-from hf_tl.names import closest
 
 
 if TYPE_CHECKING:
@@ -36,14 +35,14 @@ def find_classes(task: Task) -> tuple[str, ...]:
         task: with labelled training and test samples.
 
     Raises:
-        InputError: a class that is tested and never taught, where the task does not name its classes.
+        InputError: labels that are not one class a sample, or a class that is tested and never taught.
     """
-    if task.train.class_names is not None:
-        return task.train.class_names
-    classes = tuple(map(str, np.unique(np.asarray(task.train.labels))))
-    for label in {str(label) for label in np.unique(np.asarray(task.test.labels))} - set(classes):
-        raise InputError(f"{task.test.name} has class {label!r}, {task.train.name} has not; {closest(label, classes)}")
-    return classes
+    if task.problem != "classification":
+        raise InputError(f"a classifier learns one class a sample, got a {task.problem} task; a probe learns it")
+    untaught = task.test.label_table.untaught(task.train.label_table)
+    if untaught:
+        raise InputError(f"{untaught[0]}; add some to {task.train.name}, or leave these out")
+    return task.train.class_names or tuple(map(str, np.unique(np.asarray(task.train.labels))))
 
 
 class TaskDataset(Sequence[Item]):

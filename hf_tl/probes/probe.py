@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_tl.embedding.embedding import Embedding
 from hf_tl.embedding.full_network import FullNetworkEmbedding
-from hf_tl.embedding.recipe import RECIPES, find_recipe
+from hf_tl.embedding.recipe import RECIPES, Recipe, find_recipe
 from hf_tl.embedding.taps import TapSelection
 from hf_tl.labels import find_problem
 from hf_tl.probes.evaluation import Evaluation, paired_labels
@@ -35,6 +35,11 @@ class FeatureSet:
     name: str
     recipe: str
     embedding: FullNetworkEmbedding
+
+    @property
+    def raw_recipe(self) -> Recipe:
+        """Of the activations that they are made of."""
+        return replace(RECIPES["raw"], activation=find_recipe(self.embedding.recipe).activation)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def test_an_adapter_is_saved_alone_and_loads_with_peft(kind, worlds, run, tmp_pa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_reading_and_judging(kind, worlds, run, tmp_path, capsys):
+def test_reading_and_evaluating(kind, worlds, run, tmp_path, capsys):
     layers = "true" if kind == "timm" else "false"
     run("embed_and_probe", *worlds[kind], "--out", tmp_path, "--layers", layers)
     assert results(tmp_path)["full network"] >= 0.75  # colours, words and pitches are told apart without training
