@@ -71,6 +71,11 @@ class Samples:
             raise InputError(f"{self.name} has no labels")
         return LabelTable(np.asarray(self.labels), self.class_names, self.name)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the table that are read; two for pairs."""
+        return self.dataset.columns if isinstance(self.dataset, _Pairs) else (self.input_column,)
+
     def __getitem__(self, index: int) -> object:
         """The raw input of one sample; a corrupt image raises here."""
         value = self.dataset[index][self.input_column]
@@ -173,6 +178,18 @@ def load_task(
     aligned = test.label_table.aligned_to(taught)
     test = replace(test, labels=aligned.labels, class_names=aligned.names)
     return Task(train, test, (*notes, *aligned.untaught(taught), *check_classes(taught, name)))
+
+
+def load_table(path: str) -> Dataset:
+    """The samples of one .csv, .tsv, .json, .jsonl or .parquet file.
+
+    Raises:
+        InputError: no such file, a file that cannot be read, or one without a sample.
+    """
+    (table,) = _load(path, None).values()
+    if len(table) == 0:
+        raise InputError(f"{path!r} has no samples")
+    return table
 
 
 def check_inputs(task: Task, *, modality: str, on_bad_samples: Literal["raise", "skip"] = "raise") -> list[str]:

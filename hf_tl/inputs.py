@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hf_tl.errors import in_one_line
 
@@ -58,7 +58,10 @@ def read_image(value: object, *, mode: Literal["RGB", "L"] = "RGB") -> Image.Ima
         ValueError: values out of range, an image without pixels, or a file that is no image.
     """
     if isinstance(value, (str, os.PathLike)) or _is_file(value):
-        value = Image.open(io.BytesIO(_read_bytes(value)))
+        try:
+            value = Image.open(io.BytesIO(_read_bytes(value)))
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{_name_of(value)} is no image that Pillow can read") from error
     if isinstance(value, np.ndarray):
         return Image.fromarray(_eight_bits(value)).convert(mode)
     if not isinstance(value, Image.Image):
@@ -127,6 +130,10 @@ def _read_bytes(file: object) -> bytes:
     return Path(str(file)).read_bytes()
 
 
+def _name_of(file: object) -> str:
+    return str((file.get("path") if isinstance(file, Mapping) else file) or "the file")
+
+
 def _keys_of(value: object) -> str:
     return f" with {sorted(map(str, value))[:5]}" if isinstance(value, Mapping) else ""
 
@@ -178,9 +185,9 @@ def _decode_audio(file: object) -> tuple[np.ndarray, int]:
         try:
             from torchcodec.decoders import AudioDecoder
         except ImportError:
-            name = (file.get("path") if isinstance(file, Mapping) else file) or "the recording"
             raise ValueError(
-                f"{name} is no WAV file, and torchcodec, which reads others, is not installed: {in_one_line(error)}"
+                f"{_name_of(file)} is no WAV file, and torchcodec, which reads others, is not installed: "
+                f"{in_one_line(error)}"
             ) from error
         decoded = AudioDecoder(content).get_all_samples()
         return decoded.data.numpy(), decoded.sample_rate

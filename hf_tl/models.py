@@ -36,6 +36,7 @@ class Network:
         name: how the user called it.
         untrained: names of modules whose weights are not in the checkpoint and are therefore random.
         image_size: side of the square images that were asked for, in pixels; None for the size of pre-training.
+        max_length: tokens of a text that are read, if a number was asked for.
         revision: branch, tag or commit that was asked for.
         processor: transformers' tokenizer, image processor or feature extractor, if `prepare` uses one.
     """
@@ -46,6 +47,7 @@ class Network:
     name: str = "network"
     untrained: frozenset[str] = frozenset()
     image_size: int | None = None
+    max_length: int | None = None
     revision: str | None = None
     processor: Any = None
 
@@ -112,6 +114,7 @@ def load_network(
         name=name,
         untrained=untrained,
         image_size=image_size,
+        max_length=max_length,
         revision=revision,
         processor=processor,
     )
@@ -152,6 +155,19 @@ def load_model(
     if n_labels is not None and auto.has_labels:
         config = _load_config(files, num_labels=n_labels)
     return _from_transformers(files, config, auto, dtype=dtype)[0].eval()
+
+
+def load_processor(name: str, *, model: nn.Module) -> Any:
+    """The tokenizer, image processor or feature extractor of a network; None for timm's, which keep it in config.json.
+
+    Args:
+        name: as for `load_network`.
+        model: what it is for.
+
+    Raises:
+        InputError: no processor, or one that this version cannot use.
+    """
+    return find_preparation(model, _find_files(name, None).place, name=name)[1]
 
 
 def find_modality(name: str, *, revision: str | None = None) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hf_tl.architectures import is_transformers
+from hf_tl.architectures import is_transformers, timm_config
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.example import timm_size
 from hf_tl.inputs import read_image, read_recording, read_text
@@ -61,28 +61,69 @@ def find_preparation(
             raise InputError(f"{option}={value} was given, but {name!r} reads {modality}")
     files = {"pretrained_model_name_or_path": place, "revision": revision or "main"}
     try:
-        if isinstance(model, TimmWrapperPreTrainedModel):  # whose own processor cannot be saved
-            return _for_timm(model.get_submodule("timm_model"), name, image_size), None, modality
+        if isinstance(model, TimmWrapperPreTrainedModel):  # whose own processor cannot be saved: it is in config.json
+            settings = model.config.to_dict()["pretrained_cfg"]
+            if image_size is not None:
+                n_channels = (settings.get("input_size") or [3])[0]
+                settings = {**settings, "input_size": [n_channels, image_size, image_size]}
+                model.config.pretrained_cfg = settings
+            return _for_timm(model.get_submodule("timm_model"), name, image_size, settings), None, modality
         if not is_transformers(model):
-            return _for_timm(model, name, image_size), None, modality
-        make: _ForImages | _ForTexts | _ForRecordings
-        if modality == "image":
-            make = _for_images(model, files, name, image_size)
-        elif modality == "text":
-            make = _for_texts(model, files, name, max_length)
-        else:
-            make = _for_recordings(model, files, name)
+            return _for_timm(model, name, image_size, timm_config(model)), None, modality
+        processor = _load_processor(modality, files, image_size)
+        return _with_processor(model, processor, modality, name, max_length), processor, modality
     except InputError:
         raise
     except Exception as error:  # a foreign processor can fail in any way
         raise InputError(f"no processor for {name!r}: {in_one_line(error)}") from error
-    return make, make.processor, modality
 
 
-def _for_timm(model: nn.Module, name: str, image_size: int | None) -> _ForTimm:
-    from timm.data import create_transform, resolve_model_data_config
+def preparation_with(model: nn.Module, processor: Any, *, name: str, max_length: int | None = None) -> Prepare:
+    """What turns raw inputs into batches with a processor that is at hand, such as a Trainer's `processing_class`.
 
-    data = resolve_model_data_config(model)
+    Args:
+        model: a network of transformers.
+        processor: its tokenizer, image processor or feature extractor.
+        name: of the network, for messages.
+        max_length: tokens of a text that are read.
+
+    Raises:
+        InputError: a network of another make, or one that reads something else.
+    """
+    modality = MODALITIES.get(model.main_input_name) if is_transformers(model) else None
+    if modality is None or processor is None:
+        raise InputError(
+            f"{name!r} needs a processor to read raw inputs; give the network that load_network returned, or "
+            f"Network(model, prepare)"
+        )
+    return _with_processor(model, processor, modality, name, max_length)
+
+
+def _load_processor(modality: str, files: Mapping[str, str], image_size: int | None) -> Any:
+    from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
+
+    auto: Any = {"image": AutoImageProcessor, "text": AutoTokenizer, "audio": AutoFeatureExtractor}[modality]
+    processor = auto.from_pretrained(**files)
+    if image_size is None:
+        return processor
+    # in the processor itself, so that whoever saves it saves the size
+    return auto.from_pretrained(**files, **_sizes(processor.to_dict(), image_size))
+
+
+def _with_processor(
+    model: Any, processor: Any, modality: str, name: str, max_length: int | None
+) -> _ForImages | _ForTexts | _ForRecordings:
+    if modality == "image":
+        return _ForImages(processor, _mode(model.config.to_dict().get("num_channels") or 3, name))
+    if modality == "text":
+        return _for_texts(model, processor, name, max_length)
+    return _for_recordings(model, processor, name)
+
+
+def _for_timm(model: nn.Module, name: str, image_size: int | None, settings: Mapping[str, Any]) -> _ForTimm:
+    from timm.data import create_transform, resolve_data_config
+
+    data = resolve_data_config(pretrained_cfg=dict(settings), model=model)
     if image_size is not None:
         data["input_size"] = (data["input_size"][0], image_size, image_size)
     mode = _mode(timm_size(model)[0], name)  # not of `data`: a configuration that timm < 1.0.30 saved may always say 3
@@ -100,25 +141,16 @@ class _ForTimm:
         return torch.stack([self.transform(read_image(image, mode=self.mode)) for image in images])
 
 
-def _for_images(model: PreTrainedModel, files: Mapping[str, str], name: str, image_size: int | None) -> _ForImages:
-    from transformers import AutoImageProcessor
-
-    processor = AutoImageProcessor.from_pretrained(**files)
-    mode = _mode(model.config.to_dict().get("num_channels") or 3, name)
-    return _ForImages(processor, mode, {} if image_size is None else _sizes(processor.to_dict(), image_size))
-
-
 @dataclass(frozen=True)
 class _ForImages:
     """Images -> what an image processor of transformers makes of them."""
 
     processor: Any
     mode: Literal["RGB", "L"]
-    options: Mapping[str, Any]
 
     def __call__(self, images: list) -> Batch:
         images = [read_image(image, mode=self.mode) for image in images]
-        return dict(self.processor(images, return_tensors="pt", **self.options))
+        return dict(self.processor(images, return_tensors="pt"))
 
 
 def _mode(n_channels: int, name: str) -> Literal["RGB", "L"]:
@@ -143,10 +175,7 @@ def _sizes(settings: Mapping[str, Any], image_size: int) -> dict[str, dict[str, 
     }
 
 
-def _for_texts(model: PreTrainedModel, files: Mapping[str, str], name: str, max_length: int | None) -> _ForTexts:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(**files)
+def _for_texts(model: PreTrainedModel, tokenizer: Any, name: str, max_length: int | None) -> _ForTexts:
     tokenizer.padding_side = "right"  # positions are counted from the left, and padding is masked on either side
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -205,10 +234,7 @@ class _ForTexts:
             )
 
 
-def _for_recordings(model: PreTrainedModel, files: Mapping[str, str], name: str) -> _ForRecordings:
-    from transformers import AutoFeatureExtractor
-
-    extractor = AutoFeatureExtractor.from_pretrained(**files)
+def _for_recordings(model: PreTrainedModel, extractor: Any, name: str) -> _ForRecordings:
     settings, rate = extractor.to_dict(), extractor.sampling_rate
     # spectrograms come in the one length that the network takes, samples in that of the longest recording
     takes_samples = model.main_input_name == "input_values" and "num_mel_bins" not in model.config.to_dict()

@@ -125,11 +125,11 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
+    from hf_tl.checkpoint import save_model, save_processor
     from hf_tl.example import dummy_batch
     from hf_tl.lora.adapter import read_adapter
     from hf_tl.lora.load import load_base, put_adapter
     from hf_tl.lora.merge import delete_adapter, merge_adapter
-    from hf_tl.lora.save import save_network
 
     adapter = read_adapter(options.adapter)
     model = load_base(options.model, adapter, dtype="auto")
@@ -137,9 +137,14 @@ def _merge(options: argparse.Namespace) -> None:
     make_folder(options.out)
     merge = merge_adapter(model, safe_merge=True, reversible=False, example=dummy_batch(model))
     delete_adapter(model, merge=True)
-    save_network(model, options.out, n_labels=adapter.n_labels)
+    save_model(model, options.out, n_labels=adapter.n_labels)
+    try:
+        save_processor(options.model, options.out, model=model)
+        note = ""
+    except InputError as error:
+        note = f"; {error}, so none stands beside it"
     print(f"merged {merge.layers} layers; on a dummy batch the output moved by {merge.largest_change:.2e} at most")
-    print(f"wrote {options.out}")
+    print(f"wrote {options.out}{note}")
 
 
 def _resize(options: argparse.Namespace) -> None:

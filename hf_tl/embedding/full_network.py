@@ -20,7 +20,7 @@ from hf_tl.embedding.batches import Execution, Processes, find_processes, to_dev
 from hf_tl.embedding.embedding import Embedding, LayerColumns, feature_names
 from hf_tl.embedding.fingerprint import fingerprint_json
 from hf_tl.embedding.isolation import find_padding_leak
-from hf_tl.embedding.passes import Pass
+from hf_tl.embedding.passes import Chunk, Pass
 from hf_tl.embedding.pooling import Pooling
 from hf_tl.embedding.pretrained import find_fitted, push_embedding, read_fitted, save_fitted
 from hf_tl.embedding.recipe import Recipe, Scaler, Statistics, find_recipe
@@ -235,10 +235,24 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         planned = self._plan(samples)
         self._check_layers(planned.columns)
         if out is None:
-            scaler = self._scaler()
+            scaler = self.scaler()
             return planned.into_memory(scaler, dtype=scaler.recipe.dtype)
         with _writing(out, planned.processes):
             return self._features(planned.into_store(out), planned.processes, keep_raw)
+
+    def stream(self, samples: Samples | Sequence) -> Iterator[Chunk]:
+        """The features of further samples, batch by batch: nothing is kept, however many they are.
+
+        Raises:
+            NotFittedError: `fit` comes first.
+            InputError: samples that cannot be read, or other layers than those of the fit.
+        """
+        self.check_fitted()
+        planned = self._plan(samples)
+        self._check_layers(planned.columns)
+        scaler = self.scaler()
+        for chunk in planned.chunks():
+            yield replace(chunk, values=scaler(chunk.values))
 
     def __call__(self, inputs: list) -> dict[str, np.ndarray]:
         """The features of a batch of raw inputs, for `dataset.map(fne, batched=True, input_columns="image")`."""
@@ -250,8 +264,25 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         self.check_fitted()
         planned = self._plan(inputs, progress=False, on_bad_samples="raise")
         self._check_layers(planned.columns)
-        scaler = self._scaler()
+        scaler = self.scaler()
         return {"embedding": np.asarray(planned.into_memory(scaler, dtype=scaler.recipe.dtype))}
+
+    def find_fitted_taps(self) -> tuple[Tap, ...]:
+        """Where in the network the layers of the fit are read, found with dummy inputs where no samples were seen.
+
+        Raises:
+            InputError: the network has other layers than those of the fit.
+        """
+        self.check_fitted()
+        if "taps_" not in vars(self):
+            self.taps_ = tuple(self._find_taps(dummy_batch(self.require_network().model))[0])
+        layers = [(tap.name, tap.n_features) for tap in self.taps_]
+        if layers != [(layer.name, layer.stop - layer.start) for layer in self.layers_]:
+            raise InputError(
+                f"expected the {len(self.layers_)} layers of training, {_span(self.layers_)}, but the network has "
+                f"{len(layers)}; use the network of the fit"
+            )
+        return self.taps_
 
     def get_feature_names_out(self, input_features: object = None) -> np.ndarray:
         """A name for each column: the layer's, and the number of its channel."""
@@ -329,7 +360,8 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         self.statistics_ = statistics
         return self
 
-    def _scaler(self) -> Scaler:
+    def scaler(self) -> Scaler:
+        """Raw activations -> features, with the training statistics; `fit` comes first."""
         widths = [layer.stop - layer.start for layer in self.layers_]
         return Scaler(find_recipe(self.recipe), self.statistics_, widths)
 
@@ -337,7 +369,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         if fit:
             self._fitted(raw.layers, _fit_statistics(raw.chunks(), raw.shape[1], Processes()))
         self._check_layers(raw.layers)
-        scaler = self._scaler()
+        scaler = self.scaler()
         values = np.empty(raw.shape, scaler.recipe.dtype)
         n = 0
         for chunk in raw.chunks():
@@ -346,7 +378,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
 
     def _features(self, store: Store, processes: Processes, keep_raw: bool) -> Embedding:
         """The features of a store, made where they are not there yet; when it returns, all processes have."""
-        scaler = self._scaler()
+        scaler = self.scaler()
         state = {name: values.tolist() for name, values in self.statistics_.state().items()}
         thresholds = scaler.recipe.thresholds
         recipe = asdict(scaler.recipe) | {"thresholds": None if thresholds is None else list(thresholds)}

@@ -75,7 +75,7 @@ class Pass:
         execution.check()
         if len(samples) == 0:
             raise InputError(f"{samples.name} has no samples; there is nothing to embed")
-        _move(network.model, execution.device)
+        move(network.model, execution.device)
         self.network, self.samples, self.activation = network, samples, activation
         self.execution, self.processes = execution, processes
         self.taps: Sequence[Tap] = ()
@@ -191,7 +191,7 @@ class Pass:
             return
         network, samples, execution = self.network, self.samples, self.execution
         model = execution.own_model(network.model)
-        _move(model, execution.device)
+        move(model, execution.device)
         skipped = 0
         with (
             TapReader(model, self.taps, torch_compile=execution.torch_compile) as read,
@@ -294,7 +294,12 @@ class _Landing:
         return values
 
 
-def _move(model: nn.Module, device: str) -> None:
+def move(model: nn.Module, device: str) -> None:
+    """Puts a network on a device, in place.
+
+    Raises:
+        InputError: a device that does not exist here.
+    """
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts

@@ -125,17 +125,17 @@ def pool(
     """
     if value.ndim == 2 and value.shape[0] == n:
         return value if value.dtype == torch.float32 else value.to(torch.promote_types(value.dtype, torch.float32))
-    tokens = channels_last and value.ndim == 3 and len(value) == n
+    tokens = channels_last and value.ndim == 3 and value.shape[0] == n
     if how in TOKEN_POOLINGS and not tokens:
         how = "mean"
     if mask is not None:
-        positions = value.shape[1 if channels_last else 2] if value.ndim == 3 and len(value) == n else None
+        positions = value.shape[1 if channels_last else 2] if value.ndim == 3 and value.shape[0] == n else None
         mask = _at_positions(mask.bool(), positions, strides, shape=value.shape)
     if how == "patch-mean" and value.shape[1] > prefix:
         value, mask = value[:, prefix:], None if mask is None else mask[:, prefix:]
     if how == "mean" and mask is None and not channels_last:
         pooled = _mean_of_maps(value)  # in the layout it comes in
-        return pooled if len(pooled) == n else pooled.unflatten(0, (n, -1)).mean(dim=1)
+        return pooled if pooled.shape[0] == n else pooled.unflatten(0, (n, -1)).mean(dim=1)
     if not channels_last:
         value = value.flatten(2).transpose(1, 2) if value.ndim > 2 else value[:, None]
     pooled = find_pooling(how)(value.reshape(n, -1, value.shape[-1]), mask)

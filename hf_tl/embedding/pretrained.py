@@ -37,7 +37,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w.-]+)?")
 def save_fitted(embedding: FullNetworkEmbedding, folder: str | Path) -> Path:
     """See `FullNetworkEmbedding.save_pretrained`."""
     folder, name = Path(folder), embedding.require_network().name
-    _write_files(embedding, folder, name=name)
+    write_fitted(embedding, folder, name=name)
     (folder / CARD).write_text(_card(embedding, info=CardInfo(), name=name), encoding="utf-8")
     return folder
 
@@ -73,9 +73,9 @@ def push_embedding(
     """
     check_repo_id(repo_id)
     info = info or CardInfo()
-    name = _public_name(embedding.require_network().name)
+    name = public_name(embedding.require_network().name)
     with tempfile.TemporaryDirectory() as folder:
-        _write_files(embedding, Path(folder), name=name)
+        write_fitted(embedding, Path(folder), name=name)
         return push_files(
             {file: Path(folder, file) for file in (CONFIG, STATISTICS)},
             repo_id,
@@ -156,7 +156,18 @@ def read_fitted(
     return settings, layers, statistics
 
 
-def _write_files(embedding: FullNetworkEmbedding, folder: Path, *, name: str) -> None:
+def write_fitted(embedding: FullNetworkEmbedding, folder: Path, *, name: str) -> None:
+    """Writes the layers and statistics of a fitted embedding, without a card.
+
+    Args:
+        embedding: what is written.
+        folder: is made.
+        name: of its network, as the file says it.
+
+    Raises:
+        NotFittedError: `fit` comes first.
+        InputError: a pooling of your own, which no file can hold.
+    """
     from safetensors.numpy import save_file
 
     embedding.check_fitted()
@@ -198,7 +209,7 @@ def _check_name(base: str, folder: Path) -> None:
         )
 
 
-def _public_name(name: str) -> str:
+def public_name(name: str) -> str:
     """What others may read of the network's name: of a folder of this machine, its last part."""
     place = Path(name.removeprefix("local-dir:"))
     return f"a folder: {place.name}" if place.exists() else name

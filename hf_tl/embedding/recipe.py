@@ -215,6 +215,17 @@ class Scaler:
                 np.subtract((chunk > high).view(np.int8), below.view(np.int8), out=part)
         return out
 
+    def constants(self) -> dict[str, np.ndarray]:
+        """What a program in float32 needs of the training samples, (n_features,) each.
+
+        "low" and "high", between which raw values become 0, where there are thresholds; else "mean" and "rate", of
+        which features are `(value - mean) * rate`.
+        """
+        if self.recipe.thresholds is None:
+            return {"mean": self._mean, "rate": 1 / self._spread}
+        low, high = self._bounds[np.dtype(np.float32)]
+        return {"low": low, "high": high}
+
     def _raw_value(self, threshold: float, *, of_zero: float = np.inf) -> np.ndarray:
         """(n_features,) the raw value that is `threshold` once standardised; for a constant feature an infinity."""
         constant = np.isinf(self._spread)

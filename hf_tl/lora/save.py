@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from hf_tl.architectures import is_transformers
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import AdapterRecord, adapter_state_dict, base_modules, known, record_of
 from hf_tl.lora.adapter import PREFIX, Adapter, alpha_for, is_finite, rank_fields, split_key, write_adapter
@@ -54,23 +53,6 @@ def adapter_on(model: nn.Module, *, adapter_name: str = "default") -> Adapter:
         if not is_finite(tensor):
             raise InputError(f"{name!r} of adapter {adapter_name!r} holds NaN or infinite values; nothing was saved")
     return Adapter(_config_fields(record, adapter_name, tensors), tensors, f"adapter {adapter_name!r}")
-
-
-def save_network(model: nn.Module, folder: Path, *, n_labels: int | None = None) -> None:
-    """Writes a whole network, with nothing of an adapter in it, as its own library loads it.
-
-    Args:
-        model: a network of transformers or timm.
-        folder: is made.
-        n_labels: outputs of the head of timm's, where they are not those of its architecture.
-    """
-    if is_transformers(model):
-        model.save_pretrained(folder)
-        return
-    from timm.models import save_for_hf
-
-    config = {} if n_labels is None else {"num_classes": n_labels}
-    save_for_hf(model, str(folder), model_config=config, safe_serialization=True)
 
 
 def _config_fields(record: AdapterRecord, adapter: str, tensors: Mapping[str, Tensor]) -> dict[str, object]:

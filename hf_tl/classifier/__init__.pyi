@@ -1,0 +1,2 @@
+from .calibration import Calibration as Calibration
+from .classifier import Classifier as Classifier
