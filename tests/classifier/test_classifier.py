@@ -81,7 +81,7 @@ def test_a_trained_network_answers_alike_here_as_files_as_a_module_and_in_a_pipe
     classifier = Classifier.from_network(made.network, execution=quiet)
     classifier = replace(classifier, calibration=Calibration(1.7, "one by hand"))
     expected = classifier.predict_proba(inputs)
-    assert expected.std(axis=0).max() > 1e-3
+    assert expected.std(axis=0).max() > 1e-4
     folder = classifier.save_pretrained(tmp_path / "saved")
     loaded = Classifier.from_pretrained(folder, execution=quiet)
     assert loaded.class_names == CLASSES

@@ -60,4 +60,4 @@ def spread(network: Network) -> None:
     with torch.no_grad():
         for name, parameter in network.model.named_parameters():
             if parameter.shape[:1] == (len(CLASSES),):
-                parameter.copy_(torch.randn(parameter.shape) * (100 if name.endswith("weight") else 1))
+                parameter.copy_(torch.randn(parameter.shape) * (3 if name.endswith("weight") else 1))
