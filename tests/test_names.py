@@ -1,12 +1,25 @@
 """Names: globs, regular expressions, PEFT's names and patterns, those of untrusted files among them."""
 
+import fnmatch
+import re
 import time
 from contextlib import suppress
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hf_tl import InputError
-from hf_tl.names import closest, is_inside, match_names, match_pattern, name_matcher, peft_matcher
+from hf_tl.names import (
+    check_pattern,
+    closest,
+    exact_names,
+    is_inside,
+    match_names,
+    match_pattern,
+    name_matcher,
+    peft_matcher,
+)
 
 
 NAMES = ["stem", "layers.0.q", "layers.0.v", "layers.1.q", "head"]
@@ -87,3 +100,73 @@ def test_closest_and_inside():
     assert is_inside("a.b.c", ["x", "a.b"])
     assert is_inside("a.b", ["a.b"])
     assert not is_inside("a.bc", ["a.b"])
+
+
+PARTS = st.sampled_from(["0", "1", "10", "q", "qv", "layer", "h", "q_proj"])
+MODULES = st.lists(PARTS, min_size=1, max_size=4).map(".".join)
+NETWORKS = st.lists(MODULES, min_size=1, max_size=12, unique=True)
+PIECES = st.sampled_from(["0", "q", "layer", r"\.", ".", ".*", "[01]", "(0|1)", "q?", r"\d+", "(?:h|q)"])
+PATTERNS = st.lists(PIECES, min_size=1, max_size=4).map("".join)
+GLOBS = st.text(alphabet="01qh.*?[]!-", min_size=1, max_size=6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(GLOBS, NETWORKS)
+def test_a_glob_is_pythons(glob, names):
+    matched = {name for name in names if fnmatch.fnmatchcase(name, glob)}
+    if matched:
+        assert match_names([glob], names) == [name for name in names if name in matched]
+    else:
+        with pytest.raises(InputError, match="matches none of"):
+            match_names([glob], names)
+
+
+@settings(deadline=None, max_examples=50)
+@given(NETWORKS, st.data())
+def test_several_patterns_choose_what_each_does_in_the_networks_order(names, data):
+    patterns = data.draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
+    assert match_names(patterns, names) == [name for name in names if name in patterns]
+    assert match_names([*patterns, "*"], names) == names
+    assert match_names([f"/^({name})$/".replace(".", "[.]") for name in patterns], names) == match_names(
+        patterns, names
+    )
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(MODULES, max_size=3), MODULES)
+def test_listed_names_are_pefts(listed, name):
+    """As peft.tuners.tuners_utils.check_target_module_exists has it."""
+    assert peft_matcher(listed)(name) == (name in listed or any(name.endswith(f".{one}") for one in listed))
+
+
+@settings(deadline=None, max_examples=50)
+@given(PATTERNS, MODULES)
+def test_a_pattern_in_full_is_pefts(pattern, name):
+    assert bool(peft_matcher(pattern)(name)) == bool(re.fullmatch(pattern, name))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(PATTERNS, max_size=4, unique=True), MODULES)
+def test_the_first_pattern_that_matches_is_pefts(patterns, name):
+    """As peft.utils.other.get_pattern_key has it."""
+    first = next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", name)), None)
+    assert match_pattern({pattern: pattern for pattern in patterns}, name) == first
+
+
+@settings(deadline=None, max_examples=50)
+@given(NETWORKS, st.data())
+def test_exact_names_are_what_peft_chooses(known, data):
+    some = data.draw(st.sets(st.sampled_from(known), min_size=1))
+    names = [name for name in known if name in some]
+    matches = peft_matcher(exact_names(names, known))
+    assert [name for name in known if matches(name)] == names
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.one_of(st.text(max_size=30), st.text(alphabet="a.()|*+?[]{}\\^$1,", max_size=30)), st.text(max_size=40))
+def test_whatever_a_file_gives_as_a_pattern_matches_or_is_refused(pattern, name):
+    start = time.process_time()
+    with suppress(InputError):
+        check_pattern(pattern)
+        assert match_pattern({pattern: 1}, name, default=0) in (0, 1)
+    assert time.process_time() - start < 2
