@@ -105,25 +105,21 @@ def test_every_public_name_is_there():
         hf_tl.nothing  # noqa: B018
 
 
-def modules_after(code: str) -> set[str]:
-    code += "\nimport sys; print('\\n'.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return {line.split(".")[0] for line in done.stdout.splitlines()}
-
-
 HEAVY = {"torch", "transformers", "timm", "sklearn", "datasets", "peft", "accelerate", "evaluate", "matplotlib"}
+STEPS = {  # what a process does, one after the other -> what it has not imported by then
+    "import hf_tl": HEAVY,
+    "from hf_tl.cli.main import build_parser; build_parser()": HEAVY,
+    "import torch; from hf_tl import architectures as a; m = torch.nn.Linear(2, 2)": HEAVY - {"torch"},
+    "a.is_transformers(m), a.is_timm(m), a.is_conv1d(m), a.is_checkpointed(m)": HEAVY - {"torch"},
+    "from hf_tl import Network, list_layers, Recipe": {"timm", "datasets", "sklearn", "matplotlib"},
+    "from hf_tl import LinearSVM": {"datasets"},
+}
 
 
 def test_importing_costs_nothing():
-    assert not modules_after("import hf_tl") & HEAVY
-    assert not modules_after("from hf_tl.cli.main import build_parser; build_parser()") & HEAVY
-    assert "sklearn" in modules_after("from hf_tl import LinearSVM")
-
-
-def test_reading_a_module_of_ones_own_needs_neither_timm_nor_datasets():
-    assert not modules_after("from hf_tl import Network, list_layers, Recipe") & {
-        "timm",
-        "datasets",
-        "sklearn",
-        "matplotlib",
-    }
+    code = "import sys\n" + "".join(f"{step}\nprint(*sys.modules)\n" for step in STEPS)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    after = [{name.split(".")[0] for name in line.split()} for line in done.stdout.splitlines()]
+    for (step, absent), there in zip(STEPS.items(), after, strict=True):
+        assert not there & absent, step
+    assert "sklearn" in after[-1]  # else nothing is looked at

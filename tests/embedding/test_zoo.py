@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 import transformers as T
+from lanes import lanes
 from torch import nn
 
 from hf_tl import FullNetworkEmbedding, Network
@@ -135,14 +136,16 @@ def build(name):
     return Network(model().eval(), prepare, modality=modality, name=name), rows
 
 
+LARGE = ("vgg11_bn", "densenet121")
 CASES = [(name, "auto") for name in ZOO]
 CASES += [
     (name, "blocks") for name in ("resnet18", "densenet121", "regnety_002", "convnext_atto", "vit", "swin", "bert")
 ]
 
 
-@pytest.mark.parametrize(("name", "taps"), CASES)
-def test_a_row_alone_is_the_row_in_a_batch(name, taps):
+@pytest.mark.parametrize("case", lanes(CASES, fast=lambda case: case[0] not in LARGE), ids="-".join)
+def test_a_row_alone_is_the_row_in_a_batch(case):
+    name, taps = case
     network, rows = build(name)
     fne = FullNetworkEmbedding(network, recipe="raw", taps=taps, batch_size=3, progress=False)
     together = np.asarray(fne.fit_transform(rows))

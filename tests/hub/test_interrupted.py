@@ -143,7 +143,9 @@ push(Path(sys.argv[2]), 2)
 """
 
 
-@pytest.mark.parametrize("where", ["/preupload/", "PUT /lfs/", "/commit/"])
+@pytest.mark.parametrize(
+    "where", [*(pytest.param(at, marks=pytest.mark.slow) for at in ("/preupload/", "PUT /lfs/")), "/commit/"]
+)
 def test_a_client_that_is_killed(hub, tmp_path, where):
     push(tmp_path / "files", 1)
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}

@@ -237,6 +237,7 @@ WORKER = Path(__file__).parent / "ddp_worker.py"
 
 
 @pytest.mark.dist
+@pytest.mark.slow
 def test_two_processes_make_the_steps_of_one(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*command, str(WORKER), str(tmp_path / "two.pt")], check=True, timeout=240, capture_output=True)

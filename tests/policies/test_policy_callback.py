@@ -7,6 +7,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from lanes import lanes
 from training import bert, images, largest_difference, network, state, texts, trainer
 from transformers import TrainerCallback
 
@@ -156,7 +157,7 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", lanes(POLICIES, fast=("gradual", "plateau").__contains__))
 def test_straight_equals_resumed(name, tmp_path):
     options = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 3, "weight_decay": 0.1}
     if name == "plateau":
