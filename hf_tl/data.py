@@ -192,6 +192,31 @@ def load_table(path: str) -> Dataset:
     return table
 
 
+def find_data_modality(name: str, *, config: str | None = None) -> str:
+    """What a dataset's samples are, "image", "audio" or "text", as its columns tell.
+
+    Args:
+        name: as for `load_task`.
+        config: the configuration of the dataset, where it has several.
+
+    Raises:
+        InputError: no such dataset, or none of the three.
+    """
+    from datasets import Audio, Image, Value
+
+    splits = _load(name, config)
+    features = next(iter(splits.values())).features
+    kinds = [type(feature) for feature in features.values()]
+    for kind, modality in ((Image, "image"), (Audio, "audio")):
+        if kind in kinds:
+            return modality
+    if any(
+        isinstance(feature, Value) and feature.dtype in ("string", "large_string") for feature in features.values()
+    ):
+        return "text"
+    raise InputError(f"no column of {name!r} holds images, recordings or texts: {sorted(features)}")
+
+
 def check_inputs(task: Task, *, modality: str, on_bad_samples: Literal["raise", "skip"] = "raise") -> list[str]:
     """Looks for inputs that cannot be read, before a network is loaded; what is left out, in sentences.
 

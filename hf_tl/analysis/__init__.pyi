@@ -1,9 +1,13 @@
+from .audit import Audit as Audit
+from .audit import audit as audit
 from .cost_estimate import estimate_footprint as estimate_footprint
 from .energy import PowerModel as PowerModel
 from .flops import FlopCounter as FlopCounter
 from .flops import count_flops as count_flops
 from .footprint import Footprint as Footprint
 from .footprint_callback import FootprintCallback as FootprintCallback
+from .twins import Twins as Twins
+from .twins import find_twins as find_twins
 from .verify_adapter import verify_adapter as verify_adapter
 from .weight_change import compare_adapters as compare_adapters
 from .weight_change import measure_updates as measure_updates

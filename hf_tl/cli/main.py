@@ -7,12 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hf_tl.cli import adapter, embed, layers, plugins, policy, probe, quickstart
+from hf_tl.cli import adapter, audit, embed, layers, plugins, policy, probe, quickstart
 from hf_tl.errors import InputError
 
 
 COMMANDS = {
     "quickstart": quickstart,
+    "audit": audit,
     "layers": layers,
     "embed": embed,
     "probe": probe,

@@ -16,19 +16,21 @@ from hf_tl import Embedding, FullNetworkEmbedding, Network, load_network, load_t
 
 SETS = ("flowers12", "dtd10", "fashion900")
 IMAGE_SIZE = 160
+IMAGENET, BIRDS = "mobilenetv2_100.tf2_in1k", "mobilenetv2_100.inat_bird"
 
 
-def raw_embeddings(name: str, *, trained: bool = True) -> tuple[Embedding, Embedding]:
+def raw_embeddings(name: str, *, trained: bool = True, weights: str = IMAGENET) -> tuple[Embedding, Embedding]:
     """Raw activations of training and test rows, all layers and the last, of MobileNetV2.
 
     Args:
         name: one of the folders in sets/.
-        trained: ImageNet weights, or the same network as it is before training (seed 0).
+        trained: weights of a training, or the same network as it is before training (seed 0).
+        weights: one of the folders in weights/.
     """
     cache = Path(os.environ.get("HF_TL_BENCH_CACHE", Path(tempfile.gettempdir()) / "hf-tl-bench"))
-    folder = cache / f"{name}-{'trained' if trained else 'random'}"
+    folder = cache / f"{name}-{'random' if not trained else 'trained' if weights == IMAGENET else weights}"
     if not (folder / "test" / "embedding.json").is_file():
-        network = load_network(str(real_data() / "weights" / "mobilenetv2_100.tf2_in1k"), image_size=IMAGE_SIZE)
+        network = load_network(str(real_data() / "weights" / weights), image_size=IMAGE_SIZE)
         task = load_task(str(real_data() / "sets" / name), modality="image")
         reader = FullNetworkEmbedding(
             network if trained else untrained(network), recipe="raw", taps=["auto", "last"], batch_size=32
