@@ -24,31 +24,31 @@ _BOUND = 1e-4  # relative: above it, PEFT and hf_tl do not mean the same
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's verbs and their arguments."""
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    """Adds the command's actions and their arguments."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    def verb(name: str, info: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, help=info, description=info)
+    def action(name: str, info: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        added = actions.add_parser(name, help=info, description=info)
         added.add_argument("adapter", help=ADAPTER)
-        added.set_defaults(verb_run=run)
+        added.set_defaults(action_run=run)
         return added
 
-    add = verb("inspect", "size, spectrum and use of the rank of every layer's update", _inspect).add_argument
+    add = action("inspect", "size, spectrum and use of the rank of every layer's update", _inspect).add_argument
     add("--model", help=f"the network it is for, for norms relative to its weights: {MODEL}")
     add("--plot", type=Path, help="also draw it into this picture")
-    add = verb("verify", "the largest difference between peft and hf_tl on this adapter", _verify).add_argument
+    add = action("verify", "the largest difference between peft and hf_tl on this adapter", _verify).add_argument
     add("--model", required=True, help=f"the network it is for: {MODEL}")
-    add = verb("merge", "the network with the adapter in its weights", _merge).add_argument
+    add = action("merge", "the network with the adapter in its weights", _merge).add_argument
     add("--model", required=True, help=f"the network it is for: {MODEL}")
     add("--out", type=Path, required=True, help="folder for the network")
-    add = verb("resize", "the adapter cut to a smaller rank, and the error of that", _resize).add_argument
+    add = action("resize", "the adapter cut to a smaller rank, and the error of that", _resize).add_argument
     add("--rank", type=int, help="the new rank of every layer")
     add("--keep", type=float, help="instead, the share of every update's squared norm to keep, such as 0.99")
     add("--out", type=Path, required=True, help="folder for the new adapter")
-    add = verb("diff", "how two adapters of one network differ, layer by layer", _diff).add_argument
+    add = action("diff", "how two adapters of one network differ, layer by layer", _diff).add_argument
     add("other", help="the other adapter")
     help_of_push = "the folder and a model card to the Hub; the token is from HF_TOKEN or `hf auth login`"
-    add_push(verb("push", help_of_push, _push).add_argument)
+    add_push(action("push", help_of_push, _push).add_argument)
 
 
 def add_push(add: Callable) -> None:
@@ -81,8 +81,8 @@ def read_results(words: Sequence[str]) -> dict[str, float]:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Runs the verb."""
-    options.verb_run(options)
+    """Runs the action."""
+    options.action_run(options)
 
 
 def _inspect(options: argparse.Namespace) -> None:

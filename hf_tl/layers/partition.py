@@ -145,7 +145,7 @@ def split_by_leaf(model: nn.Module, record: Trace, segments: Sequence[Segment]) 
     return leaves
 
 
-def head_names(model: nn.Module, record: Trace) -> tuple[str, ...]:
+def head_names(model: nn.Module, record: Trace | None = None) -> tuple[str, ...]:
     """Names of the modules that make up the classifier, in execution order; empty for a bare backbone.
 
     timm models name theirs; in transformers it is what stands outside the base model; where neither tells, it
@@ -156,6 +156,8 @@ def head_names(model: nn.Module, record: Trace) -> tuple[str, ...]:
     if not found:  # transformers' wrapper of timm keeps the classifier inside
         known = classifiers(base)
         found = [name for name, module in model.named_modules() if any(module is part for part in known)]
+    if record is None:  # nothing ran: in the order in which they were made
+        return tuple(name for name, _ in model.named_modules() if name in found)
     if not found and record.last is not None:
         found = [record.last.name]
     return tuple(name for name in dict.fromkeys(record.modules) if name in found)

@@ -2,13 +2,13 @@ from .adapted import disable_adapters as disable_adapters
 from .adapted import set_adapter as set_adapter
 from .combine import combine_adapters as combine_adapters
 from .config import LoraConfig as LoraConfig
-from .eva import initialize_eva as initialize_eva
+from .initialise import initialize_eva as initialize_eva
 from .inject import add_lora as add_lora
 from .load import load_adapter as load_adapter
 from .merge import delete_adapter as delete_adapter
 from .merge import merge_adapter as merge_adapter
 from .merge import unmerge_adapter as unmerge_adapter
-from .plus import create_loraplus_groups as create_loraplus_groups
 from .push import push_adapter as push_adapter
 from .save import save_adapter as save_adapter
-from .trainer_callback import AdapterCallback as AdapterCallback
+from .trainer import AdapterCallback as AdapterCallback
+from .trainer import create_loraplus_groups as create_loraplus_groups

@@ -49,8 +49,7 @@ from hf_tl.architectures import is_parallel, is_sentence_transformer, is_transfo
 from hf_tl.errors import InputError
 from hf_tl.lora.adapter import PREFIX
 from hf_tl.lora.config import LoraConfig
-from hf_tl.lora.layer import LoraLayer
-from hf_tl.lora.saved import SavedModule
+from hf_tl.lora.layer import LoraLayer, SavedModule
 
 
 RECORD = "_hf_tl_adapters"
@@ -72,6 +71,7 @@ class AdapterRecord:
     original_settings: list[tuple[nn.Module, str, object]] = field(default_factory=list)
     hooks: list[torch.utils.hooks.RemovableHandle] = field(default_factory=list)
     follows_trainer: bool = False
+    replaced_methods: tuple[str, ...] = ()
     took_checkpoint: bool = False
 
     @property
@@ -115,11 +115,13 @@ class AdapterRecord:
         self.model.requires_grad_(False)
 
     def restore(self) -> None:
-        """Undoes `freeze`, what `put` and `freeze_statistics` set, and the watch of the inputs."""
+        """Undoes `freeze`, what `put` and `freeze_statistics` set, the hooks, and what Trainer is given to call."""
         for module, name, value in reversed(self.original_settings):
             setattr(module, name, value)
         for handle in self.hooks:
             handle.remove()
+        for name in self.replaced_methods:
+            del vars(self.model)[name]
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self.trained_before)
 

@@ -6,6 +6,7 @@ at `base_layer.out_proj`. As the attention reads both weights without calling a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,10 +25,24 @@ class LoraOutput(LoraLinear):
     two. What a file means is what PEFT computes from it, so it is the same here.
     """
 
-    def add_adapter(self, adapter: str, *, parts: str | None = None, **options: Any) -> None:
-        """See LoraLayer; `parts` are those of the input projection."""
+    def add_adapter(self, adapter: str, **options: Any) -> None:
+        """See LoraLayer."""
         super().add_adapter(adapter, **options)
         self.scaling[adapter] *= 2
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, which the attention around it replaces."""
+        return self.frozen_weight
+
+    def adapted_weight(self, adapters: Sequence[str]) -> Tensor:
+        """See LoraLayer."""
+        weight: Tensor = self.frozen_weight
+        for adapter in adapters:
+            a, b = self.factors(adapter)
+            delta = ((b @ a) * (self.scaling[adapter] / 2)).to(weight.dtype)
+            weight = weight + delta + delta.detach()
+        return weight
 
 
 class LoraAttention(LoraLayer):
@@ -49,26 +64,15 @@ class LoraAttention(LoraLayer):
 
     def forward(self, query: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None]:
         """Attention with the adapted projections; arguments as those of nn.MultiheadAttention."""
+        self.called = True
         running = self.running
         if not running:
             return self.base_layer(query, *args, **kwargs)
         weights = {
-            "in_proj_weight": self._effective(self, running),
-            "out_proj.base_layer.weight": self._effective(self.base_layer.out_proj, running),
+            "in_proj_weight": self.adapted_weight(running),
+            "out_proj.base_layer.weight": self.base_layer.out_proj.adapted_weight(running),
         }
         return torch.func.functional_call(self.base_layer, weights, (query, *args), kwargs)
-
-    @staticmethod
-    def _effective(layer: LoraLayer, adapters: list[str]) -> Tensor:
-        weight: Tensor = layer.weight
-        for adapter in adapters:
-            a, b = layer.factors(adapter)
-            if isinstance(layer, LoraOutput):
-                delta = ((b @ a) * (layer.scaling[adapter] / 2)).to(weight.dtype)
-                weight = weight + delta + delta.detach()
-            else:
-                weight = weight + ((b @ a) * layer.scaling[adapter]).to(weight.dtype)
-        return weight
 
     def unwrapped(self) -> nn.Module:
         """See LoraLayer; the output projection comes back with it."""
@@ -76,11 +80,13 @@ class LoraAttention(LoraLayer):
             self.base_layer.out_proj = self.base_layer.out_proj.unwrapped()
         return super().unwrapped()
 
-    def _shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """See LoraLayer."""
         rows, columns = self.base_layer.in_proj_weight.shape
         return (rank, columns), (rows, rank)
 
-    def _refuse(self, config: LoraConfig) -> None:
+    def refuse(self, config: LoraConfig) -> None:
+        """See LoraLayer."""
         unable = {"lora_dropout": config.lora_dropout > 0, "use_dora": config.use_dora, "lora_bias": config.lora_bias}
         for name, wanted in unable.items():
             if wanted:

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import AdapterRecord, check_new_name, known, record_of, set_adapter
 from hf_tl.lora.adapter import Adapter, LayerUpdate, alpha_for, rank_fields
-from hf_tl.lora.layer import LoraLayer
-from hf_tl.lora.saved import SavedModule
+from hf_tl.lora.layer import LoraLayer, SavedModule
 from hf_tl.table import format_table
 
 
@@ -79,7 +78,7 @@ def combine_adapters(
     )
     for name, (a, b, bias) in made.items():
         layer = record.layers[name]
-        layer.add_adapter(adapter_name, config=config, rank=ranks[name], alpha=ranks[name], empty=True)
+        layer.add_adapter(adapter_name, config=config, rank=ranks[name], alpha=ranks[name])
         scale = layer.scaling[adapter_name]
         with torch.no_grad():
             for own, value in zip(layer.held_factors(adapter_name), (a / scale, b), strict=True):

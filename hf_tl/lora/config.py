@@ -25,7 +25,7 @@ INITS = {
     "orthogonal": "A and B random in complementary halves of the rank, /10: neither is zero, B A is",
     "pissa": "the r largest singular directions of W move into B A; W keeps the rest, the output stays",
     "olora": "the first r columns of W's QR move into B A; W keeps the rest, the output stays",
-    "eva": "rows of A are the leading right singular vectors of the layer's inputs (see eva.py), B zero",
+    "eva": "rows of A are the leading right singular vectors of the layer's inputs (initialize_eva), B zero",
 }
 BIASES = ("none", "all", "lora_only")
 ALL_LINEAR = "all-linear"

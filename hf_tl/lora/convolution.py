@@ -6,8 +6,6 @@ kernel 1. With groups only B is grouped, as in PEFT: every group reads r / group
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +26,7 @@ class LoraConv(LoraLayer):
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """The convolution and what the active adapters add: (n, k, ...) -> (n, d, ...)."""
+        self.called = True
         y = self.base_layer(x, *args, **kwargs)
         dtype = y.dtype
         for adapter in self.running:
@@ -65,11 +64,11 @@ class LoraConv(LoraLayer):
             extents = [0] * self.axes if base.padding == "valid" else [2 * p for p in base.padding]
         return [side for extent in reversed(extents) for side in (extent // 2, extent - extent // 2)]
 
-    def merged_parameters(self, adapters: Sequence[str]) -> dict[str, Tensor]:
+    def check_mergeable(self, adapter: str) -> None:
         """See LoraLayer.
 
         Raises:
-            InputError: a grouped convolution, whose weight has no place for what A reads in the other groups.
+            InputError: a grouped convolution too, whose weight has no place for what A reads in the other groups.
         """
         groups = self.base_layer.groups
         if groups > 1:
@@ -77,9 +76,10 @@ class LoraConv(LoraLayer):
                 f"an adapter of a convolution with {groups} groups reads all input channels, which the grouped "
                 "weight has no place for; leave it unmerged, or exclude such layers"
             )
-        return super().merged_parameters(adapters)
+        super().check_mergeable(adapter)
 
-    def _shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """See LoraLayer."""
         base = self.base_layer
         if rank % base.groups:
             raise InputError(
@@ -89,9 +89,11 @@ class LoraConv(LoraLayer):
         ones = (1,) * self.axes
         return (rank, base.in_channels, *base.kernel_size), (base.out_channels, rank // base.groups, *ones)
 
-    def _magnitude_shape(self) -> tuple[int, ...]:
+    def magnitude_shape(self) -> tuple[int, ...]:
+        """See LoraLayer."""
         return (1, -1, *(1,) * self.axes)
 
-    def _refuse(self, config: LoraConfig) -> None:
+    def refuse(self, config: LoraConfig) -> None:
+        """See LoraLayer."""
         if config.use_dora and self.base_layer.groups > 1:
             raise InputError(f"use_dora needs an ungrouped convolution, got one with {self.base_layer.groups} groups")

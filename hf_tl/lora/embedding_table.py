@@ -25,6 +25,7 @@ class LoraEmbedding(LoraLayer):
 
     def forward(self, ids: Tensor, *args: object, **kwargs: object) -> Tensor:
         """The embeddings and what the active adapters add: (...) of integers -> (..., d)."""
+        self.called = True
         base = self.base_layer
         y = base(ids, *args, **kwargs)
         dtype = y.dtype
@@ -66,17 +67,21 @@ class LoraEmbedding(LoraLayer):
     def extra_bias(self, adapter: str) -> None:
         """None: an embedding has no bias."""
 
-    def _shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """See LoraLayer."""
         rows, dim = self.base_layer.num_embeddings, self.base_layer.embedding_dim
         return (rank, rows), (dim, rank)
 
-    def _refuse(self, config: LoraConfig) -> None:
+    def refuse(self, config: LoraConfig) -> None:
+        """See LoraLayer."""
         if config.lora_bias:
             raise InputError("lora_bias=True is for linear layers and convolutions; embeddings have no bias")
 
-    def _init(self, config: LoraConfig) -> str:
+    def init(self, config: LoraConfig) -> str:
+        """See LoraLayer."""
         return "embedding" if config.init in ("kaiming", "gaussian", "gaussian_b") else config.init
 
-    def _hold(self, adapter: str, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
+    def hold(self, adapter: str, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
+        """See LoraLayer."""
         self.lora_embedding_A[adapter] = nn.Parameter(a)
         self.lora_embedding_B[adapter] = nn.Parameter(b)

@@ -7,64 +7,33 @@ checkpoint is about to give).
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_tl.architectures import CONVOLUTIONS, is_fully_connected, is_transformers
-from hf_tl.errors import InputError
+from hf_tl.errors import InputError, inform
 from hf_tl.example import dummy_batch
-from hf_tl.lora.adapted import RECORD, AdapterRecord, base_modules, check_new_name, find_network, set_adapter
+from hf_tl.lora.adapted import RECORD, AdapterRecord, check_new_name, find_network, set_adapter
 from hf_tl.lora.attention import LoraAttention
-from hf_tl.lora.config import ALL_LINEAR, LoraConfig
+from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.convolution import LoraConv
 from hf_tl.lora.embedding_table import LoraEmbedding
-from hf_tl.lora.layer import LoraLayer
+from hf_tl.lora.initialise import initialise
+from hf_tl.lora.layer import LoraLayer, SavedModule
 from hf_tl.lora.linear import LoraLinear
 from hf_tl.lora.merge import delete_adapter
-from hf_tl.lora.saved import SavedModule
-from hf_tl.lora.targets import (
-    Target,
-    find_head,
-    find_new,
-    find_targets,
-    in_layers,
-    output_embeddings,
-    resized_vocabulary,
-    saved_names,
-    with_running_statistics,
-)
-from hf_tl.lora.trainer import follow_trainer
-from hf_tl.names import exact_names, is_inside
+from hf_tl.lora.targets import Plan, plan_adapter
+from hf_tl.names import is_inside
 from hf_tl.trace import Batch, evaluating, forward
 
 
 KINDS = "nn.Linear, Conv1D of transformers, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.MultiheadAttention"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where an adapter goes.
-
-    Attributes:
-        config: its settings.
-        targets: the modules that get factors.
-        saved: names of the modules that train in full.
-        statistics: names of the normalisations that are saved for their running statistics alone.
-        frozen: names of the normalisations whose running statistics are to stand still.
-        vocabulary: names of the weights of embeddings that travel with the adapter.
-    """
-
-    config: LoraConfig
-    targets: Sequence[Target]
-    saved: Sequence[str] = ()
-    statistics: Sequence[str] = ()
-    frozen: Sequence[str] = ()
-    vocabulary: Sequence[str] = ()
 
 
 def add_lora(
@@ -100,17 +69,9 @@ def add_lora(
     plan = plan_adapter(network, config, example=example, running_statistics=running_statistics)
     batch = _dummy_batch(network) if example is None else example
     inject(network, plan, adapter_name=adapter_name)
-    idle = [] if batch is None else _idle_layers(network, adapter_name, batch)
-    if len(idle) == len(plan.targets):
-        delete_adapter(network, [adapter_name])
-    if idle:
-        message = (
-            f"{len(idle)} of {len(plan.targets)} adapted layers, such as {idle[0]!r}, are never called: the network "
-            "reads their weights by itself, or does not run them"
-        )
-        if len(idle) == len(plan.targets):
-            raise InputError(f"{message}; choose others in target_modules")
-        warnings.warn(f"{message}; their adapters do not train", stacklevel=2)
+    if batch is not None:
+        _check_reach(network, adapter_name, batch)
+    _announce(network, adapter_name)
     return model
 
 
@@ -121,55 +82,117 @@ def _dummy_batch(network: nn.Module) -> Batch | None:
         return None
 
 
-def _idle_layers(network: nn.Module, adapter: str, batch: Batch) -> list[str]:
-    """Names of the layers with the adapter that one forward pass did not call; [] where it came to no end."""
-    called: set[nn.Module] = set()
-    held = {name: layer for name, layer in vars(network)[RECORD].layers.items() if adapter in layer.r}
-    outer = {name: layer for name, layer in held.items() if ".base_layer." not in name}
-    handles = [layer.register_forward_pre_hook(lambda layer, args: called.add(layer)) for layer in outer.values()]
+def _check_reach(network: nn.Module, adapter: str, batch: Batch) -> None:
+    """Runs the network once and looks which of the parameters that train its output depends on.
+
+    Raises:
+        InputError: on no adapter; the network is then what it was.
+    """
+    record: AdapterRecord = vars(network)[RECORD]
     try:
-        with evaluating(network), torch.no_grad(), torch.random.fork_rng():
-            forward(network, batch)
+        with evaluating(network), torch.enable_grad(), torch.random.fork_rng():
+            output = forward(network, batch)
     except Exception:  # a dummy input is a guess, and a network may refuse it in any way
-        return []
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [name for name, layer in outer.items() if layer not in called]
-
-
-def plan_adapter(
-    model: nn.Module,
-    config: LoraConfig,
-    *,
-    example: Batch | None = None,
-    running_statistics: Literal["save", "freeze", "ignore"] = "ignore",
-) -> Plan:
-    """Where add_lora would put an adapter; nothing is changed."""
-    modules = base_modules(model)
-    heads, new = find_head(model, modules, example=example), find_new(model, modules)
-    if config.modules_to_save is None:
-        saved = [*heads, *(name for name in new if not is_inside(name, heads))]
-    else:
-        saved = saved_names(modules, config.modules_to_save)
-        _warn_of_new([name for name in new if not is_inside(name, saved)])
-    config = replace(config, modules_to_save=tuple(saved))
-    words = output_embeddings(model, modules)
-    within = None if config.layers is None else in_layers(model, modules, config.layers, example=example)
-    targets = find_targets(modules, config, heads=(*heads, *words), within=within)
-    if not _found_by_name(config):
-        exact = exact_names([target.name for target in targets], modules)
-        config = replace(config, target_modules=exact, layers=None, layers_to_transform=None, layers_pattern=None)
-    moving = [name for name in with_running_statistics(modules) if not is_inside(name, saved)]
-    statistics, frozen = (tuple(moving) if running_statistics == word else () for word in ("save", "freeze"))
-    vocabulary = [name for name in resized_vocabulary(model) if not is_inside(name, saved)]
-    if vocabulary:
+        return
+    reached = _reached(output)
+    layers = {name: layer for name, layer in record.layers.items() if adapter in layer.r}
+    idle = [n for n, layer in layers.items() if not reached.issuperset(_trained(layer))]
+    if len(idle) == len(layers):
+        delete_adapter(network, [adapter])
+        raise InputError(
+            f"the output depends on none of the {len(idle)} layers to be adapted, such as {idle[0]!r}: the network "
+            "does not run them; choose others in target_modules"
+        )
+    if idle:
         warnings.warn(
-            f"the vocabulary has another size than that of {model.name_or_path!r}: {', '.join(vocabulary)} is saved "
-            f"with the adapter but frozen; name its module in modules_to_save to train it",
+            f"the output does not depend on {len(idle)} of {len(layers)} adapted layers, which the network does not "
+            f"run or whose output it drops; their adapters do not train: {_listed(idle)}",
             stacklevel=3,
         )
-    return Plan(config, targets, tuple(saved), statistics, frozen, vocabulary)
+    whole = [n for n, saved in record.saved.items() if saved.trains.get(adapter) and not reached & {*_trained(saved)}]
+    if whole:
+        warnings.warn(f"the output does not depend on {_listed(whole)}, which train in name only", stacklevel=3)
+    outer = {n: layer for n, layer in layers.items() if ".base_layer." not in n and n not in idle}
+    read = [n for n, layer in outer.items() if not layer.called]
+    if read:
+        dropout = " without lora_dropout" if record.configs[adapter].lora_dropout else ""
+        warnings.warn(
+            f"the network reads the weights of {len(read)} adapted layers by itself and does not call them. Their "
+            f"adapters act here{dropout}, and everywhere once they are merged; PEFT leaves them out until then: "
+            f"{_listed(read)}",
+            stacklevel=3,
+        )
+
+
+def _trained(module: nn.Module) -> Iterator[nn.Parameter]:
+    return (parameter for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _reached(output: object) -> set[nn.Parameter]:
+    """The parameters that floating point tensors in a network's output have a gradient for."""
+    found: set[nn.Parameter] = set()
+    seen: set[object] = set()
+    waiting = [tensor.grad_fn for tensor in _tensors(output)]
+    while waiting:
+        node: Any = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if node.name() == "torch::autograd::AccumulateGrad":
+                found.add(node.variable)
+            waiting += [following for following, _ in node.next_functions]
+    return found
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names for a message; those that differ in numbers alone come as one, as in "layer.0-11.query"."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    shown = []
+    for kind, found in kinds.items():
+        numbers = [int(number) for name in found for number in re.findall(r"\d+", name)]
+        if len(found) == 1:
+            shown.append(found[0])
+        elif kind.count("*") == 1:
+            shown.append(kind.replace("*", _ranges(numbers)))
+        else:
+            shown.append(f"{kind} ({len(found)})")
+    return ", ".join(shown)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2,5"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _announce(network: nn.Module, adapter: str) -> None:
+    """Says in one line what was done."""
+    record: AdapterRecord = vars(network)[RECORD]
+    layers = [n for n, layer in record.layers.items() if adapter in layer.r and ".base_layer." not in n]
+    kinds = dict.fromkeys(name.rpartition(".")[2] for name in layers)
+    blocks = dict.fromkeys(re.sub(r"(\d+)\..*", r"\1", name) for name in layers if re.search(r"\d\.", name))
+    apart = [name for name in layers if not re.search(r"\d\.", name)]
+    whole = [name for name, saved in record.saved.items() if saved.trains.get(adapter)]
+    trained = sum(p.numel() for p in _trained(network))
+    total = sum(p.numel() for p in network.parameters())
+    inform(
+        f"adapter {adapter!r}: {len(layers)} layers ({', '.join(kinds)}) in {_listed([*blocks, *apart])}; "
+        f"in full: {_listed(whole) or 'nothing'}; {trained:,} of {total:,} parameters train ({trained / total:.2%})"
+    )
 
 
 def inject(model: nn.Module, plan: Plan, *, adapter_name: str = "default", empty: bool = False) -> nn.Module:
@@ -207,7 +230,10 @@ def inject(model: nn.Module, plan: Plan, *, adapter_name: str = "default", empty
     record.keep_biases(adapter_name)
     record.add_vocabulary(adapter_name, plan.vocabulary)
     set_adapter(model, adapter_name)
-    follow_trainer(model)
+    if is_transformers(model):
+        from hf_tl.lora.trainer import follow_trainer
+
+        follow_trainer(model)
     return model
 
 
@@ -239,15 +265,6 @@ def wrap(module: nn.Module, name: str) -> LoraLayer:
             "would read another input; put it into exclude_modules"
         )
     return LoraConv(module)
-
-
-def _warn_of_new(names: Sequence[str]) -> None:
-    if names:
-        warnings.warn(
-            f"the checkpoint has no weights of {', '.join(names)}: what was drawn for them stays frozen, and another "
-            f"process draws other values; name them in modules_to_save",
-            stacklevel=4,
-        )
 
 
 def _check(record: AdapterRecord, plan: Plan, adapter: str) -> None:
@@ -286,14 +303,9 @@ def _make(
                 layers[f"{name}.base_layer.out_proj"] = layer.output
             parts = (layer, layer.output) if isinstance(layer, LoraAttention) else (layer,)
             for one in parts:
-                one.add_adapter(
-                    adapter,
-                    config=plan.config,
-                    rank=target.rank,
-                    alpha=target.alpha,
-                    parts=target.parts,
-                    empty=empty,
-                )
+                one.add_adapter(adapter, config=plan.config, rank=target.rank, alpha=target.alpha)
+                if not empty:
+                    initialise(one, adapter, config=plan.config, parts=target.parts if one is layer else None)
         for name in (*plan.saved, *plan.statistics):
             saved[name] = record.saved.get(name) or SavedModule(record.model.get_submodule(name))
             saved[name].add_adapter(adapter, trains=name in plan.saved)
@@ -302,9 +314,3 @@ def _make(
             before.delete_adapter(adapter)
         raise
     return layers, saved
-
-
-def _found_by_name(config: LoraConfig) -> bool:
-    """Whether any loader finds the same modules from the config as it stands."""
-    wanted, blocks = config.target_modules, (config.layers, config.layers_to_transform)
-    return wanted is not None and wanted != ALL_LINEAR and blocks == (None, None)

@@ -1,4 +1,4 @@
-"""A frozen layer with low-rank adapters beside it: what all kinds share.
+"""What stands in the place of a module: a frozen layer with adapters beside it, or a module that trains in full.
 
 Live names are PEFT's: the adapter "default" of a layer at `X` holds the parameters `X.lora_A.default.weight` (r, k),
 `X.lora_B.default.weight` (d, r), with DoRA `X.lora_magnitude_vector.default.weight`, and the layer that was there
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 
 from hf_tl.errors import InputError
 from hf_tl.lora.config import LoraConfig
-from hf_tl.lora.initialise import initialise
 
 
 PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -67,6 +67,7 @@ class LoraLayer(nn.Module):
         disable_adapters: whether it behaves as if it had none.
         weight_name: the frozen layer's parameter that is adapted.
         transposed: whether that parameter is laid out as (k, d).
+        called: whether the network ever called the layer; it may read `weight` instead.
         originals: the frozen layer's parameters that a merge replaced, by name.
     """
 
@@ -96,6 +97,7 @@ class LoraLayer(nn.Module):
         self.merged_adapters: list[str] = []
         self.originals: dict[str, nn.Parameter] = {}
         self.disable_adapters = False
+        self.called = False
         self.training = base_layer.training
         self.register_state_dict_post_hook(_give_originals)
         self.register_load_state_dict_pre_hook(_refuse_if_merged)
@@ -108,58 +110,54 @@ class LoraLayer(nn.Module):
                 raise
             return getattr(self.base_layer, name)
 
-    def add_adapter(
-        self,
-        adapter: str,
-        *,
-        config: LoraConfig,
-        rank: int,
-        alpha: float,
-        parts: str | None = None,
-        empty: bool = False,
-    ) -> None:
-        """Adds an adapter, initialised as the config says.
+    def add_adapter(self, adapter: str, *, config: LoraConfig, rank: int, alpha: float) -> None:
+        """Makes room for an adapter: A is left to `initialise` or to a file, B is zero.
 
         Args:
             adapter: its name.
-            config: inits, dropout and the like.
+            config: dropout and the like.
             rank: of this layer.
             alpha: lora_alpha of this layer.
-            parts: which thirds of a fused projection are adapted, as letters of "qkv"; None for all outputs.
-            empty: leave the values to a checkpoint that is about to be read.
         """
-        self._refuse(config)
+        self.refuse(config)
         if config.use_dora or config.subtracts_start:
             self.check_weight()
-        weight = self.weight
-        device, dtype = weight.device, torch.float64 if weight.dtype == torch.float64 else torch.float32
-        empty = empty or weight.is_meta
-        shape_a, shape_b = self._shapes(rank)
+        weight = self.frozen_weight
+        dtype, device = torch.float64 if weight.dtype == torch.float64 else torch.float32, weight.device
+        shape_a, shape_b = self.shapes(rank)
         a = torch.empty(shape_a, dtype=dtype, device=device)
         b = torch.zeros(shape_b, dtype=dtype, device=device)
-        scaling = config.scaling(rank, alpha)
-        start = None
-        if not empty:
-            start = initialise(a, b, init=self._init(config), weight=self.matrix, scaling=scaling)
-        mask = _part_mask(b, parts) if parts else None
-        if mask is not None and not empty:
-            b *= mask
-        self._hold(adapter, a, b, b.new_zeros(shape_b[0]) if config.lora_bias else None)
-        if mask is not None or start is not None:
-            start_a, start_b = start or (None, None)
-            self.lora_fixed[adapter] = Fixed(mask=mask, start_a=start_a, start_b=start_b)
-        self.r[adapter], self.lora_alpha[adapter], self.scaling[adapter] = rank, alpha, scaling
+        self.hold(adapter, a, b, b.new_zeros(shape_b[0]) if config.lora_bias else None)
+        self.r[adapter], self.lora_alpha[adapter] = rank, alpha
+        self.scaling[adapter] = config.scaling(rank, alpha)
         self.lora_dropout[adapter] = config.lora_dropout
         self.use_dora[adapter] = config.use_dora
         self.freeze_a[adapter] = config.freeze_a
         if config.use_dora:
-            norms = b.new_empty(shape_b[0]) if empty else self.row_norms(adapter).to(dtype)
-            self.lora_magnitude_vector[adapter] = Factor(norms.view(self._magnitude_shape()))
+            self.lora_magnitude_vector[adapter] = Factor(b.new_empty(shape_b[0]).view(self.magnitude_shape()))
 
     @property
-    def weight(self) -> nn.Parameter:
+    def frozen_weight(self) -> nn.Parameter:
         """The frozen layer's parameter that is adapted."""
         return getattr(self.base_layer, self.weight_name)
+
+    @property
+    def weight(self) -> Tensor:
+        """What a network finds that reads the weight by itself: of a layer that it has never called, with adapters."""
+        return self.frozen_weight if self.called else self.adapted_weight(self.running)
+
+    def adapted_weight(self, adapters: Sequence[str]) -> Tensor:
+        """The frozen weight with the updates of adapters in it, for a gradient to pass, in its own layout."""
+        weight: Tensor = self.frozen_weight
+        for adapter in adapters:
+            a, b = self.factor_matrices(adapter)
+            update = (b @ a) * self.scaling[adapter]
+            weight = weight + (update.t() if self.transposed else update).reshape(weight.shape).to(weight.dtype)
+            if self.use_dora[adapter]:
+                ratio = self.dora_ratio(adapter).flatten()
+                ratio = ratio if self.transposed else ratio.view(-1, *(1,) * (weight.dim() - 1))
+                weight = (weight * ratio).to(weight.dtype)
+        return weight
 
     def matrix(self) -> Tensor:
         """The frozen weight as (d, k), a view.
@@ -167,7 +165,7 @@ class LoraLayer(nn.Module):
         Raises:
             InputError: what is stored is not the weight: codes of a quantised layer, or a part that is computed with.
         """
-        weight = self.weight.detach()
+        weight = self.frozen_weight.detach()
         if type(weight) is not Tensor or weight.dtype not in PLAIN_DTYPES:
             raise InputError(
                 f"the weight of a {type(self.base_layer).__name__} is stored as {weight.dtype}, in a form of its own, "
@@ -230,33 +228,27 @@ class LoraLayer(nn.Module):
         norms, magnitude = self.row_norms(adapter), self.lora_magnitude_vector[adapter].weight
         return magnitude / norms.masked_fill_(norms == 0, 1.0).view(magnitude.shape)
 
-    def merged_parameters(self, adapters: Sequence[str]) -> dict[str, Tensor]:
-        """The frozen layer's parameters with adapters in them, by name, before they are rounded to its dtype.
+    def check_mergeable(self, adapter: str) -> None:
+        """Checks that the frozen weight can take an adapter.
 
         Raises:
-            InputError: this kind of layer cannot hold the sum.
+            InputError: as `check_weight` does, or a bias of B and no bias to take it.
         """
         self.check_weight()
+        if self.extra_bias(adapter) is not None and self.base_layer.bias is None:
+            raise InputError("lora_bias cannot be merged into a layer without a bias; train without it")
+
+    def add_to(self, matrix: Tensor, bias: Tensor | None, adapter: str) -> None:
+        """Adds an adapter to a weight (d, k) and a bias (d,), float32 or float64, in place."""
         with torch.no_grad():
-            own = self.matrix()
-            matrix, bias = own.to(torch.promote_types(own.dtype, torch.float32), copy=True), None
-            for adapter in adapters:
-                a, b = (factor.to(matrix.dtype) for factor in self.factor_matrices(adapter))
-                matrix.addmm_(b, a, alpha=self.scaling[adapter])
-                extra = self.extra_bias(adapter)
-                if extra is not None:
-                    extra = extra * self.scaling[adapter]
-                if self.use_dora[adapter]:
-                    ratio = self.dora_ratio(adapter).flatten()
-                    matrix *= ratio[:, None]
-                    extra = None if extra is None else extra * ratio
-                if extra is not None and self.base_layer.bias is None:
-                    raise InputError("lora_bias cannot be merged into a layer without a bias; train without it")
-                if extra is not None:
-                    bias = (self.base_layer.bias.to(matrix.dtype) if bias is None else bias) + extra
-            matrix = matrix.t() if self.transposed else matrix
-        merged = {self.weight_name: matrix.reshape(self.weight.shape)}
-        return merged if bias is None else {**merged, "bias": bias}
+            a, b = (factor.to(matrix.dtype) for factor in self.factor_matrices(adapter))
+            ratio = self.dora_ratio(adapter).flatten() if self.use_dora[adapter] else None
+            matrix.addmm_(b, a, alpha=self.scaling[adapter])
+            extra = self.extra_bias(adapter)
+            if ratio is not None:
+                matrix *= ratio[:, None]
+            if extra is not None and bias is not None:
+                bias += extra * self.scaling[adapter] * (1.0 if ratio is None else ratio)
 
     def adapter_tensors(self, adapter: str, *, export: bool = False) -> Iterator[tuple[str, Tensor]]:
         """The adapter's tensors under the names they have on disk, such as "lora_A.weight".
@@ -277,6 +269,11 @@ class LoraLayer(nn.Module):
     def extra_bias(self, adapter: str) -> Tensor | None:
         """The bias of B, (d,), or None."""
         return self.lora_B[adapter].bias
+
+    def own_bias(self) -> Tensor | None:
+        """The bias of the frozen layer, (d,), a view; None where it has none."""
+        bias = dict(self.base_layer.named_parameters(recurse=False)).get("bias")
+        return None if bias is None else bias.detach()
 
     def set_adapter(self, adapters: Sequence[str], inference_mode: bool = False) -> None:
         """Makes the given adapters, and no others, add to the output and train."""
@@ -307,22 +304,118 @@ class LoraLayer(nn.Module):
             warnings.warn("adapters are merged into the weights and do not train; call unmerge_adapter", stacklevel=4)
         return [] if self.disable_adapters or self.merged_adapters else self.active_adapters
 
-    def _shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of A and of B."""
+    def shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of A and of B."""
         raise NotImplementedError
 
-    def _magnitude_shape(self) -> tuple[int, ...]:
+    def magnitude_shape(self) -> tuple[int, ...]:
+        """The shape of DoRA's norms in a file."""
         return (-1,)
 
-    def _refuse(self, config: LoraConfig) -> None:
+    def refuse(self, config: LoraConfig) -> None:
         """Raises InputError for what this kind of layer cannot do."""
 
-    def _init(self, config: LoraConfig) -> str:
+    def init(self, config: LoraConfig) -> str:
+        """The init that the config means for this kind of layer."""
         return config.init
 
-    def _hold(self, adapter: str, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
+    def hold(self, adapter: str, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
+        """Keeps the factors under the names that PEFT gives them."""
         self.lora_A[adapter] = Factor(a)
         self.lora_B[adapter] = Factor(b, bias)
+
+
+class SavedModule(nn.Module):
+    """A module that trains in full and is saved with the adapter: what was there, and a copy for every adapter.
+
+    Live names are PEFT's: `original_module` and `modules_to_save.<adapter>`. What trains is kept in float32 beside a
+    network in half precision, in which small steps would round to nothing.
+
+    Attributes:
+        original_module: the module as it was, frozen.
+        modules_to_save: a copy by adapter.
+        active: the adapter whose copy runs; None for the original.
+        trains: by adapter, whether the copy's parameters train.
+        disable_adapters: whether the original runs in any case.
+    """
+
+    original_module: nn.Module
+    modules_to_save: nn.ModuleDict
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.original_module = module
+        self.modules_to_save = nn.ModuleDict()
+        self.active: str | None = None
+        self.trains: dict[str, bool] = {}
+        self.disable_adapters = False
+        self.training = module.training
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__") or name in ("original_module", "modules_to_save"):
+                raise
+            return getattr(self.current, name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.current[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.current)
+
+    def __len__(self) -> int:
+        return len(self.current)
+
+    def __bool__(self) -> bool:
+        return True  # whatever its length
+
+    @property
+    def current(self) -> Any:
+        """The module that runs."""
+        if self.active is None or self.disable_adapters:
+            return self.original_module
+        return self.modules_to_save[self.active]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module in use returns, in the dtype of the network."""
+        current, own = self.current, _dtype(self.original_module)
+        dtype = _dtype(current)
+        if dtype == own or own is None or dtype is None or torch.is_autocast_enabled(_device(current)):
+            return current(*args, **kwargs)
+        args, kwargs = _cast((args, kwargs), own, dtype)
+        return _cast(current(*args, **kwargs), dtype, own)
+
+    def add_adapter(self, adapter: str, *, trains: bool = True) -> None:
+        """A copy of the original for one more adapter; one that does not train is there for its statistics."""
+        made = deepcopy(self.original_module)
+        half = _dtype(made) in (torch.float16, torch.bfloat16)
+        self.modules_to_save[adapter] = made.float() if half and trains else made
+        self.trains[adapter] = trains
+
+    def set_adapter(self, adapters: Sequence[str], inference_mode: bool = False) -> None:
+        """Runs and trains the copy of the first of the adapters that has one."""
+        self.active = next((name for name in adapters if name in self.modules_to_save), None)
+        for name, module in self.modules_to_save.items():
+            module.requires_grad_(name == self.active and self.trains[name] and not inference_mode)
+
+    def delete_adapter(self, adapter: str) -> None:
+        """Forgets the adapter's copy."""
+        if adapter in self.modules_to_save:
+            del self.modules_to_save[adapter], self.trains[adapter]
+        if self.active == adapter:
+            self.active = None
+
+    def adapter_tensors(self, adapter: str) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers of the adapter's copy by name, as a state dict has them."""
+        if adapter in self.modules_to_save:
+            yield from self.modules_to_save[adapter].state_dict(keep_vars=True).items()
+
+    def unwrapped(self, *, kept: bool) -> nn.Module:
+        """The original; or with `kept` the copy in use, in the dtype of the network."""
+        dtype = _dtype(self.original_module)
+        return self.current.to(dtype) if kept and dtype is not None else self.original_module
 
 
 def _give_originals(layer: LoraLayer, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
@@ -339,11 +432,18 @@ def _refuse_if_merged(layer: LoraLayer, *details: object) -> None:
         raise InputError("adapters are merged into the weights; call unmerge_adapter before load_state_dict")
 
 
-def _part_mask(b: Tensor, parts: str) -> Tensor:
-    """(d, r): the rows of the n-th of `parts` go with the n-th block of columns."""
-    third, rank = b.shape[0] // 3, b.shape[1] // len(parts)
-    mask = torch.zeros_like(b)
-    for i, part in enumerate(parts):
-        row = third * "qkv".index(part)
-        mask[row : row + third, i * rank : (i + 1) * rank] = 1
-    return mask
+def _dtype(module: nn.Module) -> torch.dtype | None:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+
+
+def _device(module: nn.Module) -> str:
+    return next(p.device.type for p in module.parameters())
+
+
+def _cast(value: Any, old: torch.dtype, new: torch.dtype) -> Any:
+    """The tensors of one dtype in another, in nested tuples, lists and dictionaries too."""
+    if isinstance(value, Tensor):
+        return value.to(new) if value.dtype == old else value
+    if type(value) in (tuple, list):
+        return type(value)(_cast(item, old, new) for item in value)
+    return {key: _cast(item, old, new) for key, item in value.items()} if type(value) is dict else value

@@ -1,6 +1,18 @@
-"""Adapters beside fully connected layers, the kind most networks are made of."""
+"""Adapters beside fully connected layers, the kind most networks are made of, with a backward pass that keeps less.
+
+
+    LoRA    y + s * drop(x) A' B'
+    DoRA    c + ratio * (y - c + s * x A' B'),  ratio = m / ||W + s B A||, a number for each output
+
+y is the frozen layer's output `x W' + c`. Written with torch's operators this keeps for the backward pass x in the
+adapter's dtype, the dropped x and a float mask; here x is kept as it came (which the queries, keys and values of a
+block share), one byte of mask for each of its elements, and x A', of r columns. With DoRA what the ratio multiplies is
+kept too.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +20,6 @@ from torch.nn import functional as F
 
 from hf_tl.architectures import is_conv1d
 from hf_tl.errors import InputError
-from hf_tl.lora.autograd import add_low_rank
 from hf_tl.lora.layer import LoraLayer
 
 
@@ -21,6 +32,7 @@ class LoraLinear(LoraLayer):
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """`x W' + c` and what the active adapters add: (..., k) -> (..., d)."""
+        self.called = True
         y = self.base_layer(x, *args, **kwargs)
         for adapter in self.running:
             y = self._add(y, x, adapter)
@@ -59,8 +71,114 @@ class LoraLinear(LoraLayer):
                 "a merge would be of another matrix: choose another adapter, or exclude_modules"
             )
 
-    def _shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        d, k = self.weight.shape[::-1] if self.transposed else self.weight.shape
+    def shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """See LoraLayer."""
+        d, k = self.frozen_weight.shape[::-1] if self.transposed else self.frozen_weight.shape
         if isinstance(self.base_layer, nn.Linear):  # a packed weight has another shape
             d, k = self.base_layer.out_features, self.base_layer.in_features
         return (rank, k), (d, rank)
+
+
+def add_low_rank(
+    y: Tensor,
+    x: Tensor,
+    *,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    dropout: float = 0.0,
+    ratio: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """The layer's output with the update, in the dtype of y.
+
+    Under autocast the adapter computes in autocast's dtype, otherwise in that of A, as PEFT does.
+
+    Args:
+        y: (..., d), what the frozen layer returned for x.
+        x: (..., k).
+        a: (r, k).
+        b: (d, r).
+        scale: the adapter's scaling.
+        dropout: probability; 0 where the layer is not training.
+        ratio: (d,), of DoRA, which takes no dropout here; None for LoRA.
+        bias: (d,), the frozen layer's own, which DoRA's ratio spares; or None.
+    """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else a.dtype
+    if not torch.compiler.is_compiling():
+        return _AddLowRank.apply(y, x, a, b, ratio, bias, scale, dropout, dtype)
+    # a compiler chooses by itself what to keep
+    update = F.linear(F.linear(F.dropout(x.to(dtype), dropout), a.to(dtype)), b.to(dtype)) * scale
+    if ratio is None:
+        return (y + update).to(y.dtype)
+    own = 0.0 if bias is None else bias
+    return (own + ratio * (y - own + update)).to(y.dtype)
+
+
+class _AddLowRank(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        ratio: Tensor | None,
+        bias: Tensor | None,
+        scale: float,
+        dropout: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        seen, mask = x.to(dtype), None
+        if dropout > 0:
+            seen, mask = torch.native_dropout(seen, dropout, True)
+        h = seen.flatten(0, -2) @ a.to(dtype).t()
+        wide = torch.promote_types(y.dtype, dtype)
+        out = y.to(wide, copy=True, memory_format=torch.contiguous_format)
+        if bias is not None:
+            out -= bias
+        rows = out.view(-1, out.shape[-1])  # not what is returned, which may be changed in place as no view may be
+        rows.addmm_(h.to(wide), b.to(wide).t(), alpha=scale)
+        _, needs_x, needs_a, needs_b = ctx.needs_input_grad[:4]
+        kept = (x if needs_a else None, mask if needs_a or needs_x else None, h if needs_b else None)
+        ctx.save_for_backward(*kept, a, b, ratio, None if ratio is None else out)
+        ctx.scale, ctx.keep, ctx.dtype, ctx.shape, ctx.x_dtype = scale, 1 - dropout, dtype, x.shape, x.dtype
+        if ratio is not None:
+            out = out * ratio if bias is None else torch.addcmul(bias.to(wide), out, ratio.to(wide))
+        return out.to(y.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, mask, h, a, b, ratio, stretched = ctx.saved_tensors
+        needs_y, needs_x, needs_a, needs_b, needs_ratio = ctx.needs_input_grad[:5]
+        grad_x = grad_a = grad_b = grad_ratio = None
+        if needs_ratio:
+            grad_ratio = (grad * stretched).flatten(0, -2).sum(0).to(ratio.dtype)
+        if ratio is not None:
+            grad = (grad * ratio).to(grad.dtype)
+        g = grad.flatten(0, -2).to(ctx.dtype)  # a copy where attention transposed it
+        seen = None
+        if needs_a:
+            seen = (x if mask is None else x * mask).to(ctx.dtype).flatten(0, -2)
+        if torch.is_grad_enabled():  # a second derivative: to it, h is no constant
+            h = _again(seen, a.to(ctx.dtype), ctx.keep, ratio)
+        if needs_b:
+            grad_b = (h.t() @ g).t().mul(ctx.scale).to(b.dtype)  # on CPUs faster than g' h, by up to seven times
+        if needs_a or needs_x:
+            gh = (g @ b.to(ctx.dtype)).mul(ctx.scale / ctx.keep)
+        if needs_a:
+            grad_a = (gh.t() @ seen).to(a.dtype)
+        if needs_x:
+            grad_x = (gh @ a.to(ctx.dtype)).view(ctx.shape)
+            grad_x = (grad_x if mask is None else grad_x * mask).to(ctx.x_dtype)
+        return grad if needs_y else None, grad_x, grad_a, grad_b, grad_ratio, None, None, None, None
+
+
+def _again(seen: Tensor | None, a: Tensor, keep: float, ratio: Tensor | None) -> Tensor:
+    if seen is None or ratio is not None:
+        raise NotImplementedError(
+            "a second derivative of LoRA needs the layer's input, which is not kept where A is frozen, and there is "
+            "none of DoRA; train A, and leave use_dora out"
+        )
+    return seen @ a.t() / keep

@@ -15,10 +15,10 @@ from hf_tl.errors import InputError
 from hf_tl.lora.adapted import adapter_state_dict, find_network, record_of
 from hf_tl.lora.adapter import PREFIX, Adapter, is_split, rank_fields, read_adapter, split_key
 from hf_tl.lora.config import LoraConfig
-from hf_tl.lora.inject import Plan, inject
+from hf_tl.lora.inject import inject
 from hf_tl.lora.merge import delete_adapter
 from hf_tl.lora.placement import Placement, place
-from hf_tl.lora.targets import Target
+from hf_tl.lora.targets import Plan, Target
 from hf_tl.models import load_model
 
 

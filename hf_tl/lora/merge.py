@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import RECORD, AdapterRecord, known, record_of, set_adapter
 from hf_tl.lora.layer import LoraLayer
-from hf_tl.lora.trainer import unfollow_trainer
 from hf_tl.trace import Batch, evaluating, first_float, forward
 
 
@@ -63,9 +63,15 @@ def merge_adapter(
     before = None if example is None else _output(model, example)
     held = {name: [a for a in chosen if a in layer.r] for name, layer in record.layers.items()}
     held = {name: adapters for name, adapters in held.items() if adapters}
+    for name, adapters in held.items():
+        for adapter in adapters:
+            record.layers[name].check_mergeable(adapter)
+    owners = Counter(id(p) for _, p in record.model.named_parameters(remove_duplicate=False))
     try:
         for name, adapters in held.items():
-            _merge(record.layers[name], name, adapters, safe=safe_merge)
+            layer = record.layers[name]
+            if reversible or safe_merge or owners[id(layer.frozen_weight)] > 1 or not _merge_in_place(layer, adapters):
+                _merge(layer, name, adapters, safe=safe_merge)
     except BaseException:
         _restore(record)
         raise
@@ -130,7 +136,6 @@ def delete_adapter(
         set_adapter(model, [name for name in record.active if name in stays] or stays[:1])
         return model
     record.restore()
-    unfollow_trainer(record.model)
     delattr(record.model, RECORD)
     return record.model
 
@@ -148,11 +153,32 @@ def _take_off(record: AdapterRecord, adapters: Sequence[str], *, kept: bool) -> 
     record.saved = {name: saved for name, saved in record.saved.items() if name not in idle}
 
 
+def _merge_in_place(layer: LoraLayer, adapters: list[str]) -> bool:
+    """Adds to the frozen parameters themselves, which needs no second copy; False where that would round twice."""
+    matrix, bias = layer.matrix(), layer.own_bias()
+    wide = all(t is None or t.dtype in (torch.float32, torch.float64) for t in (matrix, bias))
+    if not wide or matrix.data_ptr() != layer.frozen_weight.data_ptr():  # a copy, of a weight with its channels last
+        return False
+    for adapter in adapters:
+        layer.add_to(matrix, bias, adapter)
+    layer.merged_adapters = adapters
+    return True
+
+
 def _merge(layer: LoraLayer, name: str, adapters: list[str], *, safe: bool) -> None:
-    values = layer.merged_parameters(adapters)
-    base = layer.base_layer
+    """Puts new parameters in the places of the frozen ones, which are kept."""
+    matrix, bias = layer.matrix(), layer.own_bias()
+    wide = torch.promote_types(matrix.dtype, torch.float32)
+    matrix, bias = matrix.to(wide, copy=True), None if bias is None else bias.to(wide, copy=True)
+    for adapter in adapters:
+        layer.add_to(matrix, bias, adapter)
+    if layer.transposed:
+        matrix = matrix.t()
+    values = {layer.weight_name: matrix.reshape(layer.frozen_weight.shape)}
+    if bias is not None and any(layer.extra_bias(adapter) is not None for adapter in adapters):
+        values["bias"] = bias
     for part, value in values.items():
-        parameter = getattr(base, part)
+        parameter = getattr(layer.base_layer, part)
         value = value.to(parameter.dtype).contiguous()
         if safe and not torch.isfinite(value).all():
             raise InputError(
@@ -160,7 +186,8 @@ def _merge(layer: LoraLayer, name: str, adapters: list[str], *, safe: bool) -> N
                 "look for NaN in the adapter, or merge into a dtype of a larger range"
             )
         layer.originals[part] = parameter
-        setattr(base, part, nn.Parameter(value, requires_grad=parameter.requires_grad))  # what is tied to it stays
+        # what is tied to the old parameter stays
+        setattr(layer.base_layer, part, nn.Parameter(value, requires_grad=parameter.requires_grad))
     layer.merged_adapters = adapters
 
 

@@ -5,31 +5,32 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import nn
 
 from hf_tl.architectures import (
     CONVOLUTIONS,
-    auto_class_named,
-    find_output_embeddings,
     has_running_statistics,
-    is_container,
     is_convolution,
     is_fully_connected,
     is_transformers,
-    n_parameters,
 )
 from hf_tl.errors import InputError
-from hf_tl.layers import head_names, list_layers, select_layers
+from hf_tl.layers import list_layers, select_layers
+from hf_tl.lora.adapted import base_modules
 from hf_tl.lora.config import ALL_LINEAR, LoraConfig
-from hf_tl.names import closest, is_inside, match_pattern, peft_matcher
-from hf_tl.trace import Batch, Trace, trace
-
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from hf_tl.lora.heads import (
+    bare_parameters,
+    find_head,
+    find_new,
+    output_embeddings,
+    resized_vocabulary,
+    saved_names,
+)
+from hf_tl.names import closest, exact_names, is_inside, match_pattern, peft_matcher
+from hf_tl.trace import Batch
 
 
 ATTENTION = (  # the names of the query and value projections, by family
@@ -60,12 +61,82 @@ class Target:
     parts: str | None = None
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Where an adapter goes.
+
+    Attributes:
+        config: its settings.
+        targets: the modules that get factors.
+        saved: names of the modules that train in full.
+        statistics: names of the normalisations that are saved for their running statistics alone.
+        frozen: names of the normalisations whose running statistics are to stand still.
+        vocabulary: names of the weights of embeddings that travel with the adapter.
+    """
+
+    config: LoraConfig
+    targets: Sequence[Target]
+    saved: Sequence[str] = ()
+    statistics: Sequence[str] = ()
+    frozen: Sequence[str] = ()
+    vocabulary: Sequence[str] = ()
+
+
+def plan_adapter(
+    model: nn.Module,
+    config: LoraConfig,
+    *,
+    example: Batch | None = None,
+    running_statistics: Literal["save", "freeze", "ignore"] = "ignore",
+) -> Plan:
+    """Where add_lora would put an adapter; nothing is changed."""
+    modules = base_modules(model)
+    heads, new = find_head(model, modules, example=example), find_new(model, modules)
+    if config.modules_to_save is None:
+        saved = [*heads, *(name for name in new if not is_inside(name, heads))]
+    else:
+        saved = saved_names(modules, config.modules_to_save)
+        new = [name for name in new if not is_inside(name, saved)]
+        if new:
+            warnings.warn(
+                f"the checkpoint has no weights of {', '.join(new)}: what was drawn for them stays frozen, and "
+                f"another process draws other values; name them in modules_to_save",
+                stacklevel=3,
+            )
+    bare = bare_parameters(model)
+    if bare:
+        warnings.warn(
+            f"{', '.join(bare)} belong to no module that could be saved: they stay frozen and are not in the "
+            "adapter's file; put them into a module of their own to train them",
+            stacklevel=3,
+        )
+    config = replace(config, modules_to_save=tuple(saved))
+    words = output_embeddings(model, modules)
+    within = None if config.layers is None else in_layers(model, modules, config.layers, example=example)
+    experts = names_of_experts(model)
+    targets = find_targets(modules, config, heads=(*heads, *words), within=within, experts=experts)
+    if not _found_by_name(config):
+        exact = exact_names([target.name for target in targets], modules)
+        config = replace(config, target_modules=exact, layers=None, layers_to_transform=None, layers_pattern=None)
+    moving = [name for name in with_running_statistics(modules) if not is_inside(name, saved)]
+    statistics, frozen = (tuple(moving) if running_statistics == word else () for word in ("save", "freeze"))
+    vocabulary = [name for name in resized_vocabulary(model) if not is_inside(name, saved)]
+    if vocabulary:
+        warnings.warn(
+            f"the vocabulary has another size than that of {model.name_or_path!r}: {', '.join(vocabulary)} is saved "
+            f"with the adapter but frozen; name its module in modules_to_save to train it",
+            stacklevel=3,
+        )
+    return Plan(config, targets, tuple(saved), statistics, frozen, vocabulary)
+
+
 def find_targets(
     modules: Mapping[str, nn.Module],
     config: LoraConfig,
     *,
     heads: Sequence[str] = (),
     within: Set[str] | None = None,
+    experts: Set[str] = frozenset(),
 ) -> list[Target]:
     """The modules that the config chooses, in the network's order, with rank and alpha.
 
@@ -74,12 +145,13 @@ def find_targets(
         config: what to adapt.
         heads: names of modules that "all-linear" and the defaults spare, beside `modules_to_save`.
         within: names of the modules in the layers that the config keeps to (`in_layers`); None for all.
+        experts: last names that a file cannot hold for this network (`names_of_experts`).
 
     Raises:
-        InputError: nothing is chosen.
+        InputError: nothing is chosen, or a module that other loaders would take for experts.
     """
     saved = saved_names(modules, config.modules_to_save or ())
-    named = _named(modules, config, heads=(*heads, *saved), saved=saved)
+    named = _named(modules, config, heads=(*heads, *saved), saved=saved, experts=experts)
     excluded = peft_matcher(config.exclude_modules or ())
     chosen = [n for n in named if not excluded(n) and _in_blocks(n, config)]
     if chosen and within is not None and within.isdisjoint(chosen):
@@ -109,17 +181,54 @@ def find_targets(
 
 
 def _named(
-    modules: Mapping[str, nn.Module], config: LoraConfig, *, heads: Sequence[str], saved: Sequence[str]
+    modules: Mapping[str, nn.Module],
+    config: LoraConfig,
+    *,
+    heads: Sequence[str],
+    saved: Sequence[str],
+    experts: Set[str],
 ) -> list[str]:
     """What target_modules chooses."""
     wanted = config.target_modules
+    taken = [n for n, m in modules.items() if n.rpartition(".")[2] in experts and _is_dense(m)]
     if wanted is None:
-        return default_targets(modules, heads=heads)
+        return default_targets(modules, heads=(*heads, *taken))
     free = [n for n in modules if n and not _hidden(n, modules)]
     if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
-        return [n for n in free if _is_dense(modules[n]) and not is_inside(n, heads)]
+        if taken:
+            warnings.warn(
+                f"{len(taken)} layers such as {taken[0]!r} are left out: PEFT and transformers take "
+                f"{', '.join(sorted(experts))} in a file for this kind of network for its experts, which hf_tl does "
+                "not adapt",
+                stacklevel=5,
+            )
+        return [n for n in free if _is_dense(modules[n]) and not is_inside(n, (*heads, *taken))]
     matches = peft_matcher(wanted)
-    return [n for n in free if matches(n) and not is_inside(n, saved)]
+    chosen = [n for n in free if matches(n) and not is_inside(n, saved)]
+    excluded = peft_matcher(config.exclude_modules or ())
+    lost = next((n for n in taken if n in chosen and not excluded(n)), None)
+    if lost is not None:
+        raise InputError(
+            f"target_modules chooses {lost!r}, but PEFT and transformers take {', '.join(sorted(experts))} in a file "
+            "for this kind of network for its experts, which hf_tl does not adapt; put these names into "
+            "exclude_modules, or train with PEFT"
+        )
+    return chosen
+
+
+def names_of_experts(model: nn.Module) -> frozenset[str]:
+    """Last names of layers that PEFT and transformers take for experts when they load a file for this network.
+
+    The experts of a mixture were layers of their own, and are one stacked parameter since transformers 5. Where a file
+    names such a layer, be it a shared expert or the dense MLP of the first blocks, they adapt the stacked parameter.
+    """
+    if not is_transformers(model):
+        return frozenset()
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    old = [name for change in get_model_conversion_mapping(model) for name in change.source_patterns]
+    found = {name.removesuffix(".weight").rpartition(".")[2] for name in old if ".experts." in name}
+    return frozenset(found | {"gate"} if found else ())
 
 
 def _warn_of_idle_words(modules: Mapping[str, nn.Module], config: LoraConfig, chosen: Sequence[str]) -> None:
@@ -163,30 +272,44 @@ def default_targets(modules: Mapping[str, nn.Module], *, heads: Sequence[str] = 
 
     The queries and values of attention, or its fused projection (what PEFT's table says for text models); if these
     lie in less than half of the network's blocks, every linear layer too; if that does not do either, every ungrouped
-    convolution after the first.
+    convolution after the first. A stage of the network that would go without, while others like it do not, gets its
+    linear layers or else its convolutions.
     """
     body = [n for n in modules if n and not is_inside(n, heads) and not _hidden(n, modules)]
     linear = [n for n in body if _is_dense(modules[n])]
     convolutions = [n for n in body if isinstance(modules[n], CONVOLUTIONS)]
+    whole = [n for n in convolutions[1:] if modules[n].groups == 1]
     endings = {ending for family in (*ATTENTION, FUSED) for ending in family}
     attention = [n for n in linear if n.rpartition(".")[2] in endings or isinstance(modules[n], nn.MultiheadAttention)]
     blocks = {_stem(n) for n in (*linear, *convolutions[1:])} - {""}
     found: set[str] = set()
-    for tier in (attention, linear, [n for n in convolutions[1:] if _is_ungrouped(modules[n])]):
+    for tier in (attention, linear, whole):
         found |= set(tier)
         if found and 2 * len({_stem(n) for n in found} - {""}) >= len(blocks):
             break
+    reached = {_stage(n) for n in found}
+    lists = {stage for stage, _ in reached} - {""}
+    for tier in (linear, whole):
+        left: dict[tuple[str, str], list[str]] = {}
+        for n in tier:
+            if _stage(n)[0] in lists and _stage(n) not in reached:
+                left.setdefault(_stage(n), []).append(n)
+        more = {stage: names for stage, names in left.items() if len(names) > 1}  # one is a step between two stages
+        found |= {n for names in more.values() for n in names}
+        reached |= more.keys()
     return [n for n in body if n in found]
-
-
-def _is_ungrouped(module: nn.Module) -> bool:
-    return isinstance(module, CONVOLUTIONS) and module.groups == 1
 
 
 def _stem(name: str) -> str:
     """The block that a module lies in: its name up to the last number; "" for none."""
     found = re.match(r"(.*\.|)\d+(?=\.)", name)
     return found.group() if found else ""
+
+
+def _stage(name: str) -> tuple[str, str]:
+    """The outermost list that a module lies in, and its place there: ("layers", "2"); ("", "") for none."""
+    found = re.match(r"(.*?)\.?(\d+)\.", name)
+    return (found.group(1), found.group(2)) if found else ("", "")
 
 
 def in_layers(
@@ -206,115 +329,6 @@ def in_layers(
     chosen = select_layers(list_layers(model, example=example), selection)
     inside = {id(part) for layer in chosen for _, module in layer.modules for part in module.modules()}
     return {name for name, module in modules.items() if id(module) in inside}
-
-
-def find_head(model: nn.Module, modules: Mapping[str, nn.Module], *, example: Batch | None = None) -> list[str]:
-    """Names of the modules that make up the head of the task, the one part that a new task always has to learn.
-
-    Language models have none: what turns their states into words is tied to the embeddings and knows the task.
-
-    Args:
-        model: transformers and timm tell what is outside the backbone.
-        modules: the network's modules by name.
-        example: a batch for a network of another make, which is traced.
-    """
-    kind = auto_class_named(type(model).__name__) if is_transformers(model) else None
-    if find_output_embeddings(model) is not None or (kind is not None and kind.name == "AutoModel"):
-        return []
-    record = Trace(modules=list(modules)) if example is None else trace(model, example)
-    found = [name for name in head_names(model, record) if any(True for _ in modules[name].parameters())]
-    if not found and is_transformers(model):
-        found = _children_of_the_task(model)
-    return [name for name in found if not is_inside(name, [other for other in found if other != name])]
-
-
-def _children_of_the_task(model: PreTrainedModel) -> list[str]:
-    """The head of a transformers network that is its own base model, such as CLIP's or Whisper's classifiers.
-
-    It is what stands beside other networks of transformers, or else what has an output for each label.
-    """
-    children = {name: child for name, child in model.named_children() if n_parameters(child)}
-    beside = [name for name, child in children.items() if not is_transformers(child)]
-    if len(beside) < len(children):
-        return beside
-    n = model.config.num_labels
-    return [name for name, child in children.items() if _last_width(child) == n]
-
-
-def _last_width(module: nn.Module) -> int | None:
-    widths = [m.out_features for m in module.modules() if isinstance(m, nn.Linear)]
-    return widths[-1] if widths else None
-
-
-def find_new(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
-    """Names of the modules with weights of their own that `from_pretrained` drew, as the checkpoint has none.
-
-    BERT's pooler, from a checkpoint of masked words, beside a head; [] where nothing is known of a checkpoint. Then
-    the network was made from its configuration, or copied.
-    """
-    if not is_transformers(model):
-        return []
-    # not public: transformers marks what it has loaded, so as not to draw it; tests/lora/test_targets.py watches
-    loaded = {id(p) for p in model.parameters() if "_is_hf_initialized" in vars(p)}
-    resized = resized_vocabulary(model) if loaded else []
-    return [
-        name
-        for name, module in modules.items()
-        if any(
-            loaded and id(p) not in loaded and f"{name}.{part}" not in resized
-            for part, p in module.named_parameters(recurse=False)
-        )
-    ]
-
-
-def output_embeddings(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
-    """The name of the layer that turns states into words, if there is one."""
-    words = find_output_embeddings(model)
-    return [name for name, module in modules.items() if words is not None and module is words]
-
-
-def resized_vocabulary(model: nn.Module) -> list[str]:
-    """Names of the weights of a transformers network's embeddings, where its checkpoint has fewer or more rows.
-
-    Of tied weights the first name; [] where the checkpoint is not on this disk.
-    """
-    if not is_transformers(model) or not model.name_or_path:
-        return []
-    from transformers import AutoConfig
-
-    try:
-        checkpoint = AutoConfig.from_pretrained(model.name_or_path, local_files_only=True).get_text_config()
-        embeddings = model.get_input_embeddings()
-    except (OSError, ValueError, KeyError, NotImplementedError):  # it has no name that can be read, or no embeddings
-        return []
-    size = checkpoint.to_dict().get("vocab_size")
-    if not isinstance(embeddings, nn.Embedding) or size in (None, embeddings.num_embeddings):
-        return []
-    tables = [embeddings, model.get_output_embeddings()]
-    return [name for name, p in model.named_parameters() if any(t is not None and p is t.weight for t in tables)]
-
-
-def saved_names(modules: Mapping[str, nn.Module], wanted: Sequence[str]) -> list[str]:
-    """The modules that the names of modules_to_save mean: whole names or their last parts."""
-    if not wanted:
-        return []
-    matches = peft_matcher(tuple(wanted))
-    found = [name for name in modules if name and matches(name)]
-    for name in wanted:
-        if not any(n == name or n.endswith(f".{name}") for n in found):
-            raise InputError(f"modules_to_save names {name!r}, which is no module; {closest(name, list(modules))}")
-    found = [name for name in found if not is_inside(name, [other for other in found if other != name])]
-    return [part for name in found for part in _called(name, modules)]
-
-
-def _called(name: str, modules: Mapping[str, nn.Module]) -> list[str]:
-    """A module's name; of a list or dictionary of modules, which is never called itself, the names of its children."""
-    module = modules[name]
-    if not is_container(module):
-        return [name]
-    if next(module.parameters(recurse=False), None) is not None:
-        raise InputError(f"modules_to_save names {name!r}, a {type(module).__name__}, which only holds parameters")
-    return [part for child, _ in module.named_children() for part in _called(f"{name}.{child}", modules)]
 
 
 def with_running_statistics(modules: Mapping[str, nn.Module]) -> list[str]:
@@ -366,3 +380,9 @@ def _block(name: str, config: LoraConfig) -> int | None:
         lists = [pattern] if isinstance(pattern, str) else pattern
         match = next((m for p in lists if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", name))), None)
     return None if match is None else int(match.group(1))
+
+
+def _found_by_name(config: LoraConfig) -> bool:
+    """Whether any loader finds the same modules from the config as it stands."""
+    wanted, blocks = config.target_modules, (config.layers, config.layers_to_transform)
+    return wanted is not None and wanted != ALL_LINEAR and blocks == (None, None)

@@ -2,7 +2,7 @@
 
     Trainer                       calls                          which is, on a network with adapters
     saves a PreTrainedModel       model.save_pretrained          replaced on the instance: writes an adapter
-    saves any other module        model.state_dict               the adapter's while it trains (trainer_callback.py)
+    saves any other module        model.state_dict               the adapter's while it trains (AdapterCallback)
     resumes, loads the best       model.load_state_dict          hooked: takes an adapter, from model.safetensors
     completes an adapter's card   model.create_or_update_model_card   replaced on the instance: adds the footprint
     pushes its folder             the Hub, less what .gitignore names, which is written here
@@ -23,14 +23,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_tl.architectures import is_transformers
 from hf_tl.card import CardInfo
 from hf_tl.errors import InputError
 from hf_tl.files import write_whole
 from hf_tl.hub import CARD, is_hub_name
-from hf_tl.lora.adapted import adapter_state_dict, record_of
-from hf_tl.lora.adapter import PREFIX, is_finite, pack, write_adapter
+from hf_tl.lora.adapted import RECORD, adapter_state_dict, record_of
+from hf_tl.lora.adapter import PREFIX, is_finite, pack, with_memory_each, write_adapter
+from hf_tl.lora.embedding_table import LoraEmbedding
 from hf_tl.lora.push import count_base, push_adapter, update_card
 from hf_tl.lora.save import adapter_on
 
@@ -44,6 +49,129 @@ _UNPUSHED = """\
 """
 
 
+class AdapterCallback(TrainerCallback):
+    """Makes Trainer's checkpoints adapter folders: `Trainer(model, args, callbacks=[AdapterCallback()])`.
+
+    transformers' own models need no callback. A plain nn.Module has no `save_pretrained`: Trainer writes its
+    `state_dict()`, which is the adapter alone from the beginning of the training to its end, and the whole network
+    before and after. Without the callback its checkpoints hold the frozen weights too, and resume just as well.
+    """
+
+    def __init__(self) -> None:
+        self._hook: RemovableHandle | None = None
+
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: Any = None,
+        **events: Any,
+    ) -> None:
+        """Checks that there is an adapter, before anything is loaded or trained."""
+        follow_trainer(record_of(model).model)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: Any = None,
+        **events: Any,
+    ) -> None:
+        """From here on, the state dict is the adapter."""
+        network = record_of(model).model
+        adapter_in_use(network)
+        self._release()
+        if not isinstance(network, PreTrainedModel):
+            self._hook = network.register_state_dict_post_hook(_only_adapter)
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: Any = None,
+        **events: Any,
+    ) -> None:
+        """Completes the folder that Trainer wrote."""
+        folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if args.should_save and self._hook is not None and folder.is_dir():
+            save_for_trainer(model, folder)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **events: Any
+    ) -> None:
+        """The state dict is that of the whole network again."""
+        self._release()
+
+    def _release(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+
+def create_loraplus_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    ratio: float = 16.0,
+    lr_embedding: float | None = None,
+    weight_decay: float = 0.0,
+) -> list[dict]:
+    """Parameter groups in which every B learns `ratio` times faster than all else (LoRA+, Hayou et al., ICML 2024).
+
+        Trainer(model, args, optimizers=(torch.optim.AdamW(create_loraplus_groups(model, lr=1e-4)), None), ...)
+
+    and Trainer makes its schedule for that optimizer: each group keeps its own share of the learning rate.
+
+    Args:
+        model: a network with adapters.
+        lr: learning rate of A, of the head and of whatever else trains.
+        ratio: learning rate of B over that of A; the paper finds 16 good, from 4 on for easy tasks.
+        lr_embedding: learning rate of the adapters of embeddings; None for `lr`.
+        weight_decay: of all groups but biases and DoRA's lengths, which have none.
+
+    Returns:
+        groups with the keys "params", "lr", "weight_decay" and "name"; empty ones are left out.
+
+    Raises:
+        InputError: a learning rate or ratio that is not positive, or nothing trains.
+    """
+    for name, value in {
+        "lr": lr,
+        "ratio": ratio,
+        "lr_embedding": lr if lr_embedding is None else lr_embedding,
+    }.items():
+        if not value > 0:
+            raise InputError(f"{name} must be above 0, got {value}")
+    names: dict[Tensor, str] = {}
+    for layer in record_of(model).layers.values():
+        for adapter in layer.r:
+            for part, parameter in layer.adapter_tensors(adapter):
+                group = {"lora_B.weight": "lora_B"}.get(part, "lora_A")
+                names[parameter] = "embedding" if isinstance(layer, LoraEmbedding) else group
+    rates = {"lora_A": lr, "lora_B": lr * ratio, "embedding": lr_embedding or lr, "other": lr}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((names.get(parameter, "other"), parameter.dim() > 1), []).append(parameter)
+    if not groups:
+        raise InputError("nothing in the network trains; choose an adapter with set_adapter first")
+    return [
+        {
+            "params": found,
+            "lr": rates[name],
+            "weight_decay": weight_decay if decays else 0.0,
+            "name": name if decays else f"{name} (no decay)",
+        }
+        for (name, decays), found in groups.items()
+    ]
+
+
 def follow_trainer(model: nn.Module) -> None:
     """Makes the network save its adapter where Trainer saves a model, and load it where Trainer loads one."""
     record = record_of(model)
@@ -54,15 +182,13 @@ def follow_trainer(model: nn.Module) -> None:
     record.hooks.append(model.register_load_state_dict_post_hook(_miss_nothing))
     if is_transformers(model):
         # partials, not methods: pickle finds a method by its name in the class, where there is none
-        model.__dict__["save_pretrained"] = partial(_save_pretrained, model)
-        model.__dict__["push_to_hub"] = partial(_push_to_hub, model)
-        model.__dict__["create_or_update_model_card"] = partial(_complete_card, model)
-
-
-def unfollow_trainer(model: nn.Module) -> None:
-    """Makes the network save and load as if it had never had an adapter; its hooks go with its record."""
-    for name in ("save_pretrained", "push_to_hub", "create_or_update_model_card"):
-        model.__dict__.pop(name, None)
+        made = {
+            "save_pretrained": partial(_save_pretrained, model),
+            "push_to_hub": partial(_push_to_hub, model),
+            "create_or_update_model_card": partial(_complete_card, model),
+        }
+        vars(model).update(made)
+        record.replaced_methods = tuple(made)
 
 
 def adapter_in_use(model: nn.Module) -> str:
@@ -109,9 +235,6 @@ def _save_pretrained(
     **options: object,
 ) -> None:
     """What `model.save_pretrained` does while the network has an adapter: the adapter is saved, not the network."""
-    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-    from transformers.utils import SAFE_WEIGHTS_NAME
-
     if push_to_hub:
         raise InputError("save_pretrained(push_to_hub=True) is not for adapters; use hf_tl.push_adapter(model, ...)")
     if not is_main_process:
@@ -195,3 +318,9 @@ def _miss_nothing(model: nn.Module, incompatible: Any) -> None:
     if record.took_checkpoint:
         record.took_checkpoint = False
         incompatible.missing_keys.clear()
+
+
+def _only_adapter(model: nn.Module, tensors: dict[str, Tensor], prefix: str, metadata: object) -> None:
+    if not prefix and RECORD in model.__dict__:
+        tensors.clear()
+        tensors.update(with_memory_each(live_tensors(model)))  # as Trainer saves them

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from hf_tl import LoraConfig, add_lora, set_adapter
-from hf_tl.lora.autograd import add_low_rank
+from hf_tl.lora.linear import add_low_rank
 
 
 class Attention(nn.Module):

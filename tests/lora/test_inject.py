@@ -1,6 +1,9 @@
 """What add_lora puts where, and what it says of what cannot act or would be lost."""
 
+import copy
 import pickle
+import subprocess
+import sys
 import warnings
 
 import peft
@@ -9,7 +12,7 @@ import torch
 import transformers
 from torch import nn
 
-from hf_tl import InputError, LoraConfig, add_lora, delete_adapter, merge_adapter, save_adapter
+from hf_tl import InputError, LoraConfig, add_lora, delete_adapter, load_adapter, merge_adapter, save_adapter
 from hf_tl.lora.adapted import record_of
 
 
@@ -26,25 +29,87 @@ def trained_in_full(model):
 
 
 class Reader(nn.Module):
-    """Reads the weight of `hidden` by itself, as BEiT does, and calls `out`."""
+    """Reads the weight of `hidden` by itself, as BEiT does, calls `out`, and drops what `spare` returns."""
 
     def __init__(self):
         super().__init__()
-        self.hidden, self.out = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.hidden, self.out, self.spare = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 2)
 
     def forward(self, x):
+        self.spare(x)
         return self.out(nn.functional.linear(x, self.hidden.weight))
 
 
-def test_a_layer_that_is_never_called_is_named():
-    with pytest.warns(UserWarning, match="1 of 2 adapted layers, such as 'hidden', are never called"):
-        add_lora(Reader(), LoraConfig(r=2, target_modules=["hidden", "out"]))
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_layer_whose_weight_is_read_acts_and_is_named(dora, tmp_path):
+    model, x = Reader(), torch.randn(3, 4)
+    with pytest.warns(UserWarning, match=r"reads the weights of 1 adapted layers .* PEFT leaves them out .*: hidden$"):
+        add_lora(model, LoraConfig(r=2, target_modules=["hidden", "out"], init_lora_weights="random", use_dora=dora))
+    model(x).sum().backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if p.requires_grad)
+    expected = model(x)
+    save_adapter(model, tmp_path)
+    base = delete_adapter(copy.deepcopy(model))
+    assert torch.allclose(load_adapter(base, tmp_path)(x), expected)
+    merge_adapter(model)
+    assert torch.allclose(model(x), expected, atol=1e-6)
+
+
+def test_a_layer_that_the_output_does_not_depend_on_is_named():
+    with pytest.warns(UserWarning, match=r"does not depend on 1 of 2 adapted layers.*: spare$"):
+        add_lora(Reader(), LoraConfig(r=2, target_modules=["spare", "out"]))
     model = Reader()
     names = list(model.state_dict())
-    with pytest.raises(InputError, match=r"1 of 1 adapted layers, such as 'hidden'.*choose others"):
-        add_lora(model, LoraConfig(r=2, target_modules=["hidden"]))
+    with pytest.raises(InputError, match=r"none of the 1 layers to be adapted, such as 'spare'.*choose others"):
+        add_lora(model, LoraConfig(r=2, target_modules=["spare"]))
     assert list(model.state_dict()) == names
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_one_line_says_what_was_done(caplog):
+    add_lora(bert(), LoraConfig(r=2))
+    said = "adapter 'default': 4 layers (query, value) in bert.encoder.layer.0-1; in full: classifier; "
+    assert said in caplog.text
+    assert caplog.records[-1].message.count("\n") == 0
+
+
+def test_the_line_is_shown_where_logging_is_not_set_up():
+    code = (
+        "import hf_tl; from torch import nn; "
+        "hf_tl.add_lora(nn.Sequential(nn.Linear(2, 2)), hf_tl.LoraConfig(r=1, target_modules=['0']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.count("adapter 'default': 1 layers (0) in 0; in full: nothing; 4 of 10 parameters") == 1
+
+
+class Around(nn.Module):
+    """A backbone that was trained before, and a head of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = bert(transformers.BertModel)
+        self.norm, self.heads = nn.LayerNorm(16), nn.ModuleList([nn.Linear(16, 3)])
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def forward(self, input_ids):
+        state = self.backbone(input_ids=input_ids).last_hidden_state[:, 0]
+        return self.heads[0](self.norm(state)) * self.temperature
+
+
+def test_what_stands_around_a_backbone_trains_and_travels(tmp_path):
+    model, ids = Around().eval(), torch.randint(3, 31, (2, 7))
+    with pytest.warns(UserWarning, match=r"temperature belong to no module"):
+        add_lora(model, LoraConfig(r=2))
+    assert trained_in_full(model) == ["heads.0", "norm"]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    save_adapter(model, tmp_path)
+    other = Around().eval()
+    with torch.no_grad():
+        other.heads[0].weight.zero_()
+    assert torch.allclose(load_adapter(other, tmp_path)(ids), model(ids), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from hf_tl.lora.adapted import adapter_state_dict
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.inject import add_lora
 from hf_tl.lora.load import load_adapter
-from hf_tl.lora.trainer import follow_trainer, live_tensors
-from hf_tl.lora.trainer_callback import AdapterCallback
+from hf_tl.lora.trainer import AdapterCallback, follow_trainer, live_tensors
 
 
 class Plain(nn.Module):

@@ -1,0 +1,181 @@
+"""What trains in full and travels beside the updates: heads, weights that no checkpoint held, new vocabularies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from hf_tl.architectures import (
+    auto_class_named,
+    find_networks,
+    find_output_embeddings,
+    is_container,
+    is_transformers,
+    n_parameters,
+)
+from hf_tl.errors import InputError
+from hf_tl.layers import head_names
+from hf_tl.names import closest, is_inside, peft_matcher
+from hf_tl.trace import Batch, trace
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def find_head(model: nn.Module, modules: Mapping[str, nn.Module], *, example: Batch | None = None) -> list[str]:
+    """Names of the modules that make up the head of the task, the one part that a new task always has to learn.
+
+    In a module of the user's own around networks of transformers or timm it is what stands outside of those. Language
+    models have none: what turns their states into words is tied to the embeddings and knows the task.
+
+    Args:
+        model: transformers and timm tell what is outside the backbone.
+        modules: the network's modules by name.
+        example: a batch for a network of another make, which is traced.
+    """
+    networks = find_networks(model)
+    if networks and "" not in networks:
+        return list(_outside(model, networks, modules)) or [
+            f"{outer}.{name}"
+            for outer, network in networks.items()
+            for name in find_head(network, _below(outer, modules))
+        ]
+    kind = auto_class_named(type(model).__name__) if is_transformers(model) else None
+    if find_output_embeddings(model) is not None or (kind is not None and kind.name == "AutoModel"):
+        return []
+    named = head_names(model, None if example is None else trace(model, example))
+    found = [name for name in named if any(True for _ in modules[name].parameters())]
+    if not found and is_transformers(model):
+        found = _children_of_the_task(model)
+    return [name for name in found if not is_inside(name, [other for other in found if other != name])]
+
+
+def bare_parameters(model: nn.Module) -> list[str]:
+    """Names of the parameters that a module of the user's own around networks holds itself, outside of any module."""
+    networks = find_networks(model)
+    above = {name.rpartition(".")[0] for name in networks if name}
+    return [
+        name
+        for name, _ in model.named_parameters()
+        if any(name.rpartition(".")[0] == outer for outer in above) and not is_inside(name, networks)
+    ]
+
+
+def _outside(
+    module: nn.Module, networks: Mapping[str, nn.Module], modules: Mapping[str, nn.Module], *, prefix: str = ""
+) -> Iterator[str]:
+    """Names of the largest modules with parameters that neither are nor hold one of the networks."""
+    for child, part in module.named_children():
+        name = f"{prefix}{child}"
+        if any(is_inside(network, [name]) for network in networks):
+            if name not in networks:
+                yield from _outside(part, networks, modules, prefix=f"{name}.")
+        elif n_parameters(part):
+            yield from _called(name, modules)
+
+
+def _with_prefixes(names: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"{outer}.{name}" if name else outer for outer, inner in names.items() for name in inner]
+
+
+def _below(outer: str, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The modules of the network at `outer`, by their names in it."""
+    inside = {name: module for name, module in modules.items() if is_inside(name, [outer])}
+    return {name[len(outer) + 1 :]: module for name, module in inside.items()}
+
+
+def _children_of_the_task(model: PreTrainedModel) -> list[str]:
+    """The head of a transformers network that is its own base model, such as CLIP's or Whisper's classifiers.
+
+    It is what stands beside other networks of transformers, or else what has an output for each label.
+    """
+    children = {name: child for name, child in model.named_children() if n_parameters(child)}
+    beside = [name for name, child in children.items() if not is_transformers(child)]
+    if len(beside) < len(children):
+        return beside
+    n = model.config.num_labels
+    return [name for name, child in children.items() if _last_width(child) == n]
+
+
+def _last_width(module: nn.Module) -> int | None:
+    widths = [m.out_features for m in module.modules() if isinstance(m, nn.Linear)]
+    return widths[-1] if widths else None
+
+
+def find_new(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
+    """Names of the modules with weights of their own that `from_pretrained` drew, as the checkpoint has none.
+
+    BERT's pooler, from a checkpoint of masked words, beside a head; [] where nothing is known of a checkpoint. Then
+    the network was made from its configuration, or copied.
+    """
+    if not is_transformers(model):
+        networks = {outer: network for outer, network in find_networks(model).items() if outer}
+        return [
+            f"{outer}.{name}"
+            for outer, network in networks.items()
+            for name in find_new(network, _below(outer, modules))
+        ]
+    # not public: transformers marks what it has loaded, so as not to draw it; tests/lora/test_heads.py watches
+    loaded = {id(p) for p in model.parameters() if "_is_hf_initialized" in vars(p)}
+    resized = resized_vocabulary(model) if loaded else []
+    return [
+        name
+        for name, module in modules.items()
+        if any(
+            loaded and id(p) not in loaded and f"{name}.{part}" not in resized
+            for part, p in module.named_parameters(recurse=False)
+        )
+    ]
+
+
+def output_embeddings(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
+    """The name of the layer that turns states into words, if there is one."""
+    words = find_output_embeddings(model)
+    return [name for name, module in modules.items() if words is not None and module is words]
+
+
+def resized_vocabulary(model: nn.Module) -> list[str]:
+    """Names of the weights of a transformers network's embeddings, where its checkpoint has fewer or more rows.
+
+    Of tied weights the first name; [] where the checkpoint is not on this disk.
+    """
+    if not is_transformers(model) or not model.name_or_path:
+        return []
+    from transformers import AutoConfig
+
+    try:
+        checkpoint = AutoConfig.from_pretrained(model.name_or_path, local_files_only=True).get_text_config()
+        embeddings = model.get_input_embeddings()
+    except (OSError, ValueError, KeyError, NotImplementedError):  # it has no name that can be read, or no embeddings
+        return []
+    size = checkpoint.to_dict().get("vocab_size")
+    if not isinstance(embeddings, nn.Embedding) or size in (None, embeddings.num_embeddings):
+        return []
+    tables = [embeddings, model.get_output_embeddings()]
+    return [name for name, p in model.named_parameters() if any(t is not None and p is t.weight for t in tables)]
+
+
+def saved_names(modules: Mapping[str, nn.Module], wanted: Sequence[str]) -> list[str]:
+    """The modules that the names of modules_to_save mean: whole names or their last parts."""
+    if not wanted:
+        return []
+    matches = peft_matcher(tuple(wanted))
+    found = [name for name in modules if name and matches(name)]
+    for name in wanted:
+        if not any(n == name or n.endswith(f".{name}") for n in found):
+            raise InputError(f"modules_to_save names {name!r}, which is no module; {closest(name, list(modules))}")
+    found = [name for name in found if not is_inside(name, [other for other in found if other != name])]
+    return [part for name in found for part in _called(name, modules)]
+
+
+def _called(name: str, modules: Mapping[str, nn.Module]) -> list[str]:
+    """A module's name; of a list or dictionary of modules, which is never called itself, the names of its children."""
+    module = modules[name]
+    if not is_container(module):
+        return [name]
+    if next(module.parameters(recurse=False), None) is not None:
+        raise InputError(f"modules_to_save names {name!r}, a {type(module).__name__}, which only holds parameters")
+    return [part for child, _ in module.named_children() for part in _called(f"{name}.{child}", modules)]
