@@ -4,9 +4,13 @@ from .analysis import Footprint as Footprint
 from .analysis import FootprintCallback as FootprintCallback
 from .analysis import PowerModel as PowerModel
 from .analysis import audit as audit
+from .analysis import cka as cka
+from .analysis import compare_domains as compare_domains
+from .analysis import compare_layers as compare_layers
 from .analysis import count_flops as count_flops
 from .analysis import estimate_footprint as estimate_footprint
 from .analysis import find_twins as find_twins
+from .analysis import rank_networks as rank_networks
 from .arguments import TaskArguments as TaskArguments
 from .arguments import parse_arguments as parse_arguments
 from .arguments import share_batch as share_batch

@@ -76,6 +76,19 @@ class Samples:
         """The columns of the table that are read; two for pairs."""
         return self.dataset.columns if isinstance(self.dataset, _Pairs) else (self.input_column,)
 
+    def sample(self, n: int, *, random_state: int = 0) -> Samples:
+        """At most `n` of them, drawn at random, in their order.
+
+        Args:
+            n: how many.
+            random_state: decides which.
+        """
+        if n >= len(self):
+            return self
+        chosen = np.sort(np.random.default_rng(random_state).permutation(len(self))[:n])
+        labels = None if self.labels is None else self.labels[chosen]
+        return replace(self, dataset=cast(Any, self.dataset).select(chosen), labels=labels)
+
     def __getitem__(self, index: int) -> object:
         """The raw input of one sample; a corrupt image raises here."""
         value = self.dataset[index][self.input_column]

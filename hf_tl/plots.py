@@ -187,6 +187,12 @@ def heatmap(
     panel.spines[:].set_visible(False)
 
 
+def heat_map(panel: Axes, values: ArrayLike, *, between: tuple[float, float]) -> None:
+    """Values as colours with a scale beside them: `values[row][column]`, the first row at the bottom."""
+    image = panel.imshow(values, origin="lower", cmap="viridis", vmin=between[0], vmax=between[1], aspect="auto")
+    panel.figure.colorbar(image, ax=panel, fraction=0.05, pad=0.02).ax.tick_params(labelsize=8)
+
+
 def axes(
     panel: Axes,
     *,

@@ -1,11 +1,17 @@
 from .audit import Audit as Audit
 from .audit import audit as audit
+from .cka import cka as cka
+from .cka import compare_layers as compare_layers
 from .cost_estimate import estimate_footprint as estimate_footprint
 from .energy import PowerModel as PowerModel
 from .flops import FlopCounter as FlopCounter
 from .flops import count_flops as count_flops
 from .footprint import Footprint as Footprint
 from .footprint_callback import FootprintCallback as FootprintCallback
+from .ranking import rank_networks as rank_networks
+from .similarity import Reference as Reference
+from .similarity import compare_domains as compare_domains
+from .similarity import read_source_signs as read_source_signs
 from .twins import Twins as Twins
 from .twins import find_twins as find_twins
 from .verify_adapter import verify_adapter as verify_adapter

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hf_tl.cli import adapter, audit, embed, layers, plugins, policy, probe, quickstart
+from hf_tl.cli import adapter, audit, embed, layers, plugins, policy, probe, quickstart, rank, similarity
 from hf_tl.errors import InputError
 
 
@@ -17,6 +17,8 @@ COMMANDS = {
     "layers": layers,
     "embed": embed,
     "probe": probe,
+    "rank": rank,
+    "similarity": similarity,
     "policy": policy,
     "adapter": adapter,
     "plugins": plugins,

@@ -1,0 +1,112 @@
+"""How near a dataset is to what a network was trained on, and how alike two networks see it, layer by layer."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_tl.cli.arguments import DATA, MODEL, add_reading
+from hf_tl.errors import InputError
+
+
+if TYPE_CHECKING:
+    from hf_tl.data import Samples
+    from hf_tl.embedding.embedding import Embedding
+    from hf_tl.models import Network
+
+EXAMPLES = """\
+  hf-tl similarity timm/mobilenetv2_100.ra_in1k beans
+  hf-tl similarity timm/mobilenetv2_100.ra_in1k source_photos --save-reference source.safetensors
+  hf-tl similarity timm/mobilenetv2_100.ra_in1k beans --reference source.safetensors
+  hf-tl similarity timm/mobilenetv2_100.ra_in1k beans --against path/to/fine-tuned --plot layers.png"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    add = parser.add_argument
+    add("model", help=MODEL)
+    add("data", help=f"the target: {DATA}")
+    add("--source", metavar="DATA", help="samples of the source, for a distance between the two")
+    add("--reference", type=Path, metavar="FILE", help="what --save-reference kept of the source")
+    add("--save-reference", type=Path, metavar="FILE", help="keep this data's features as a reference (.safetensors)")
+    add("--against", metavar="MODEL", help="another network: CKA of its layers with those of the first, on this data")
+    add("--plot", type=Path, metavar="FILE", help="with --against, a heat map (.png, .svg or .pdf)")
+    add("--samples", type=int, default=1000, help="training samples that are read (default %(default)s)")
+    add_reading(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    from hf_tl.analysis.cka import compare_layers
+    from hf_tl.analysis.similarity import Reference, compare_domains, read_source_signs
+    from hf_tl.models import find_modality, load_network
+
+    if options.source is not None and options.reference is not None:
+        raise InputError("give --source or --reference, not both")
+    if options.plot is not None and options.against is None:
+        raise InputError("--plot draws what --against compares; give --against MODEL")
+    if options.samples < 10:
+        raise InputError(f"--samples should be 10 or more, got {options.samples}")
+    if options.against is not None:
+        find_modality(options.against)  # a name that is misspelt is found before time is spent
+    reference = None if options.reference is None else Reference.load(options.reference)
+    network = load_network(options.model, image_size=options.image_size)
+    samples = _samples(options.data, network.modality, options)
+    target = _read(network, samples, options, taps=["last"])
+    print(read_source_signs(network, samples, batch_size=options.batch_size))
+    if options.source is not None:
+        reference = Reference.of(
+            _read(network, _samples(options.source, network.modality, options), options, ["last"])
+        )
+    if reference is not None:
+        print(compare_domains(target, reference))
+    if options.save_reference is not None:
+        print(f"wrote {Reference.of(target).save(options.save_reference)}")
+    if options.against is not None:
+        first = _read(network, samples, options, taps=["auto"])
+        other = load_network(options.against, image_size=options.image_size)
+        found = compare_layers(first, _read(other, samples, options, taps=["auto"]))
+        nearest = found.values.argmax(axis=1)
+        depths = [
+            f"{found.rows[i]} ~ {found.columns[nearest[i]]} {found.values[i].max():.2f}" for i in _few(len(nearest))
+        ]
+        print(f"CKA, each layer with the most similar one of the other network: {'; '.join(depths)}")
+        if options.plot is not None:
+            names = (Path(options.model).name, Path(options.against).name)
+            title = f"{names[0]} and {names[1]}"
+            print(f"wrote {found.plot(options.plot, title=title, names=names)}")
+
+
+def _few(n: int) -> list[int]:
+    """Up to six places from first to last."""
+    return sorted({round(k * (n - 1) / 5) for k in range(6)})
+
+
+def _samples(name: str, modality: str, options: argparse.Namespace) -> Samples:
+    from hf_tl.data import load_task
+
+    task = load_task(
+        name,
+        modality=modality,
+        label=options.label,
+        input_column=options.input,
+        config=options.config,
+        problem=options.problem,
+    )
+    return task.train.sample(options.samples)
+
+
+def _read(network: Network, samples: Samples, options: argparse.Namespace, taps: list[str]) -> Embedding:
+    from hf_tl.embedding.full_network import FullNetworkEmbedding
+    from hf_tl.embedding.recipe import RECIPES
+
+    reader = FullNetworkEmbedding(
+        network,
+        recipe=RECIPES["raw"],
+        taps=taps,
+        batch_size=options.batch_size,
+        device=options.device,
+        on_bad_samples=options.on_bad_samples,
+    )
+    return reader.activations(samples)
