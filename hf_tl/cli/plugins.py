@@ -1,4 +1,4 @@
-"""Lists the poolings, actions of policies and heads that other packages bring, and where they come from."""
+"""Lists the poolings, actions of policies, heads and scores that other packages bring, and where they come from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distances are zero where there is no other domain, references survive a file, p-values are uniform under the null."""
+"""Distances are zero without another domain, references survive a file, p-values are uniform under the null."""
 
 import numpy as np
 import pytest
