@@ -44,10 +44,11 @@ def half_width(draws: np.ndarray, *, overlap: float = 0.0, own: float = 0.0, sha
 
     Args:
         draws: the values.
-        overlap: share of its data that a draw has in common with another, which correlates them by as much: they vary
-            less than draws from the whole population, and their mean more than that of independent ones (compare
-            Nadeau, Bengio, "Inference for the generalization error", Machine Learning 52, 2003). At 1 they say
-            nothing: the half width is infinite.
+        overlap: share of its data that a draw has in common with another, which correlates them: they vary less than
+            draws from the whole population, and their mean more than that of independent ones (compare Nadeau,
+            Bengio, "Inference for the generalization error", Machine Learning 52, 2003). The correlation is taken
+            for its square, as that of a quadratic function of means is, such as the accuracy near its optimum. At 1
+            they say nothing: the half width is infinite.
         own: variance in each draw that has nothing to do with this data, such as that of test samples of its own.
         shared: variance of what is the same for all draws, such as common test samples.
     """
@@ -55,10 +56,10 @@ def half_width(draws: np.ndarray, *, overlap: float = 0.0, own: float = 0.0, sha
 
     if overlap >= 1:
         return float("inf")
-    k = len(draws)
-    estimated = max(draws.var(ddof=1) - own, 0.0) * (1 + (k - 1) * overlap) / (1 - overlap) / k
+    k, correlation = len(draws), overlap**2
+    estimated = max(draws.var(ddof=1) - own, 0.0) * (1 + (k - 1) * correlation) / (1 - correlation) / k
     variance = estimated + own / k + shared
-    freedom = (k - 1) * (variance / estimated) ** 2 if estimated > 0 else np.inf  # Welch and Satterthwaite
+    freedom = (k - 1) * variance / estimated if estimated > 0 else np.inf  # fewer than Welch's: draws are skewed
     return float(t.ppf(0.975, freedom) * np.sqrt(variance))
 
 

@@ -1,15 +1,15 @@
-"""The squared hinge loss for more rows than a Gram matrix can hold: Newton steps that read the rows in blocks.
+"""The squared hinge loss for more samples than a Gram matrix can hold: Newton steps that read the samples in blocks.
 
-All classes and all values of C are columns of one problem, so a block of rows is read once for all of them, on a CPU
-or an accelerator alike. With X the rows that end in a 1 (the intercept), a column's weights w minimise
+All classes and all values of C are columns of one problem, so a block of samples is read once for all of them, on a
+CPU or an accelerator alike. With X the samples that end in a 1 (the intercept), a column's weights w minimise
 
     1/2 |w|^2 + 1/2 sum_i curvature_i max(0, 1 - y_i x_i w)^2,   curvature_i = 2 C weight_i.
 
-For the rows within the margin, S, the loss is a quadratic with Hessian I + X_S^T curvature X_S; its minimum is found
-by conjugate gradients, one pass over the rows a step, and S is looked up again (finite Newton: Keerthi, DeCoste,
-"A Modified Finite Newton Method for Fast Solution of Large Scale Linear SVMs", JMLR 6, 2005). Two things keep the
-passes few: the problem is solved on an eighth of the rows first, and the leading directions of a sample of the rows
-are solved for exactly in every step.
+For the samples within the margin, S, the loss is a quadratic with Hessian I + X_S^T curvature X_S; its minimum is
+found by conjugate gradients, one pass over the samples a step, and S is looked up again (finite Newton: Keerthi,
+DeCoste, "A Modified Finite Newton Method for Fast Solution of Large Scale Linear SVMs", JMLR 6, 2005). Two things keep
+the passes few: the problem is solved on an eighth of the samples first, and the leading directions of a part of the
+samples are solved for exactly in every step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hf_tl.probes.gram import ROWS_AT_ONCE, Matrix, read_rows
 BLOCK = 2**24  # numbers of X on the device at once
 SMALL = 2**24  # numbers of X up to which everything is float64
 SAMPLE, DIRECTIONS = 2048, 128
-COARSER, FEWEST = 8, 8192  # a level has an eighth of the rows, while that is so many
+COARSER, FEWEST = 8, 8192  # a level has an eighth of the samples, while that is so many
 CERTIFIED = 1e-3  # duality gap that a solution may have, however small its decrement is
 FORCING = 0.05  # how far a Newton system is solved
 STEPS = 60  # conjugate gradient steps of one system
@@ -42,7 +42,7 @@ class Columns:
     """The problems to be solved together.
 
     Attributes:
-        signs: (rows, columns) int8 in {-1, 1}.
+        signs: (samples, columns) int8 in {-1, 1}.
         negative: (n_columns,) 2 C times the class weight of samples with sign -1.
         positive: (n_columns,) likewise with sign 1.
         weights: (n_samples,) of the samples, 0 for samples that do not count.
@@ -61,7 +61,7 @@ class Weights:
     Attributes:
         coef: (columns, n_features) float64.
         intercept: (columns,) float64.
-        passes: how often all rows were read, the coarser levels counted by their share.
+        passes: how often all samples were read, the coarser levels counted by their share.
         decrement: (n_columns,) estimated distance of the objective from its minimum, relative to it.
         gap: (n_columns,) an upper bound of that distance: the duality gap.
     """
@@ -79,11 +79,11 @@ def solve_primal(
     """The SVMs of all columns.
 
     Args:
-        X: (rows, n_features), in memory, memory-mapped or lazy; never converted as a whole.
+        X: (samples, n_features), in memory, memory-mapped or lazy; never converted as a whole.
         columns: signs and weights.
         tol: distance of each objective from its minimum, relative to it, at which to stop.
-        max_iter: passes over the rows of a level after which to stop in any case.
-        device: where blocks of rows are multiplied.
+        max_iter: passes over the samples of a level after which to stop in any case.
+        device: where blocks of samples are multiplied.
     """
     reader = _Reader(X, device)
     problem, passes = _solve_level(
@@ -109,7 +109,7 @@ def warn_if_unsolved(found: Weights, tol: float) -> None:
 
 
 class _Reader:
-    """Blocks of rows on the device, with a last column of ones."""
+    """Blocks of samples on the device, with a last column of ones."""
 
     def __init__(self, X: Matrix, device: str):
         self.X = X
@@ -118,18 +118,18 @@ class _Reader:
         self.dtype = torch.float64 if X.shape[0] * X.shape[1] <= SMALL and device == "cpu" else torch.float32
         self.at_once = max(1, BLOCK // self.n_features)
 
-    def blocks(self, rows: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, len(rows), self.at_once):
-            part = slice(start, min(start + self.at_once, len(rows)))
-            yield part, self.read(rows[part])
+    def blocks(self, samples: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, len(samples), self.at_once):
+            part = slice(start, min(start + self.at_once, len(samples)))
+            yield part, self.read(samples[part])
 
-    def read(self, rows: np.ndarray) -> Tensor:
-        """Some rows, ascending: (rows, n_features)."""
-        block = torch.ones(len(rows), self.n_features, dtype=self.dtype, device=self.device)
+    def read(self, samples: np.ndarray) -> Tensor:
+        """Some samples, ascending: (samples, n_features)."""
+        block = torch.ones(len(samples), self.n_features, dtype=self.dtype, device=self.device)
         window = min(self.at_once, ROWS_AT_ONCE)
-        for start in range(int(rows[0]), int(rows[-1]) + 1, window):  # scattered rows must not pull in all between
-            mine = slice(*np.searchsorted(rows, [start, start + window]).tolist())
-            wanted = rows[mine]
+        for start in range(int(samples[0]), int(samples[-1]) + 1, window):  # scattered ones do not pull in all between
+            mine = slice(*np.searchsorted(samples, [start, start + window]).tolist())
+            wanted = samples[mine]
             if len(wanted):
                 values = read_rows(self.X, slice(int(wanted[0]), int(wanted[-1]) + 1))
                 values = values if len(values) == len(wanted) else values[wanted - wanted[0]]
@@ -138,7 +138,7 @@ class _Reader:
 
 
 class _Preconditioner:
-    """An inverse of the Hessian that is exact in the leading directions of a sample of the rows."""
+    """An inverse of the Hessian that is exact in the leading directions of a part of the samples."""
 
     def __init__(self, reader: _Reader):
         n_rows = reader.X.shape[0]
@@ -150,7 +150,7 @@ class _Preconditioner:
         leading = vectors[:, -DIRECTIONS:].to(reader.dtype)
         if reader.n_features >= len(among):
             leading = among.T @ leading
-        self.rows = chosen
+        self.samples = chosen
         self.share = len(chosen) / n_rows
         self.directions = torch.linalg.qr(leading.double())[0].to(reader.dtype)
         self.coordinates = among @ self.directions
@@ -158,7 +158,7 @@ class _Preconditioner:
         self.beyond /= max(reader.n_features - self.directions.shape[1], 1)
 
     def at(self, curvature: Tensor) -> _Inverse:
-        """For the curvature (sample rows, columns) of the sample's rows, 0 beyond the margin."""
+        """For the curvature (n_part, columns) of that part, 0 beyond the margin."""
         curvature = curvature / self.share
         n_columns, k = curvature.shape[1], self.coordinates.shape[1]
         inner = torch.empty(n_columns, k, k, dtype=curvature.dtype, device=curvature.device)
@@ -182,16 +182,16 @@ class _Inverse:
 
 
 def _solve_level(
-    reader: _Reader, columns: Columns, rows: np.ndarray, precondition: _Preconditioner, *, tol: float, max_iter: int
+    reader: _Reader, columns: Columns, samples: np.ndarray, precondition: _Preconditioner, *, tol: float, max_iter: int
 ) -> tuple[_Problem, float]:
     n_columns, passes = columns.signs.shape[1], 0.0
-    if len(rows) >= COARSER * FEWEST:
-        fewer = np.sort(np.random.default_rng(len(rows)).permutation(rows)[: len(rows) // COARSER])
+    if len(samples) >= COARSER * FEWEST:
+        fewer = np.sort(np.random.default_rng(len(samples)).permutation(samples)[: len(samples) // COARSER])
         coarse, passes = _solve_level(reader, columns, fewer, precondition, tol=max(tol, 1e-2), max_iter=max_iter)
         weights, passes = coarse.weights, passes / COARSER
     else:
         weights = torch.zeros(reader.n_features, n_columns, dtype=reader.dtype, device=reader.device)
-    problem = _Problem(reader, columns, rows, precondition)
+    problem = _Problem(reader, columns, samples, precondition)
     problem.place(weights)
     while problem.live.any() and problem.passes < max_iter:
         problem.step(tol)
@@ -200,17 +200,17 @@ def _solve_level(
 
 
 class _Problem:
-    """The columns on some rows: weights, decision values, and one Newton step for those not yet solved."""
+    """The columns on some samples: weights, decision values, and one Newton step for those not yet solved."""
 
-    def __init__(self, reader: _Reader, columns: Columns, rows: np.ndarray, precondition: _Preconditioner):
-        self.reader, self.rows, self.precondition = reader, rows, precondition
+    def __init__(self, reader: _Reader, columns: Columns, samples: np.ndarray, precondition: _Preconditioner):
+        self.reader, self.samples, self.precondition = reader, samples, precondition
         device, dtype = reader.device, reader.dtype
-        share = len(rows) / reader.X.shape[0]  # fewer rows stand for all
-        self.signs = torch.from_numpy(columns.signs[rows]).to(device)
-        self.row_weights = torch.from_numpy(columns.weights[rows] / share).to(device, dtype)
+        share = len(samples) / reader.X.shape[0]  # fewer samples stand for all
+        self.signs = torch.from_numpy(columns.signs[samples]).to(device)
+        self.sample_weights = torch.from_numpy(columns.weights[samples] / share).to(device, dtype)
         self.negative = torch.from_numpy(columns.negative).to(device, dtype)
         self.positive = torch.from_numpy(columns.positive).to(device, dtype)
-        sample = precondition.rows
+        sample = precondition.samples
         self.sample = (
             torch.from_numpy(columns.signs[sample]).to(device),
             torch.from_numpy(columns.weights[sample]).to(device, dtype),
@@ -221,13 +221,14 @@ class _Problem:
         self.decrement = torch.full((n_columns,), torch.inf, dtype=torch.float64, device=device)
         self.gap = self.decrement.clone()
         self.passes = 0
-        self.bar = tqdm(desc=f"SVM on {len(rows):,} rows", unit="pass", disable=len(rows) <= FEWEST, leave=False)
+        title = f"SVM on {len(samples):,} samples"
+        self.bar = tqdm(desc=title, unit="pass", disable=len(samples) <= FEWEST, leave=False)
 
     def place(self, weights: Tensor) -> None:
         """Starts from given weights."""
         self.weights = weights.clone()
-        self.values = torch.empty(len(self.rows), weights.shape[1], dtype=weights.dtype, device=weights.device)
-        for part, block in self.reader.blocks(self.rows):
+        self.values = torch.empty(len(self.samples), weights.shape[1], dtype=weights.dtype, device=weights.device)
+        for part, block in self.reader.blocks(self.samples):
             self.values[part] = block @ weights
         self._passed()
         self.objective = self._objective(self.weights, self.values, self._curvature(slice(None)), slice(None))
@@ -241,7 +242,7 @@ class _Problem:
         inside = torch.where(slack > 0, loss, 0)
         residual = -weights
         push = inside * signs * slack
-        for part, block in self.reader.blocks(self.rows):
+        for part, block in self.reader.blocks(self.samples):
             residual += block.T @ push[part]
         self._passed()
         self.gap[columns] = self._gap(columns, residual + weights, push.abs(), slack)
@@ -276,7 +277,7 @@ class _Problem:
         goal = FORCING**2 * length
         for _ in range(STEPS):
             product, seen = direction.clone(), torch.empty_like(inside)
-            for part, block in self.reader.blocks(self.rows):
+            for part, block in self.reader.blocks(self.samples):
                 seen[part] = block @ direction
                 product += block.T @ (inside[part] * seen[part])
             self._passed()
@@ -294,14 +295,14 @@ class _Problem:
 
     def _curvature(self, columns: Tensor | slice) -> Tensor:
         factor = torch.where(self.signs[:, columns] > 0, self.positive[columns], self.negative[columns])
-        return factor * self.row_weights[:, None]
+        return factor * self.sample_weights[:, None]
 
     def _sample_curvature(self, columns: Tensor, weights: Tensor) -> Tensor:
-        """Of the preconditioner's rows, whose decision values are seen in its directions."""
-        signs, row_weights = self.sample
+        """Of the preconditioner's samples, whose decision values are seen in its directions."""
+        signs, sample_weights = self.sample
         signs = signs[:, columns]
         seen = self.precondition.coordinates @ (self.precondition.directions.T @ weights)
-        factor = torch.where(signs > 0, self.positive[columns], self.negative[columns]) * row_weights[:, None]
+        factor = torch.where(signs > 0, self.positive[columns], self.negative[columns]) * sample_weights[:, None]
         return torch.where(signs * seen < 1, factor, 0)
 
     def _gap(self, columns: Tensor, weights: Tensor, dual: Tensor, slack: Tensor) -> Tensor:

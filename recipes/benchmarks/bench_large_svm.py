@@ -1,8 +1,8 @@
-"""LinearSVM on 100,000 rows of 12,416 ternary features in a memory-mapped file, 100 classes: time and peak memory.
+"""LinearSVM on 100,000 samples of 12,416 ternary features in a memory-mapped file, 100 classes: time and peak memory.
 
-python recipes/benchmarks/bench_large_svm.py [--rows 100000] [--device cpu]
+python recipes/benchmarks/bench_large_svm.py [--samples 100000] [--device cpu]
 
-The rows are made up: 64 hidden factors, with a centre a class, seen through random weights and noise, then
+The samples are synthetic: 64 hidden factors, with a centre a class, seen through random weights and noise, then
 discretised. The fit runs in a process of its own, whose peak memory the operating system tells.
 """
 
@@ -25,12 +25,12 @@ FEATURES, CLASSES, TEST_ROWS, LIMIT = 12_416, 100, 4_000, 2 * 2**30
 RELATIVE_C, TOL = 1.0, 1e-3
 
 
-def make(path: Path, rows: int, *, seed: int) -> np.ndarray:
-    """Writes the rows block by block; returns their classes."""
-    values = np.lib.format.open_memmap(path, mode="w+", dtype=np.int8, shape=(rows, FEATURES))
-    labels = np.empty(rows, np.int64)
-    for start in range(0, rows, 2000):
-        part = slice(start, min(start + 2000, rows))
+def make(path: Path, samples: int, *, seed: int) -> np.ndarray:
+    """Writes the samples block by block; returns their classes."""
+    values = np.lib.format.open_memmap(path, mode="w+", dtype=np.int8, shape=(samples, FEATURES))
+    labels = np.empty(samples, np.int64)
+    for start in range(0, samples, 2000):
+        part = slice(start, min(start + 2000, samples))
         values[part], labels[part] = ternary_rows(part.stop - start, FEATURES, CLASSES, seed=(seed, start))
     values.flush()
     np.save(path.with_suffix(".labels.npy"), labels)
@@ -38,7 +38,7 @@ def make(path: Path, rows: int, *, seed: int) -> np.ndarray:
 
 
 def fit(path: Path, *, device: str) -> dict:
-    """Fits and judges; the memory is this process's."""
+    """Fits and evaluates; the memory is this process's."""
     import torch
 
     from hf_tl import LinearSVM
@@ -74,7 +74,7 @@ def peak_memory() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--fit", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -83,13 +83,13 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.npy"
-        make(path, options.rows, seed=0)
+        make(path, options.samples, seed=0)
         command = [sys.executable, __file__, "--fit", str(path), "--device", options.device]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    found = {"rows": options.rows, "features": FEATURES, "classes": CLASSES, "device": options.device, **found}
+    found = {"samples": options.samples, "features": FEATURES, "classes": CLASSES, "device": options.device, **found}
     gib = found["peak_bytes"] / 2**30
-    print(format_table(["rows", "seconds", "passes", "peak GiB", "test accuracy"],
-                       [[options.rows, found["seconds"], found["passes"], gib, found["test_accuracy"]]]))  # fmt: skip
+    cells = [options.samples, found["seconds"], found["passes"], gib, found["test_accuracy"]]
+    print(format_table(["samples", "seconds", "passes", "peak GiB", "test accuracy"], [cells]))
     print(f"within {LIMIT / 2**30:g} GiB: {found['peak_bytes'] <= LIMIT}")
     for warning in found["warnings"]:
         print(f"warning: {warning}")

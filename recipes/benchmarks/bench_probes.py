@@ -29,11 +29,11 @@ def main() -> None:
         layer_probes(train, test, progress=False)
         seconds = time.perf_counter() - start
         probes = layer_probes(train, test, untrained=features(name, trained=False), progress=False)
-        print(f"{name}: {len(probes.single)} layers and all ranges, {len(train)} rows, {seconds:.1f} s\n{probes}\n")
+        print(f"{name}: {len(probes.single)} layers and all ranges, {len(train)} samples, {seconds:.1f} s\n{probes}\n")
         gains = probes.gains()
         results[name] = {
             "seconds": round(seconds, 1),
-            "rows": len(train),
+            "samples": len(train),
             "all_layers": [round(probes.whole.score, 4), *(round(v, 4) for v in probes.whole.interval)],
             "best_layer": [probes.best_layer.name, round(probes.best_layer.score, 4)],
             "best_range": [probes.best_range.name, round(probes.best_range.score, 4)],

@@ -2,7 +2,7 @@
 
 HF_TL_REAL_DATA=path/to/data python recipes/benchmarks/bench_svm.py [--repeats 2] [--threads 1] [--sweep dtd10]
 
-One fit at C=1; a sweep of 9 values of C over 5 folds; 1,360 made-up rows of 17,056 ternary features in 136 classes.
+One fit at C=1; a sweep of 9 values of C over 5 folds; 1,360 synthetic samples in 136 classes.
 Seconds are of processor time: with one thread, what the clock of a quiet machine would show.
 """
 
@@ -39,13 +39,11 @@ def main() -> None:
          *found["test_accuracy"].values()]
         for name, found in fits.items()
     ]  # fmt: skip
-    header = ["dataset", "rows", "features", "LinearSVM s", "LinearSVC s", "ratio", "LinearSVM acc.", "LinearSVC acc."]
+    header = ["dataset", "samples", "features", "LinearSVM s", "LinearSVC s", "ratio", "LinearSVM", "LinearSVC"]
     print(format_table(header, lines))
     print(f"\nsweep on {options.sweep}, 9 values of C, 5 folds: LinearSVM {swept['LinearSVM_seconds']:.1f} s, "
           f"LinearSVC {swept['LinearSVC_seconds']:.1f} s, ratio {swept['ratio']:.1f}")  # fmt: skip
-    print(
-        f"136 classes, 1,360 rows, C=1: {many['seconds']['median']:.1f} s, test accuracy {many['test_accuracy']:.3f}"
-    )
+    print(f"136 classes, 1,360 samples, C=1: {many['seconds']['median']:.1f} s, accuracy {many['test_accuracy']:.3f}")
     keep("svm", {"clock": "process time",
                  "threads": options.threads, "one_fit_C_1": fits, "sweep": {"dataset": options.sweep, **swept},
                  "136_classes_C_1": many})  # fmt: skip
@@ -69,7 +67,7 @@ def one_fit(train: Embedding, test: Embedding, repeats: int) -> dict:
 
 
 def sweep(train: Embedding) -> dict:
-    """Every value of C on every fold; once, LinearSVC takes minutes. Both also fit all rows once at the end."""
+    """Every value of C on every fold; once, LinearSVC takes minutes. Both also fit all samples once at the end."""
     start = time.process_time()
     svm = LinearSVM("auto").fit(train.values, train.labels)
     ours = time.process_time() - start

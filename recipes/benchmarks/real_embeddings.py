@@ -1,4 +1,4 @@
-"""Raw full-network activations of the real data sets, read once and kept for the benchmarks that judge them.
+"""Raw full-network activations of the real data sets, read once and kept for the benchmarks that evaluate them.
 
 They go to $HF_TL_BENCH_CACHE, or to a folder beside other temporary files.
 """
@@ -20,7 +20,7 @@ IMAGENET, BIRDS = "mobilenetv2_100.tf2_in1k", "mobilenetv2_100.inat_bird"
 
 
 def raw_embeddings(name: str, *, trained: bool = True, weights: str = IMAGENET) -> tuple[Embedding, Embedding]:
-    """Raw activations of training and test rows, all layers and the last, of MobileNetV2.
+    """Raw activations of training and test samples, all layers and the last, of MobileNetV2.
 
     Args:
         name: one of the folders in sets/.
@@ -35,13 +35,13 @@ def raw_embeddings(name: str, *, trained: bool = True, weights: str = IMAGENET) 
         reader = FullNetworkEmbedding(
             network if trained else untrained(network), recipe="raw", taps=["auto", "last"], batch_size=32
         )
-        for split, rows in (("train", task.train), ("test", task.test)):
-            reader.activations(rows).save(folder / split)
+        for split, samples in (("train", task.train), ("test", task.test)):
+            reader.activations(samples).save(folder / split)
     return Embedding.load(folder / "train"), Embedding.load(folder / "test")
 
 
 def features(name: str, *, recipe: str = "paper", taps: str = "auto", trained: bool = True):
-    """The embedding of training and test rows by a recipe, with the training rows' statistics."""
+    """The embedding of training and test samples by a recipe, with the training samples' statistics."""
     train, test = raw_embeddings(name, trained=trained)
     fne = FullNetworkEmbedding(recipe=recipe, taps=taps)
     return fne.fit_transform(train), fne.transform(test)

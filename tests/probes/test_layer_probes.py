@@ -1,4 +1,4 @@
-"""Layer probes: each set of layers is judged as LinearSVM on its columns is."""
+"""Layer probes: each set of layers is evaluated as LinearSVM on its columns is."""
 
 from dataclasses import dataclass, replace
 
@@ -50,7 +50,7 @@ def right(train, test, columns):
     return LinearSVM(10.0 / squared).fit(x, train.labels).predict(z) == test.labels
 
 
-def test_each_set_of_layers_is_judged_as_a_svm_on_its_columns():
+def test_each_set_of_layers_is_evaluated_as_a_svm_on_its_columns():
     train, test = features(), features(60, seed=1)
     probes = layer_probes(train, test, progress=False)
     stops = np.cumsum(WIDTHS)
@@ -65,7 +65,7 @@ def test_each_set_of_layers_is_judged_as_a_svm_on_its_columns():
     assert probes.chance == pytest.approx(1 / 3)
 
 
-def test_without_test_rows_each_row_is_judged_by_a_fit_without_its_fold():
+def test_without_test_samples_each_one_is_evaluated_by_a_fit_without_its_fold():
     train = features()
     probes = layer_probes(train, progress=False)
     fold = stratified_folds(train.labels)

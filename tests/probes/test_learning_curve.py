@@ -59,9 +59,9 @@ def few(rows=120, classes=3, seed=0):
 def test_samples_are_nested_chosen_by_class_and_the_same_for_every_curve():
     seen = []
 
-    def watch(samples, judged):
+    def watch(samples, evaluated):
         seen.append(samples)
-        return samples, judged
+        return samples, evaluated
 
     train, test = few(), few(60, seed=1)
     found = learning_curve(train, test, shots=(1, 2, 5, 99), n_splits=2, prepare=watch, progress=False)
@@ -82,12 +82,12 @@ def test_samples_are_nested_chosen_by_class_and_the_same_for_every_curve():
 def test_without_test_rows_a_quarter_is_held_out_and_never_sampled():
     values = []
 
-    def watch(samples, judged):
-        values.append(({tuple(row) for row in samples}, {tuple(row) for row in judged}))
-        return samples, judged
+    def watch(samples, evaluated):
+        values.append(({tuple(row) for row in samples}, {tuple(row) for row in evaluated}))
+        return samples, evaluated
 
     learning_curve(few(), shots=(2, 30), n_splits=2, prepare=watch, progress=False)
-    assert all(not samples & judged and len(judged) == 30 for samples, judged in values)
+    assert all(not samples & evaluated and len(evaluated) == 30 for samples, evaluated in values)
 
 
 def test_it_is_the_mean_of_the_classes_accuracies():
@@ -114,7 +114,7 @@ def test_intervals_are_wider_where_draws_share_samples():
     apart = half_width(np.array([0.5, 0.6, 0.4, 0.55]))
     draws = np.tile([0.5, 0.6, 0.4, 0.55], (2, 1))
     curve = LearningCurve((1, 2), {"a": draws}, chance=0.2, overlap=(0.0, 0.5))
-    assert curve.half_widths("a") == pytest.approx([apart, apart * np.sqrt(5)])
+    assert curve.half_widths("a") == pytest.approx([apart, apart * np.sqrt(7 / 3)])
 
 
 @pytest.mark.slow
