@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from hf_tl.audio_folder import holds_recordings, load_audio_folder
 from hf_tl.dataset_check import check_classes, check_folder, find_bad_samples
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.labels import LABEL_NAMES, LabelTable, Problem, find_label, find_problem, read_labels
@@ -359,6 +360,8 @@ def _load(name: str, config: str | None) -> DatasetDict:
             return datasets.load_dataset(FILE_FORMATS[suffix], data_files=name, **options)
         if not os.path.isdir(name) and (name.startswith((".", "~", os.sep)) or not HUB_ID.fullmatch(name)):
             raise InputError(f"data folder {name!r} does not exist")
+        if os.path.isdir(name) and config is None and holds_recordings(name):
+            return load_audio_folder(name)
         return datasets.load_dataset(name, config)
     except InputError:
         raise

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 NEEDS = {  # page -> fixtures that put what it names into the working folder
     "README.md": ("vision_network", "photos"),
+    "classifier.md": ("vision_network", "photos"),
     "embedding.md": ("vision_network", "photos"),
     "lora.md": ("base_and_adapter",),
     "probes.md": ("vision_network", "photos", "stored_embedding"),
@@ -101,6 +102,7 @@ def vision_network(here, saved_vision_network):
 def photos(here):
     write_images(here / "beans")
     write_images(here / "beans", rows=3, split="test")
+    shutil.copytree(here / "beans" / "test" / "dog", here / "new-photos")
 
 
 @pytest.fixture
@@ -214,7 +216,8 @@ def test_commands_run(page, prepared, capsys):
         printed = capsys.readouterr().out
         assert printed, command
         if page == "README.md":
-            assert "full network" in printed or "layers frozen" in printed
+            words = ("full network", "layers frozen", "of 2 classes", "predictions in")
+            assert any(word in printed for word in words)
 
 
 def test_pages_that_run_elsewhere_do():

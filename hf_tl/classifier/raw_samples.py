@@ -13,11 +13,11 @@ from typing import Literal
 
 from datasets import Dataset
 
-from hf_tl.data import FILE_FORMATS, Samples, as_samples, load_table
+from hf_tl.audio_folder import RECORDINGS
+from hf_tl.data import FILE_FORMATS, PLURALS, Samples, as_samples, load_table
 from hf_tl.errors import InputError
 
 
-RECORDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aiff", ".aif", ".wma")
 FILE_COLUMNS = ("file", "file_name", "filename", "path", "filepath", "image", "audio")
 ADDRESSES = ("http:", "https:", "ftp:", "file:", "s3:", "gs:", "hf:")
 
@@ -120,10 +120,8 @@ def _from_folder(folder: Path, modality: str) -> RawSamples:
             if not name.startswith("."):
                 (found if Path(name).suffix.lower() in endings else left_out).append(str(Path(place, name)))
     if not found:
-        some = f"; it has {', '.join(Path(name).name for name in left_out[:3])}, ..." if left_out else ""
-        raise InputError(
-            f"folder {str(folder)!r} has no file that ends like one of {modality} ({sorted(endings)[:6]}, ...){some}"
-        )
+        some = f", but {', '.join(Path(name).name for name in left_out[:3])}" if left_out else ""
+        raise InputError(f"{str(folder)!r} holds no {PLURALS[modality]} ({', '.join(sorted(endings))}){some}")
     names, others = ([str(Path(name).relative_to(folder)) for name in part] for part in (found, left_out))
     return RawSamples(_of_files(found, modality), names, "file", tuple(others), tuple(found))
 
@@ -137,7 +135,7 @@ def _endings(modality: str) -> set[str]:
     known = {"audio": set(RECORDINGS), "text": {".txt", ".md"}}
     if modality not in known:
         raise InputError(
-            f"files are read by networks of images, texts or recordings; this one reads {modality}s: give a list"
+            f"a folder holds images, texts or recordings, but this network reads {modality}s; give a list"
         )
     return known[modality]
 
@@ -169,6 +167,4 @@ def _from_table(path: str, modality: str, columns: Sequence[str]) -> RawSamples:
 
 def _check_no_address(value: object, modality: str) -> None:
     if modality != "text" and isinstance(value, str) and value.lower().startswith(ADDRESSES):
-        raise InputError(
-            f"{value[:80]!r} is an address, and hf_tl opens files only; download it first, and give its path"
-        )
+        raise InputError(f"{value[:80]!r} is an address, and only files are opened; download it, and give its path")

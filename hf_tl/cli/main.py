@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hf_tl.cli import adapter, audit, embed, layers, plugins, policy, probe, quickstart, rank, similarity
+from hf_tl.cli import adapter, audit, embed, fit, layers, plugins, policy, predict, probe, quickstart, rank, similarity
 from hf_tl.errors import InputError
 
 
@@ -19,6 +19,8 @@ COMMANDS = {
     "probe": probe,
     "rank": rank,
     "similarity": similarity,
+    "fit": fit,
+    "predict": predict,
     "policy": policy,
     "adapter": adapter,
     "plugins": plugins,

@@ -15,6 +15,7 @@ from hf_tl.table import in_words
 if TYPE_CHECKING:
     from hf_tl.data import Task
     from hf_tl.embedding.embedding import Embedding
+    from hf_tl.models import Network
 
 
 def read_task(
@@ -32,12 +33,38 @@ def read_task(
         how: further arguments of `FullNetworkEmbedding`.
         out: a folder that receives them, in "train" and "test"; a pass that was stopped resumes there.
     """
-    from hf_tl.data import check_inputs, load_task
     from hf_tl.embedding.full_network import FullNetworkEmbedding
     from hf_tl.embedding.recipe import RECIPES, find_recipe
-    from hf_tl.models import find_modality, load_network
 
     raw = replace(RECIPES["raw"], activation=find_recipe(options.recipe).activation)
+    network, task, notes = read_network_and_task(options)
+    reader = FullNetworkEmbedding(
+        network,
+        recipe=raw,
+        taps=taps,
+        batch_size=options.batch_size,
+        device=options.device,
+        on_bad_samples=options.on_bad_samples,
+        **(how or {}),
+    )
+    folders = [None if out is None else out / split for split in ("train", "test")]
+    embeddings = [reader.activations(r, out=o) for r, o in zip((task.train, task.test), folders, strict=True)]
+    for samples, embedding in zip((task.train, task.test), embeddings, strict=True):
+        skipped = sorted(set(range(len(samples))) - set(embedding.indices.tolist()))
+        if skipped:
+            shown = in_words([str(i) for i in skipped], most=10)
+            notes.append(f"left out {len(skipped)} of {len(samples)} {samples.name} samples: {shown}")
+    return embeddings[0], embeddings[1], notes
+
+
+def read_network_and_task(options: argparse.Namespace) -> tuple[Network, Task, list[str]]:
+    """The network, the task, whose data is looked at before the network is loaded, and what there is to say about it.
+
+    Args:
+        options: the arguments that `add_reading` added.
+    """
+    from hf_tl.data import check_inputs, load_task
+    from hf_tl.models import find_modality, load_network
 
     def load(modality: str) -> Task:
         return load_task(
@@ -60,20 +87,4 @@ def read_task(
     network = network or load_network(options.model, image_size=options.image_size)
     if network.modality != modality:
         task = load(network.modality)
-    reader = FullNetworkEmbedding(
-        network,
-        recipe=raw,
-        taps=taps,
-        batch_size=options.batch_size,
-        device=options.device,
-        on_bad_samples=options.on_bad_samples,
-        **(how or {}),
-    )
-    folders = [None if out is None else out / split for split in ("train", "test")]
-    embeddings = [reader.activations(r, out=o) for r, o in zip((task.train, task.test), folders, strict=True)]
-    for samples, embedding in zip((task.train, task.test), embeddings, strict=True):
-        skipped = sorted(set(range(len(samples))) - set(embedding.indices.tolist()))
-        if skipped:
-            shown = in_words([str(i) for i in skipped], most=10)
-            notes.append(f"left out {len(skipped)} of {len(samples)} {samples.name} samples: {shown}")
-    return embeddings[0], embeddings[1], notes
+    return network, task, notes

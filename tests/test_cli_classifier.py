@@ -1,0 +1,169 @@
+"""hf-tl fit and hf-tl predict: from photos in folders, sentences in a csv file and recordings to predictions."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import wavfile
+from tiny import save_wav2vec2
+
+from hf_tl import Classifier
+from hf_tl.cli.main import main
+from hf_tl.embedding.batches import Execution
+
+
+def read_rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def probabilities(row):
+    numbers = ["", "_2", "_3"]
+    return {row[f"class{i}"]: float(row[f"probability{i}"]) for i in numbers if f"class{i}" in row}
+
+
+def odd_photos(folder, source):
+    """The same photo as its camera, scanner and editor may have saved it."""
+    folder.mkdir()
+    photo = Image.open(source).convert("RGB")
+    photo.save(folder / "plain.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    photo.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png", exif=exif)
+    (folder / "deep" / "er").mkdir(parents=True)
+    photo.convert("RGBA").save(folder / "deep" / "rgba.png")
+    photo.convert("CMYK").save(folder / "deep" / "er" / "cmyk.tiff")
+    grey = np.asarray(photo.convert("L"))
+    Image.fromarray(grey).save(folder / "grey.png")
+    Image.fromarray(grey.astype(np.uint16) * 256).save(folder / "grey16.png")
+    photo.quantize(64).save(folder / "palette.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
+    (folder / "notes.txt").write_text("of the trip")
+    return folder
+
+
+def test_photos_from_folders_to_predictions(timm_folder, image_folder, tmp_path, capsys):
+    command = ["fit", str(timm_folder), str(image_folder), "--image-size", "48", "--out", str(tmp_path / "pets")]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "of 2 classes: cat, dog" in printed
+    assert "probabilities: temperature" in printed
+    photos = odd_photos(tmp_path / "new", image_folder / "test" / "dog" / "0.png")
+    out = tmp_path / "predictions.csv"
+    assert main(["predict", str(tmp_path / "pets"), str(photos), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "left out: broken.jpg: ValueError:" in printed
+    assert "not image files: notes.txt, 1 in all" in printed
+    rows = {row["file"]: row for row in read_rows(out)}
+    assert set(rows) == {
+        "plain.png",
+        "turned.png",
+        "grey.png",
+        "grey16.png",
+        "palette.png",
+        "deep/rgba.png",
+        "deep/er/cmyk.tiff",
+    }
+    for same, other in (("plain.png", "turned.png"), ("plain.png", "deep/rgba.png"), ("grey.png", "grey16.png")):
+        assert probabilities(rows[same]) == probabilities(rows[other])
+    classifier = Classifier.from_pretrained(tmp_path / "pets", execution=Execution(progress=False))
+    expected = dict(zip(classifier.class_names, classifier.predict_proba([str(photos / "plain.png")])[0], strict=True))
+    assert probabilities(rows["plain.png"]) == pytest.approx(expected, abs=1e-6)
+    assert rows["plain.png"]["class"] == max(expected, key=expected.get)
+
+
+def test_sentences_of_a_csv_file(text_folder, reviews, tmp_path, capsys):
+    assert main(["fit", str(text_folder), str(reviews), "--out", str(tmp_path / "reviews")]) == 0
+    assert json.loads((tmp_path / "reviews" / "classifier.json").read_text())["record"]["columns"] == ["text"]
+    new = tmp_path / "new.csv"
+    new.write_text("id,comment,text\n1,one,the film was very good\n2,two,\n3,three,a dull film\n")
+    out = tmp_path / "predictions.csv"
+    assert main(["predict", str(tmp_path / "reviews"), str(new), "--out", str(out), "--top", "2"]) == 0
+    assert "left out: 1: ValueError: column 'text' is empty" in capsys.readouterr().out
+    rows = read_rows(out)
+    assert [row["row"] for row in rows] == ["0", "2"]
+    classifier = Classifier.from_pretrained(tmp_path / "reviews", execution=Execution(progress=False))
+    assert [row["class"] for row in rows] == classifier.predict(["the film was very good", "a dull film"]).tolist()
+
+
+def test_recordings_in_folders(tmp_path, capsys):
+    model, generator = save_wav2vec2(tmp_path / "model"), np.random.default_rng(0)
+    for split, n in (("train", 6), ("test", 2)):
+        for name, pitch in (("high", 1500), ("low", 200)):
+            folder = tmp_path / "tones" / split / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                time = np.arange(3200 + 400 * i) / 16000
+                tone = np.sin(2 * np.pi * pitch * time) + generator.normal(0, 0.05, len(time))
+                wavfile.write(folder / f"{i}.wav", 16000, (tone * 12000).astype(np.int16))
+    assert main(["fit", str(model), str(tmp_path / "tones"), "--out", str(tmp_path / "saved")]) == 0
+    out = tmp_path / "predictions.csv"
+    (tmp_path / "tones" / "test" / "broken.wav").write_bytes(b"no sound")
+    assert main(["predict", str(tmp_path / "saved"), str(tmp_path / "tones" / "test"), "--out", str(out)]) == 0
+    assert "left out: broken.wav" in capsys.readouterr().out
+    rows = read_rows(out)
+    assert [row["file"] for row in rows] == ["high/0.wav", "high/1.wav", "low/0.wav", "low/1.wav"]
+    assert {row["class"] for row in rows} <= {"high", "low"}
+
+
+def test_a_run_that_was_stopped_goes_on(timm_folder, image_folder, tmp_path, monkeypatch, capsys):
+    from hf_tl.classifier import predictions
+
+    assert (
+        main(["fit", str(timm_folder), str(image_folder), "--image-size", "48", "--out", str(tmp_path / "pets")]) == 0
+    )
+    command = ["predict", str(tmp_path / "pets"), str(image_folder / "test"), "--batch-size", "2"]
+    assert main([*command, "--out", str(tmp_path / "whole.csv")]) == 0
+    done, row = [], predictions._row
+
+    def stop_in_the_second_batch(prediction, top):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(prediction.name)
+        return row(prediction, top)
+
+    monkeypatch.setattr(predictions, "_row", stop_in_the_second_batch)
+    out = tmp_path / "parts.csv"
+    assert main([*command, "--out", str(out)]) == 130
+    assert not out.exists()
+    monkeypatch.setattr(predictions, "_row", row)
+    capsys.readouterr()
+    part = tmp_path / "parts.csv.part"
+    part.write_text(part.read_text() + "dog/0.p")  # half a line
+    assert main([*command, "--out", str(out)]) == 0
+    assert "2 inputs were done by an earlier run" in capsys.readouterr().out
+    assert out.read_text() == (tmp_path / "whole.csv").read_text()
+    assert not part.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["https://example.org/a.jpg", "--out", "p.csv"], "is an address, and only files are opened"),
+        (["nowhere", "--out", "p.csv"], "'nowhere' is neither a file nor a folder here"),
+        (["{photos}", "--out", "p.txt"], "predictions are written to a .csv file"),
+        (["{photos}", "--out", "p.csv", "--top", "0"], "top must be at least 1"),
+        (["{empty}", "--out", "p.csv"], "holds no images"),
+    ],
+)
+def test_what_cannot_be_predicted_ends_in_a_sentence(words, said, request, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    saved, photos = request.getfixturevalue("saved_pets")
+    (tmp_path / "empty").mkdir()
+    words = [word.format(photos=photos, empty=tmp_path / "empty") for word in words]
+    assert main(["predict", str(saved), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def saved_pets(timm_folder, tmp_path_factory):
+    from conftest import write_images
+
+    folder = tmp_path_factory.mktemp("pets")
+    write_images(folder / "photos", rows=5)
+    assert (
+        main(["fit", str(timm_folder), str(folder / "photos"), "--image-size", "32", "--out", str(folder / "c")]) == 0
+    )
+    return folder / "c", folder / "photos"
