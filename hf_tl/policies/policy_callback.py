@@ -34,7 +34,8 @@ class PolicyCallback(TrainerCallback):
 
     Give it to the Trainer as it is built, a new one for each Trainer. Everything else, the arguments, the optimizer,
     the scheduler, resuming from a checkpoint, stays as it was. Layers are reinitialised as training begins, so that a
-    Trainer that only evaluates or predicts does so with the model that it was given.
+    Trainer that only evaluates or predicts does so with the model that it was given; under DeepSpeed alone, as the
+    Trainer is built.
 
     Args:
         policy: or its text.
@@ -96,7 +97,7 @@ class PolicyCallback(TrainerCallback):
         if args.resume_from_checkpoint:  # where it stands in the arguments, before torch sees other parameters
             check_statements(read_statements(args.resume_from_checkpoint), own)
         _kept(state)[KEY] = own
-        self.applied.start(reinit=_is_sharded(args))
+        self.applied.start(reinit=bool(args.deepspeed))  # whose parameters are in pieces that only it can write
 
     def _apply(self, args: TrainingArguments, model: nn.Module, example: Batch | None) -> AppliedPolicy:
         applied = self.policy.apply(model, example=example, blocks=self.blocks, build=self.build, start=False)

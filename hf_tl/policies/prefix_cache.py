@@ -15,18 +15,16 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from hf_tl.layers import Layer
+from hf_tl.policies.cut import Cut, find_cuts, holds, same_buffers
 from hf_tl.policies.plan import Plan
-from hf_tl.trace import first_float
 
 
 log = logging.getLogger(__name__)
@@ -98,7 +96,7 @@ class PrefixCache:
             return
         if self.cut is None:
             with self._without_side_effects(model):
-                self.cut = next((cut for cut in self._candidates if _holds(model, cut, args, kwargs)), None)
+                self.cut = next((cut for cut in self._candidates if holds(model, cut, args, kwargs)), None)
             if self.cut is None:
                 self._stop("the frozen part draws random numbers, or more than one tensor passes on from it")
                 return
@@ -173,7 +171,7 @@ class PrefixCache:
         devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
         self._busy = True
         try:
-            with torch.random.fork_rng(devices), torch.no_grad(), _same_buffers(model):
+            with torch.random.fork_rng(devices), torch.no_grad(), same_buffers(model):
                 yield
         finally:
             self._busy = False
@@ -221,172 +219,6 @@ class _Store:
             self.file.seek(self.places[key] * len(data))
             self.file.readinto(data)  # type: ignore[attr-defined]  # of every raw file, though BinaryIO has it not
         return value.to(self.device, self.original)
-
-
-@dataclass(frozen=True)
-class Blank:
-    """The place of a tensor in what a module returned."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-
-@dataclass
-class Cut:
-    """A place at which a network can be split, since one tensor is all that passes.
-
-    Attributes:
-        layer: the last layer before it.
-        modules: those that need not run, in execution order; the last returns the tensor.
-        outputs: what they returned in the pass that was captured, tensors left blank.
-        captured: the tensor that passed.
-    """
-
-    layer: Layer
-    modules: tuple[nn.Module, ...]
-    outputs: list[Any] = field(default_factory=list)
-    captured: Tensor | None = None
-
-    def weights(self) -> list[tuple]:
-        """What changes with the weights before the cut, in whatever way they are written."""
-        every = (tensor for module in self.modules for tensor in (*module.parameters(), *module.buffers()))
-        tensors = [tensor for tensor in every if tensor.numel()]
-        sums = torch.stack([_weighted_sum(tensor) for tensor in tensors]).tolist()
-        return [(tensor.data_ptr(), tensor._version, own) for tensor, own in zip(tensors, sums, strict=True)]
-
-    @contextmanager
-    def capturing(self) -> Iterator[None]:
-        """Within, a pass of the network leaves what its modules return here."""
-        self.outputs, self.captured = [None] * len(self.modules), None
-
-        def keep(i: int) -> Callable:
-            def hook(module: nn.Module, args: tuple, output: Any) -> None:
-                self.outputs[i] = _blank(output)
-                if i == len(self.modules) - 1:
-                    found = first_float(output)
-                    self.captured = None if found is None else found.detach().clone()
-
-            return hook
-
-        with ExitStack() as stack:
-            for i, module in enumerate(self.modules):
-                stack.callback(module.register_forward_hook(keep(i)).remove)
-            yield
-
-    @contextmanager
-    def replaying(self, value: Tensor) -> Iterator[None]:
-        """Within, the modules return what they returned, and the last of them `value`."""
-        own = [vars(module).get("forward") for module in self.modules]  # accelerate's hooks leave one there
-        for i, module in enumerate(self.modules):
-            put = [value] if i == len(self.modules) - 1 else []
-            module.forward = _returning(self.outputs[i], put)
-        try:
-            yield
-        finally:
-            for module, forward in zip(self.modules, own, strict=True):
-                del module.forward
-                if forward is not None:
-                    module.forward = forward
-
-
-def find_cuts(plan: Plan) -> list[Cut]:
-    """The cuts behind layers that are frozen and draw no random numbers, the deepest first."""
-    found: list[Cut] = []
-    modules: list[nn.Module] = []
-    for setting in plan.settings:
-        layer = setting.layer
-        steady = setting.norm == "eval" and setting.dropout == "off"
-        if plan.tunes(layer) or setting.trains or not steady or layer.calls > 1:
-            break
-        own = [module for _, module in layer.modules if next(module.parameters(), None) is not None]
-        modules += own
-        if layer.split_point and own:
-            found.insert(0, Cut(layer, tuple(modules)))
-    return found
-
-
-def _holds(model: nn.Module, cut: Cut, args: tuple, kwargs: dict) -> bool:
-    """Whether the network, split here, does the same: with other random numbers before, with the same after."""
-
-    def run(seed: int, rows: Callable[[Any], Any] = lambda value: value) -> Any:
-        torch.manual_seed(seed)
-        with _same_buffers(model):
-            return model(*map(rows, args), **{name: rows(value) for name, value in kwargs.items()})
-
-    outputs, values = [], []
-    for seed in (0, 1):
-        try:
-            with cut.capturing():
-                outputs.append(run(seed))
-        except NotImplementedError:
-            return False
-        values.append(cut.captured)
-    first, second = values
-    if first is None or second is None or not torch.equal(first, second):
-        return False
-    run(0, _rolled)  # what a frozen module has left in an attribute is of other samples now
-    with cut.replaying(first.clone()):
-        return _same(outputs[0], run(0))
-
-
-@contextmanager
-def _same_buffers(model: nn.Module) -> Iterator[None]:
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
-
-
-def _rolled(value: Any) -> Any:
-    return value.roll(1, 0) if isinstance(value, Tensor) and value.ndim else value
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two outputs of a network hold the same tensors, bit for bit."""
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and torch.equal(one, other)
-    if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, Sequence) and not isinstance(one, str):
-        return len(one) == len(other) and all(_same(*pair) for pair in zip(one, other, strict=True))
-    return True
-
-
-def _weighted_sum(tensor: Tensor) -> Tensor:
-    """A number that any change of the entries moves, an exchange of two as well; one read of the memory."""
-    matrix = tensor.detach().reshape(tensor.shape[0] if tensor.ndim else 1, -1)
-    matrix = matrix.float()
-    rows, columns = (1 + torch.arange(n, device=tensor.device).remainder(997).cos() for n in matrix.shape)
-    return matrix @ columns @ rows
-
-
-def _blank(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return Blank(tuple(value.shape), value.dtype, value.device)
-    if isinstance(value, Mapping):
-        raise NotImplementedError
-    if isinstance(value, (list, tuple)):
-        return type(value)([_blank(item) for item in value])
-    return value
-
-
-def _returning(output: Any, put: list[Tensor]) -> Callable:
-    return lambda *args, **kwargs: _fill(output, list(put))
-
-
-def _fill(value: Any, put: list[Tensor]) -> Any:
-    """Tensors for blanks: the first of floating point is the one to put there, if there is one."""
-    if isinstance(value, Blank):
-        if put and value.dtype.is_floating_point:
-            return put.pop()
-        return torch.zeros(value.shape, dtype=value.dtype, device=value.device)
-    if isinstance(value, (list, tuple)):
-        return type(value)([_fill(item, put) for item in value])
-    return value
 
 
 def _keys(args: tuple, kwargs: Mapping[str, Any]) -> tuple[list[bytes], tuple]:

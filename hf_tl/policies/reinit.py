@@ -74,11 +74,21 @@ def draw_values(
 
 
 def write_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Copies values into the parameters and buffers of these names."""
+    """Copies values into the parameters and buffers of these names, where FSDP2 has sharded them into its shards."""
     tensors = dict((*model.named_parameters(), *model.named_buffers()))
     with torch.no_grad():
         for name, value in values.items():
-            tensors[name].copy_(value)
+            tensors[name].copy_(_sharded_like(tensors[name], value))
+
+
+def _sharded_like(tensor: Tensor, value: Tensor) -> Tensor:
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(tensor, DTensor):
+        return value
+    return distribute_tensor(value.to(tensor.device, tensor.dtype), tensor.device_mesh, tensor.placements)
 
 
 def _tensors(model: nn.Module, layers: Sequence[Layer]) -> dict[str, Tensor]:

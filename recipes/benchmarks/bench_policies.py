@@ -2,6 +2,7 @@
 
 python recipes/benchmarks/bench_policies.py --part vit          # the two parts go into one file of results
 python recipes/benchmarks/bench_policies.py --part mobilenet
+python recipes/benchmarks/bench_policies.py --part vit --comparison  # is a frozen weight another one?
 """
 
 import argparse
@@ -15,7 +16,8 @@ import timm
 import torch
 from machine import RESULTS, keep, spread
 
-from hf_tl import Policy, PrefixCache
+from hf_tl import Policy, PrefixCache, list_layers
+from hf_tl.policies.cut import find_cuts
 from hf_tl.table import format_table
 
 
@@ -101,15 +103,33 @@ def measure(name: str, *, repeats: int, rows: int) -> dict:
     return results
 
 
+def compare_weights(name: str) -> None:
+    """Prints the processor's time of one comparison of the frozen half."""
+    model = timm.create_model(name, num_classes=10).eval()
+    layers = list_layers(model)
+    cut = find_cuts(Policy("freeze: ..50%").plans(layers)[0])[0]
+    count = sum(parameter.numel() for module in cut.modules for parameter in module.parameters())
+    seconds = []
+    for _ in range(7):
+        start = time.process_time()
+        cut.weights()
+        seconds.append(time.process_time() - start)
+    print(f"{count:,} frozen weights of {name}: {1e3 * statistics.median(seconds):.1f} ms of one core a step")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=list(NETWORKS), required=True)
+    parser.add_argument("--comparison", action="store_true", help="only the comparison of the frozen weights")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", type=int, default=16, help="of a batch (default %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
+    if options.comparison:
+        compare_weights(NETWORKS[options.part])
+        return
     found = measure(NETWORKS[options.part], repeats=options.repeats, rows=options.rows)
     lines = []
     for mode, result in found.items():

@@ -3,12 +3,14 @@
     python dropin_cell.py ORDERS.json [RANKS]
     accelerate launch ... dropin_cell.py ORDERS.json
 
-ORDERS.json is [{"folder", "script", "words", "port"}, ...]. Each script has a process of its own on every rank, forked
-when everything that takes long is imported, in the folder, which gets RANK.json and RANK.txt, what it said. The script
-is not touched: this file watches hf_tl's functions from outside and looks at the network when the script has ended.
+ORDERS.json is [{"folder", "beside", "script", "words", "port"}, ...]: where it runs, where the script was found. Each
+script has a process of its own on every rank, forked when everything that takes long is imported, in the folder, which
+gets RANK.json and RANK.txt, what it said. The script is not touched: this file watches hf_tl's functions from outside
+and looks at the network when the script has ended.
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import runpy
@@ -105,6 +107,7 @@ def run(order: dict, rank: int) -> None:
         os.environ |= {"MASTER_PORT": str(order["port"]), "TORCHELASTIC_USE_AGENT_STORE": "False"}
     seen = watch()
     stand_in()
+    sys.path.append(order["beside"])
     sys.argv = [order["script"], *order["words"]]
     error = None
     try:
@@ -119,11 +122,27 @@ def run(order: dict, rank: int) -> None:
 
 
 def stand_in() -> None:
-    """Gives scripts of transformers 4 the telemetry function that they import and transformers 5 does not have."""
+    """Gives scripts of transformers 4 the functions that they import and transformers 5 does not have.
+
+    Recordings are decoded by this project, as torchcodec needs libraries of the system.
+    """
+    import datasets
     import transformers.utils
 
-    if "send_example_telemetry" not in dir(transformers.utils):
-        transformers.utils.send_example_telemetry = lambda *arguments: None
+    from hf_tl.inputs import read_recording
+
+    for name, value in (("send_example_telemetry", None), ("is_offline_mode", True)):
+        if name not in dir(transformers.utils):
+            setattr(transformers.utils, name, lambda *arguments, value=value: value)
+
+    def decode(audio, value, token_per_repo_id=None):
+        return {"array": read_recording(value, rate=audio.sampling_rate), "sampling_rate": audio.sampling_rate}
+
+    def encode(audio, value):
+        return value if isinstance(value, dict) else {"bytes": None, "path": str(value)}
+
+    if importlib.util.find_spec("torchcodec") is None:
+        datasets.Audio.decode_example, datasets.Audio.encode_example = decode, encode
 
 
 def count_processes(error: str | None) -> int:

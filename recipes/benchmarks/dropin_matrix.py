@@ -56,7 +56,8 @@ def main() -> None:
     parser.add_argument("--world", type=Path, help="folder of tiny networks and data; a temporary one by default")
     parser.add_argument("--ledger", type=Path, default=Path("runs/dropin_matrix.jsonl"))
     options = parser.parse_args()
-    found, missing = find_scripts(options)
+    paths, missing = find_scripts(options)
+    found = {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
     for name, reason in missing.items():
         print(f"left out {name}: {reason}")
     cells = [(name, pillar, n) for name in found for pillar in options.pillars for n in options.processes]
@@ -65,27 +66,30 @@ def main() -> None:
             print(difference(found[name], SCRIPTS[name].patched(found[name], pillar), f"{name}.py"))
     options.ledger.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="dropin-") as temporary:
-        done = run_cells(cells, found, options, options.world or Path(temporary))
+        done = run_cells(cells, found, paths, options, options.world or Path(temporary))
     report(cells, done, found, missing, launcher=options.launcher)
 
 
-def find_scripts(options: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
-    """The text of every script that is there; why the others are not."""
+def find_scripts(options: argparse.Namespace) -> tuple[dict[str, Path], dict[str, str]]:
+    """Every script that is there; why the others are not."""
     found, missing = {}, {}
     for name in options.scripts:
         script = SCRIPTS[name]
         places = options.checkouts if script in OFFICIAL else [OWN]
         paths = sorted(path for place in places for path in place.rglob(f"{name}.py"))
+        paths = [path for path in paths if path.as_posix().endswith(script.path) and "/legacy/" not in path.as_posix()]
         if not paths:
             missing[name] = f"not below any CHECKOUT; it is one of {script.origin}'s examples"
         elif script.needs is not None and importlib.util.find_spec(script.needs) is None:
             missing[name] = f"needs {script.needs}, which is not installed"
         else:
-            found[name] = paths[0].read_text(encoding="utf-8")
+            found[name] = paths[0]
     return found, missing
 
 
-def run_cells(cells: list, found: dict[str, str], options: argparse.Namespace, world: Path) -> dict:
+def run_cells(
+    cells: list, found: dict[str, str], paths: dict[str, Path], options: argparse.Namespace, world: Path
+) -> dict:
     """Runs what the ledger does not have; returns cell -> its results."""
     done, start = {}, time.monotonic()
     if options.ledger.is_file():
@@ -103,7 +107,7 @@ def run_cells(cells: list, found: dict[str, str], options: argparse.Namespace, w
             if time.monotonic() - start > 60 * options.minutes:
                 break
             for cell, result in run_some(
-                some, found, variables, world, processes=processes, launcher=options.launcher
+                some, found, paths, variables, world, processes=processes, launcher=options.launcher
             ).items():
                 print(f"{cell[0]}, {cell[1]}, {cell[2]} process(es): {result['outcome']}", flush=True)
                 done[result["key"]] = result
@@ -120,7 +124,14 @@ def key(cell: tuple, found: dict[str, str]) -> str:
 
 
 def run_some(
-    cells: list, found: dict[str, str], variables: dict[str, str], world: Path, *, processes: int, launcher: str
+    cells: list,
+    found: dict[str, str],
+    paths: dict[str, Path],
+    variables: dict[str, str],
+    world: Path,
+    *,
+    processes: int,
+    launcher: str,
 ) -> dict[tuple, dict]:
     """Runs scripts one after the other with one launch; cell -> "green", "refused", or what was wrong."""
     results = {}
@@ -133,7 +144,7 @@ def run_some(
                 (place / thing.name).symlink_to(thing.resolve())
             (place / f"{name}.py").write_text(SCRIPTS[name].patched(found[name], pillar), encoding="utf-8")
             order = {"folder": str(place), "script": f"{name}.py", "words": SCRIPTS[name].words()}
-            orders.append(order | {"port": free_port()})
+            orders.append(order | {"beside": str(paths[name].parent.resolve()), "port": free_port()})
         (Path(temporary) / "orders.json").write_text(json.dumps(orders))
         launch, ranks = [sys.executable], []
         variables = variables | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)])}

@@ -16,6 +16,7 @@ IMPORTS = {
     "embedding": "from hf_tl import EmbeddingCallback",
 }
 FREEZE = '"freeze: ..50%"'
+EACH = '"freeze: each ..50%"'  # of each tower
 CALLBACK = f"callbacks=[PolicyCallback({FREEZE})],"
 APPLY = f"Policy({FREEZE}).apply(model)"
 LORA = "model = add_lora(model, LoraConfig(r=4))"
@@ -57,6 +58,7 @@ class Script:
         places: pillar -> where its line goes.
         refused: pillar -> the words with which it says that it cannot work.
         needs: a package that is not among this project's, or None.
+        file: how its path ends, where others have files of its name.
     """
 
     name: str
@@ -66,6 +68,12 @@ class Script:
     places: dict[str, Place]
     refused: dict[str, str] = field(default_factory=dict)
     needs: str | None = None
+    file: str = ""
+
+    @property
+    def path(self) -> str:
+        """How the path of the script ends."""
+        return self.file or f"/{self.name}.py"
 
     def words(self) -> list[str]:
         """The arguments, as words of a command line."""
@@ -109,11 +117,13 @@ def _find(lines: list[str], start: str, name: str) -> int:
     return number
 
 
-def _with_trainer(*, initialise: str) -> dict[str, Place]:
+def _with_trainer(
+    *, initialise: str, policy: str = FREEZE, model: str = "        model=model,", train: str = "    # Training"
+) -> dict[str, Place]:
     return {
-        "policy": Place(CALLBACK, "        model=model,", after=True),
-        "lora": Place(LORA, f"    # Initialize our {initialise}"),
-        "embedding": Place(WATCH, "    # Training"),
+        "policy": Place(f"callbacks=[PolicyCallback({policy})],", model, after=True),
+        "lora": Place(LORA, initialise),
+        "embedding": Place(WATCH, train),
     }
 
 
@@ -135,7 +145,7 @@ OFFICIAL = (
         "transformers",
         IMAGE_MODEL | FOLDERS | TRAINER | BATCH | {"--remove_unused_columns": "False"},
         VERSIONS,
-        _with_trainer(initialise="trainer"),
+        _with_trainer(initialise="    # Initialize our trainer"),
     ),
     Script(
         "run_image_classification_no_trainer",
@@ -149,7 +159,7 @@ OFFICIAL = (
         "transformers",
         TEXT | TRAINER | BATCH | {"--max_seq_length": "16", "--save_steps": "2"},
         VERSIONS,
-        _with_trainer(initialise="Trainer"),
+        _with_trainer(initialise="    # Initialize our Trainer"),
     ),
     Script(
         "run_glue_no_trainer",
@@ -163,7 +173,7 @@ OFFICIAL = (
         "transformers",
         TEXT | TRAINER | BATCH | {"--max_seq_length": "16", "--shuffle_train_dataset": ""},
         VERSIONS,
-        _with_trainer(initialise="Trainer"),
+        _with_trainer(initialise="    # Initialize our Trainer"),
     ),
     Script(
         "nlp_example",
@@ -187,6 +197,169 @@ OFFICIAL = (
             log="accelerator.print",
             measure=PETS,
         ),
+    ),
+)
+TOKENS = {"embedding": "are one a token"}
+NO_LABELS = {"embedding": "have no labels"}
+ARGS = "        args=training_args,"
+LINES = {"--train_file": "lines.txt", "--validation_file": "lines.txt"}
+OFFICIAL += (
+    Script(
+        "run_clm",
+        "transformers",
+        {"--model_name_or_path": "gpt2", "--block_size": "16"} | LINES | TRAINER | BATCH,
+        VERSIONS,
+        _with_trainer(initialise="    # Initialize our Trainer"),
+        refused=TOKENS,
+    ),
+    Script(
+        "run_mlm",
+        "transformers",
+        {"--model_name_or_path": "bert", "--max_seq_length": "16", "--line_by_line": ""} | LINES | TRAINER | BATCH,
+        VERSIONS,
+        _with_trainer(initialise="    # Initialize our Trainer"),
+        refused=TOKENS,
+    ),
+    Script(
+        "run_ner",
+        "transformers",
+        {"--model_name_or_path": "bert", "--train_file": "ner.json", "--validation_file": "ner.json"}
+        | TRAINER
+        | BATCH
+        | {"--ignore_mismatched_sizes": ""},
+        VERSIONS,
+        _with_trainer(initialise="    # Initialize our Trainer"),
+        refused=TOKENS,
+    ),
+    Script(
+        "run_qa",
+        "transformers",
+        {"--model_name_or_path": "bert", "--train_file": "qa.json", "--validation_file": "qa.json"}
+        | TRAINER
+        | BATCH
+        | {"--max_seq_length": "24", "--doc_stride": "8"},
+        VERSIONS,
+        _with_trainer(initialise="    # Initialize our Trainer", train="    # Training\n"),
+        refused=NO_LABELS,
+    ),
+    Script(
+        "run_summarization",
+        "transformers",
+        {"--model_name_or_path": "t5", "--train_file": "summaries.csv", "--validation_file": "summaries.csv"}
+        | TRAINER
+        | BATCH
+        | {"--max_source_length": "16", "--max_target_length": "8"},
+        VERSIONS,
+        _with_trainer(initialise="    # Initialize our Trainer", policy=EACH, model=ARGS),
+        refused=TOKENS,
+        needs="nltk",
+    ),
+    Script(
+        "run_translation",
+        "transformers",
+        {"--model_name_or_path": "t5", "--train_file": "pairs.json", "--validation_file": "pairs.json"}
+        | TRAINER
+        | BATCH
+        | {"--source_lang": "en", "--target_lang": "de", "--max_source_length": "16", "--max_target_length": "8"},
+        VERSIONS,
+        _with_trainer(initialise="    # Initialize our Trainer", policy=EACH, model=ARGS),
+        refused=TOKENS,
+    ),
+    Script(
+        "run_clip",
+        "transformers",
+        {"--model_name_or_path": "clip", "--train_file": "captions.json", "--validation_file": "captions.json"}
+        | TRAINER
+        | BATCH
+        | {"--image_column": "image_path", "--caption_column": "caption", "--max_seq_length": "16"}
+        | {"--remove_unused_columns": "False"},
+        VERSIONS,
+        _with_trainer(initialise="    # 8. Initialize our trainer", policy=EACH, train="    # 9. Training"),
+        refused=NO_LABELS,
+    ),
+    Script(
+        "run_mae",
+        "transformers",
+        {"--model_name_or_path": "mae", "--dataset_name": "images", "--image_column_name": "image"}
+        | TRAINER
+        | BATCH
+        | {"--remove_unused_columns": "False", "--label_names": "pixel_values"},
+        VERSIONS,
+        _with_trainer(initialise="    # Initialize our trainer", policy=EACH),
+        refused=NO_LABELS,
+    ),
+    Script(
+        "run_speech_recognition_seq2seq",
+        "transformers",
+        {"--model_name_or_path": "whisper", "--dataset_name": "speech", "--text_column_name": "text"}
+        | TRAINER
+        | BATCH
+        | {"--eval_split_name": "validation", "--max_duration_in_seconds": "2", "--freeze_feature_encoder": "False"},
+        VERSIONS,
+        _with_trainer(initialise="    # 11. Initialize Trainer", policy=EACH, train="    # 12. Training"),
+        refused=TOKENS,
+    ),
+    Script(
+        "run_audio_classification",
+        "transformers",
+        {"--model_name_or_path": "wav2vec2", "--dataset_name": "sounds", "--max_length_seconds": "1"}
+        | TRAINER
+        | BATCH
+        | {"--label_column_name": "label", "--ignore_mismatched_sizes": "", "--remove_unused_columns": "False"},
+        VERSIONS,
+        _with_trainer(initialise="    # Initialize our trainer"),
+    ),
+    Script(
+        "run_swag",
+        "transformers",
+        {"--model_name_or_path": "bare", "--train_file": "swag.json", "--validation_file": "swag.json"}
+        | TRAINER
+        | BATCH,
+        "from transformers.utils import check_min_version",
+        _with_trainer(initialise="    # Initialize our Trainer"),
+        refused={"embedding": "samples"},
+    ),
+    Script(
+        "run_semantic_segmentation",
+        "transformers",
+        {"--model_name_or_path": "segformer", "--dataset_name": "scenes", "--remove_unused_columns": "False"}
+        | TRAINER
+        | BATCH,
+        VERSIONS,
+        _with_trainer(initialise="    # Initialize our trainer"),
+        refused={"embedding": "are one a pixel"},
+        needs="albumentations",
+    ),
+    Script(
+        "run_object_detection",
+        "transformers",
+        {"--model_name_or_path": "yolos", "--dataset_name": "boxes", "--image_square_size": "64"}
+        | TRAINER
+        | BATCH
+        | {"--remove_unused_columns": "False", "--eval_do_concat_batches": "False", "--ignore_mismatched_sizes": ""},
+        VERSIONS,
+        _with_trainer(initialise="    trainer = Trainer("),
+        refused={"embedding": "should be one class a sample, got a"},
+        needs="albumentations",
+    ),
+    *(
+        Script(
+            name,
+            "trl",
+            {"--model_name_or_path": "gpt2", "--dataset_name": data, "--max_steps": "4", "--use_cpu": ""}
+            | BATCH
+            | {"--report_to": "none", "--bf16": "False", "--save_strategy": "no", "--max_length": "24"},
+            "import argparse",
+            {
+                "policy": Place(CALLBACK, ARGS, after=True),
+                "lora": Place("add_lora(trainer.model, LoraConfig(r=4))", "    # Train the model"),
+                "embedding": Place(WATCH, "    # Train the model"),
+            },
+            refused={"embedding": "the Trainer has no eval_dataset"},
+            needs="trl",
+            file=f"trl/scripts/{name}.py",
+        )
+        for name, data in (("sft", "prompts-sft"), ("dpo", "prompts"))
     ),
 )
 SHAPE = {
@@ -222,7 +395,7 @@ OWN = (
         {},
         "from trl import",
         SHAPE,
-        refused={"embedding": "should be one class a row"},
+        refused={"embedding": "are one a token"},
         needs="trl",
     ),
     Script(

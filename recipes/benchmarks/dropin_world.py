@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dropin_tasks import make_tasks
 
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "the", "film", "was", "very", "not", "good", "bad", "fine", "dull"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+WORDS = [*SPECIAL, "a", "the", "film", "was", "very", "not", "good", "bad", "fine", "dull", "[MASK]"]
 METRIC = """import datasets
 import evaluate
 
@@ -33,6 +35,7 @@ def make_world(folder: Path) -> dict[str, str]:
     accuracy, glue the metric, and the dataset, of these names
     pets           photos as the name of the Oxford-IIIT Pet Dataset has them
     home           a Hub cache with bert-base-cased, timm's resnet50d and the metric glue, tiny or random
+    and more       see `make_tasks`
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -48,6 +51,7 @@ def make_world(folder: Path) -> dict[str, str]:
             (part / "__init__.py").touch()
     save_bert(_cached(home, "bert-base-cased"))
     _save_resnet(_cached(home, "timm/resnet50d.ra2_in1k"))
+    make_tasks(folder, home)
     return environment(home)
 
 
@@ -60,11 +64,12 @@ def environment(home: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NLTK_DATA": str(home / "nltk_data"),
     }
 
 
 def save_bert(folder: Path) -> None:
-    """A BERT of two blocks with two classes, and a tokenizer of fourteen words."""
+    """A BERT of two blocks with two classes, and a tokenizer of fifteen words."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -76,6 +81,7 @@ def save_bert(folder: Path) -> None:
         single="[CLS] $A [SEP]", pair=pair, special_tokens=specials
     )
     named = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    named["mask_token"] = "[MASK]"
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **named).save_pretrained(folder)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     config = BertConfig(vocab_size=len(WORDS), max_position_embeddings=32, **sizes)

@@ -448,6 +448,37 @@ def test_sharding_strategies_are_refused_by_name(strategy, name, tmp_path):
     static.on_init_end(training.args, training.state, training.control, model=training.model)
 
 
+@pytest.fixture
+def one_process_group(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_reinit_waits_for_training_under_fsdp_too(one_process_group, tmp_path):
+    """A script that only evaluates keeps what it was given; one that trains writes into the shards."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    plain = bert()
+    Policy("reinit: -1, head", seed=4).apply(plain)
+    training = trainer(bert(), tmp_path)
+    model, callback = training.model, PolicyCallback("reinit: -1, head", seed=4)
+    before = state(model)
+    training.args.fsdp = "config"
+    callback.on_init_end(training.args, training.state, training.control, model=model)
+    assert not moved(model, before)
+    for module in (*model.bert.encoder.layer, model):
+        fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+    callback.on_train_begin(training.args, training.state, training.control, model=model)
+    whole = {
+        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in state(model).items()
+    }
+    assert largest_difference(whole, state(plain)) == 0.0
+
+
 class Quantised(torch.nn.Linear):
     """Weights of eight bits that unfold as it runs."""
 

@@ -16,7 +16,7 @@ from zoo import ZOO
 
 from hf_tl import Policy, PolicyCallback, PrefixCache, list_layers
 from hf_tl.example import dummy_batch
-from hf_tl.policies.prefix_cache import _holds, find_cuts
+from hf_tl.policies.cut import find_cuts, holds
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -246,6 +246,10 @@ def swap(tensor):
     tensor.copy_(tensor.flip(0))
 
 
+def last_bit(tensor):
+    tensor[3, 3] = torch.nextafter(tensor[3, 3], torch.tensor(10.0))
+
+
 CHANGES = {
     "load_state_dict": lambda model, other: model.load_state_dict(other),
     "assign": lambda model, other: model.load_state_dict(other, assign=True),
@@ -254,6 +258,7 @@ CHANGES = {
     "a moving average": lambda model, other: [p.data.lerp_(other[n], 0.01) for n, p in model.named_parameters()],
     "rows in another order": lambda model, other: swap(model[0].weight.data),
     "a single weight": lambda model, other: model[1].bias.data[0].add_(0.1),
+    "the last bit of a weight": lambda model, other: last_bit(model[1].weight.data),
 }
 
 
@@ -274,7 +279,7 @@ def test_other_weights_in_the_frozen_part_are_noticed(change):
     applied.remove()
     assert torch.equal(new, model(inputs))
     assert torch.equal(new, after)
-    assert not torch.equal(old, new)
+    assert not torch.equal(old, new) or change == "the last bit of a weight"
 
 
 def test_activations_that_overflow_are_not_kept():
@@ -361,7 +366,7 @@ def test_replay_of(specimen):
     args, kwargs = ((), batch) if isinstance(batch, dict) else ((batch,), {})
     before = state(model)
     with cache._without_side_effects(model):
-        held = next((cut for cut in find_cuts(plan) if _holds(model, cut, args, kwargs)), None)
+        held = next((cut for cut in find_cuts(plan) if holds(model, cut, args, kwargs)), None)
     assert largest_difference(before, state(model)) == 0.0
     stem_trains = plan.lowest is layers[0]  # tied to the head
     if not stem_trains and specimen.calls == 1 and not specimen.name.startswith(("Albert", "Perceiver", "DebertaV2")):
