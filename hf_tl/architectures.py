@@ -85,8 +85,10 @@ def base_model_name(model: nn.Module) -> str:
 
 def classifiers(model: nn.Module) -> list[nn.Module]:
     """The modules that timm calls a network's classifier; [] for a network of another make."""
-    if not is_timm(model):
-        return []
+    if not is_timm(model):  # some of timm's have no groups of parameters, but say where the classifier is
+        names = timm_config(model).get("classifier") or ()
+        modules = dict(model.named_modules())
+        return [modules[name] for name in ([names] if isinstance(names, str) else names) if name in modules]
     found = model.get_classifier()
     return [found] if isinstance(found, nn.Module) else list(found)
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_tl.errors import InputError, in_one_line
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_whole(path: Path, data: bytes) -> Path:
@@ -60,3 +66,40 @@ def leads_out(path: Path) -> bool:
         return True
     blobs = folder.parents[1] / "blobs" if len(folder.parents) > 1 else folder
     return not (target.is_relative_to(folder) or target.parent == blobs)
+
+
+def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file, sorted by name; of tensors that share memory, each is written."""
+    from safetensors.torch import save
+
+    return save(with_memory_each({name: tensors[name] for name in sorted(tensors)}), metadata={"format": "pt"})
+
+
+def with_memory_each(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU and contiguous, as safetensors wants them; those that share memory are copied."""
+    found: dict[str, Tensor] = {}
+    memory = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        address = plain.untyped_storage().data_ptr()
+        found[name] = plain.clone() if address in memory else plain
+        memory.add(address)
+    return found
+
+
+def unpack_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that was read, in memory of their own: a change of the file changes nothing.
+
+    Raises:
+        InputError: a file that is damaged, or holds nothing.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged or not a safetensors file: {in_one_line(error)}") from error
+    if not tensors:
+        raise InputError(f"{path} holds no tensors")
+    return tensors

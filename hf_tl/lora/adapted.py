@@ -45,7 +45,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_tl.architectures import is_parallel, is_sentence_transformer, is_transformers, unwrapped
+from hf_tl.architectures import find_networks, is_parallel, is_sentence_transformer, is_transformers, unwrapped
 from hf_tl.errors import InputError
 from hf_tl.lora.adapter import PREFIX
 from hf_tl.lora.config import LoraConfig
@@ -73,6 +73,7 @@ class AdapterRecord:
     follows_trainer: bool = False
     replaced_methods: tuple[str, ...] = ()
     took_checkpoint: bool = False
+    in_container: bool = False
 
     @property
     def parts(self) -> tuple[LoraLayer | SavedModule, ...]:
@@ -209,17 +210,20 @@ def _asking(value: Any) -> Any:
 
 
 def find_network(model: nn.Module) -> nn.Module:
-    """The network to put adapters on: the model itself, or what torch.compile wrapped.
+    """The network to put adapters on: the model itself, what torch.compile wrapped, or that in a SentenceTransformer.
 
     Raises:
         InputError: wrappers that an adapter has to come before.
     """
     network = unwrapped(model)
     if is_sentence_transformer(network):
-        raise InputError(
-            "a SentenceTransformer saves its parts by itself; put the adapter on the network in it, "
-            "add_lora(model[0].auto_model, ...), which saves and loads adapters"
-        )
+        inner = list(find_networks(network).values())
+        if len(inner) != 1:
+            raise InputError(
+                f"this SentenceTransformer holds {len(inner)} networks of transformers; put the adapter on one of "
+                "them, as in add_lora(model[0].auto_model, ...)"
+            )
+        network = inner[0]
     if is_parallel(network):
         raise InputError(
             f"the network is in {type(network).__name__}, which would not share the gradients of a new adapter among "

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_tl.errors import InputError, in_one_line
-from hf_tl.files import read_untrusted, write_whole
+from hf_tl.errors import InputError
+from hf_tl.files import pack_tensors, read_untrusted, unpack_tensors, write_whole
 from hf_tl.hub import is_hub_id, pull_files
-from hf_tl.lora.config import NOT_IMPLEMENTED, PEFT_FIELDS, WITHOUT_EFFECT, LoraConfig, check_field
+from hf_tl.lora.config import NOT_IMPLEMENTED, PEFT_FIELDS, SPLIT_BASE, LoraConfig, check_fields, shortened
 from hf_tl.names import match_pattern
 
 
@@ -45,8 +45,6 @@ _LONGEST_NAME = 512
 _PATTERN_SECONDS = 10.0  # of the processor's time, for all names of a file; a thousandth is usual
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.bool)
 
-_UNCHANGED_BASE = ("gaussian", "gaussian_b", "kaiming", "orthogonal", "eva")
-_SPLIT_BASE = ("pissa", "olora")
 _WHICH_MODULES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 _DEFAULTS: dict[str, object] = {
     **{name: value for name, value in vars(LoraConfig()).items() if name in PEFT_FIELDS},
@@ -281,28 +279,11 @@ def write_adapter(adapter: Adapter, folder: str | Path) -> Path:
     except OSError as error:
         raise InputError(f"{str(folder)!r} cannot be made a folder: {error.strerror}") from error
     text = json.dumps({**_DEFAULTS, **adapter.config}, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    write_whole(place / TENSORS_NAME, pack({PREFIX + name: tensor for name, tensor in adapter.tensors.items()}))
+    write_whole(
+        place / TENSORS_NAME, pack_tensors({PREFIX + name: tensor for name, tensor in adapter.tensors.items()})
+    )
     write_whole(place / CONFIG_NAME, f"{text}\n".encode())
     return place
-
-
-def pack(tensors: Mapping[str, Tensor]) -> bytes:
-    """A safetensors file, sorted by name; of tensors that share memory, each is written."""
-    from safetensors.torch import save
-
-    return save(with_memory_each({name: tensors[name] for name in sorted(tensors)}), metadata={"format": "pt"})
-
-
-def with_memory_each(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU and contiguous, as safetensors wants them; those that share memory are copied."""
-    found: dict[str, Tensor] = {}
-    memory = set()
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        address = plain.untyped_storage().data_ptr()
-        found[name] = plain.clone() if address in memory else plain
-        memory.add(address)
-    return found
 
 
 def rank_fields(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, object]:
@@ -323,7 +304,7 @@ def alpha_for(scale: float, rank: int, *, use_rslora: bool) -> float:
 
 def is_split(config: Mapping[str, object]) -> bool:
     """Whether the adapter was trained beside a base weight that its init had changed (PiSSA, OLoRA)."""
-    return config.get("init_lora_weights") in _SPLIT_BASE
+    return config.get("init_lora_weights") in SPLIT_BASE
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -394,56 +375,23 @@ def _read_config(folder: Path) -> dict[str, object]:
         raise InputError(f"{path} is not JSON: {error}") from error
     if not isinstance(raw, dict):
         raise InputError(f"{path} should hold an object, got {type(raw).__name__}")
-    method = raw.get("peft_type")
-    if method != "LORA":
-        raise InputError(f"{path} has peft_type={method!r}; hf_tl loads LORA only, load other methods with peft")
-    checked: dict[str, object] = {"peft_type": method}
-    for name, value in raw.items():
-        if name in PEFT_FIELDS:
-            check_field(name, value, where=f"{path}: ")
-            checked[name] = value
-        elif name == "auto_mapping" and isinstance(value, dict):
-            checked[name] = value
-        elif name in NOT_IMPLEMENTED and not _is_inert(value):
-            raise InputError(
-                f"{path} has {name}={_short(value)}, {NOT_IMPLEMENTED[name]}, which hf_tl does not implement; "
-                f"load it with peft"
-            )
-        elif name not in ("peft_type", "peft_version", *WITHOUT_EFFECT) and not _is_inert(value):
-            raise InputError(f"{path} has {name}={_short(value)}, which hf_tl does not know; load it with peft")
-    init = checked.get("init_lora_weights")
-    if isinstance(init, str) and init not in (*_UNCHANGED_BASE, *_SPLIT_BASE):
-        raise InputError(
-            f"{path} has init_lora_weights={_short(init)}, after which the base weight is no longer the pre-trained "
-            f"one; hf_tl cannot repeat that: load it with peft, or save it with peft's "
-            f"path_initial_model_for_weight_conversion"
-        )
-    return checked
+    return check_fields(raw, where=str(path))
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Name in the network -> tensor, sorted, in memory of its own: a file that changes later changes nothing here.
+    """Name in the network -> tensor, sorted.
 
     Raises:
         InputError: no such file, a pickle in its place, a file that is damaged, a tensor without values, of another
             type than floating point, integer or boolean, or with NaN or infinite values.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     path, pickled = folder / TENSORS_NAME, folder / "adapter_model.bin"
     if not path.exists() and pickled.exists():
         raise InputError(
             f"{str(folder)!r} holds {pickled.name}, a pickle, which can run code when it is read; hf_tl reads "
             f"{TENSORS_NAME} only: if you trust its author, load and save it again with peft"
         )
-    data = _read(path, largest=_LARGEST_TENSORS)
-    try:
-        tensors = load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged or not a safetensors file: {in_one_line(error)}") from error
-    if not tensors:
-        raise InputError(f"{path} holds no tensors")
+    tensors = unpack_tensors(_read(path, largest=_LARGEST_TENSORS), path)
     if len(tensors) > _MOST_TENSORS:
         raise InputError(f"{path} holds {len(tensors):,} tensors; hf_tl reads at most {_MOST_TENSORS:,}")
     found: dict[str, Tensor] = {}
@@ -475,10 +423,6 @@ def _check_tensor(key: str, tensor: Tensor, path: Path) -> None:
         raise InputError(f"{path}: {key!r} holds NaN or infinite values")
 
 
-def _is_inert(value: object) -> bool:
-    return value is None or value is False or value == [] or value == {}
-
-
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
@@ -487,10 +431,5 @@ def _no_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         name, times = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"{_short(name)} stands {times} times in one object")
+        raise ValueError(f"{shortened(name)} stands {times} times in one object")
     return found
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

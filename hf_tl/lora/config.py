@@ -52,6 +52,11 @@ WITHOUT_EFFECT = frozenset(
 """PEFT's fields that change nothing of an adapter that is trained."""
 
 
+SPLIT_BASE = ("pissa", "olora")
+"""Inits with which PEFT takes a part out of the base weight that can be found again."""
+_UNCHANGED_BASE = ("gaussian", "gaussian_b", "kaiming", "orthogonal", "eva")
+
+
 class _Check(NamedTuple):
     expected: str  # "a whole number from 1", for the message
     accepts: Callable[[Any], bool]
@@ -255,6 +260,53 @@ def check_field(name: str, value: object, *, where: str = "") -> None:
     """
     expected, accepts = _CHECKS[name]
     if not accepts(value):
-        shown = repr(value)
-        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-        raise InputError(f"{where}{name} should be {expected}, got {shown}")
+        raise InputError(f"{where}{name} should be {expected}, got {shortened(value)}")
+
+
+def check_fields(raw: Mapping[str, object], *, where: str) -> dict[str, object]:
+    """The checked fields of a LoRA adapter's configuration, under PEFT's names.
+
+    Fields that only matter before training (`eva_config`, ...) are left out; so are unknown ones that are null, false
+    or empty.
+
+    Args:
+        raw: what adapter_config.json holds.
+        where: the file, for messages.
+
+    Raises:
+        InputError: another method than LoRA, a value of the wrong kind, or an option that changes what the tensors
+            mean and is not implemented here.
+    """
+    if raw.get("peft_type") != "LORA":
+        raise InputError(
+            f"{where} has peft_type={raw.get('peft_type')!r}; hf_tl loads LORA only, load other methods with peft"
+        )
+    checked: dict[str, object] = {"peft_type": "LORA"}
+    for name, value in raw.items():
+        inert = value is None or value is False or value == [] or value == {}
+        if name in PEFT_FIELDS:
+            check_field(name, value, where=f"{where}: ")
+            checked[name] = value
+        elif name == "auto_mapping" and isinstance(value, dict):
+            checked[name] = value
+        elif name in NOT_IMPLEMENTED and not inert:
+            raise InputError(
+                f"{where} has {name}={shortened(value)}, {NOT_IMPLEMENTED[name]}, which hf_tl does not implement; "
+                f"load it with peft"
+            )
+        elif name not in ("peft_type", "peft_version", *WITHOUT_EFFECT) and not inert:
+            raise InputError(f"{where} has {name}={shortened(value)}, which hf_tl does not know; load it with peft")
+    init = checked.get("init_lora_weights")
+    if isinstance(init, str) and init not in (*_UNCHANGED_BASE, *SPLIT_BASE):
+        raise InputError(
+            f"{where} has init_lora_weights={shortened(init)}, after which the base weight is no longer the "
+            f"pre-trained one; hf_tl cannot repeat that: load it with peft, or save it with peft's "
+            f"path_initial_model_for_weight_conversion"
+        )
+    return checked
+
+
+def shortened(value: object) -> str:
+    """A value for a message, in at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -16,23 +16,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hf_tl.architectures import CONVOLUTIONS, is_fully_connected, is_transformers
+from hf_tl.architectures import CONVOLUTIONS, is_fully_connected, is_sentence_transformer, is_transformers
 from hf_tl.errors import InputError, inform
 from hf_tl.example import dummy_batch
-from hf_tl.lora.adapted import RECORD, AdapterRecord, check_new_name, find_network, set_adapter
+from hf_tl.lora.adapted import RECORD, AdapterRecord, check_new_name, find_network, record_of, set_adapter
 from hf_tl.lora.attention import LoraAttention
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.convolution import LoraConv
 from hf_tl.lora.embedding_table import LoraEmbedding
 from hf_tl.lora.initialise import initialise
 from hf_tl.lora.layer import LoraLayer, SavedModule
-from hf_tl.lora.linear import LoraLinear
+from hf_tl.lora.linear import LoraLinear, computes_otherwise
 from hf_tl.lora.merge import delete_adapter
 from hf_tl.lora.targets import Plan, plan_adapter
 from hf_tl.names import is_inside
 from hf_tl.trace import Batch, evaluating, forward
 
 
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole part of a name
 KINDS = "nn.Linear, Conv1D of transformers, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.MultiheadAttention"
 
 
@@ -69,6 +70,7 @@ def add_lora(
     plan = plan_adapter(network, config, example=example, running_statistics=running_statistics)
     batch = _dummy_batch(network) if example is None else example
     inject(network, plan, adapter_name=adapter_name)
+    record_of(network).in_container = is_sentence_transformer(model)
     if batch is not None:
         _check_reach(network, adapter_name, batch)
     _announce(network, adapter_name)
@@ -88,7 +90,7 @@ def _check_reach(network: nn.Module, adapter: str, batch: Batch) -> None:
     Raises:
         InputError: on no adapter; the network is then what it was.
     """
-    record: AdapterRecord = vars(network)[RECORD]
+    record = record_of(network)
     try:
         with evaluating(network), torch.enable_grad(), torch.random.fork_rng():
             output = forward(network, batch)
@@ -155,10 +157,10 @@ def _listed(names: Sequence[str]) -> str:
     """Names for a message; those that differ in numbers alone come as one, as in "layer.0-11.query"."""
     kinds: dict[str, list[str]] = {}
     for name in names:
-        kinds.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+        kinds.setdefault(_NUMBER.sub("*", name), []).append(name)
     shown = []
     for kind, found in kinds.items():
-        numbers = [int(number) for name in found for number in re.findall(r"\d+", name)]
+        numbers = [int(number) for name in found for number in _NUMBER.findall(name)]
         if len(found) == 1:
             shown.append(found[0])
         elif kind.count("*") == 1:
@@ -181,16 +183,16 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def _announce(network: nn.Module, adapter: str) -> None:
     """Says in one line what was done."""
-    record: AdapterRecord = vars(network)[RECORD]
+    record = record_of(network)
     layers = [n for n, layer in record.layers.items() if adapter in layer.r and ".base_layer." not in n]
     kinds = dict.fromkeys(name.rpartition(".")[2] for name in layers)
-    blocks = dict.fromkeys(re.sub(r"(\d+)\..*", r"\1", name) for name in layers if re.search(r"\d\.", name))
-    apart = [name for name in layers if not re.search(r"\d\.", name)]
+    inner = {name: _NUMBER.search(name) for name in layers}
+    blocks = dict.fromkeys(name if found is None else name[: found.end()] for name, found in inner.items())
     whole = [name for name, saved in record.saved.items() if saved.trains.get(adapter)]
     trained = sum(p.numel() for p in _trained(network))
     total = sum(p.numel() for p in network.parameters())
     inform(
-        f"adapter {adapter!r}: {len(layers)} layers ({', '.join(kinds)}) in {_listed([*blocks, *apart])}; "
+        f"adapter {adapter!r}: {len(layers)} layers ({', '.join(kinds)}) in {_listed(list(blocks))}; "
         f"in full: {_listed(whole) or 'nothing'}; {trained:,} of {total:,} parameters train ({trained / total:.2%})"
     )
 
@@ -247,6 +249,11 @@ def wrap(module: nn.Module, name: str) -> LoraLayer:
     Raises:
         InputError: a kind that cannot be adapted.
     """
+    if computes_otherwise(module):
+        raise InputError(
+            f"{name!r} is a {type(module).__name__}, a linear layer with a forward pass of its own, beside which an "
+            "adapter would not act; put it into exclude_modules"
+        )
     if is_fully_connected(module) and not isinstance(module, nn.Bilinear):
         return LoraLinear(module)
     if isinstance(module, nn.Embedding):

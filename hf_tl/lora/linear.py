@@ -116,6 +116,15 @@ def add_low_rank(
     return (own + ratio * (y - own + update)).to(y.dtype)
 
 
+def computes_otherwise(module: nn.Module) -> bool:
+    """True for a linear layer whose class gives it another forward pass, such as the router of Llama 4.
+
+    Quantised layers have one too, of the same meaning; they do not stand in the file of one network.
+    """
+    own = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+    return own and type(module).__module__.startswith("transformers.models.")
+
+
 class _AddLowRank(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -29,6 +29,7 @@ from hf_tl.lora.heads import (
     resized_vocabulary,
     saved_names,
 )
+from hf_tl.lora.linear import computes_otherwise
 from hf_tl.names import closest, exact_names, is_inside, match_pattern, peft_matcher
 from hf_tl.trace import Batch
 
@@ -252,7 +253,7 @@ def _warn_of_idle_words(modules: Mapping[str, nn.Module], config: LoraConfig, ch
     for field, word, near in idle:
         warnings.warn(f"{word!r} in {field} matches nothing in the network; {closest(word, near)}", stacklevel=5)
     if config.target_modules == ALL_LINEAR:
-        banks = [name for name, module in modules.items() if _holds_experts(module)]
+        banks = [n for n, module in modules.items() if _holds_experts(module) and ".parametrizations." not in n]
         if banks:
             warnings.warn(
                 f"the weights of {len(banks)} modules such as {banks[0]!r} are stacked, as those of experts are, and "
@@ -337,7 +338,8 @@ def with_running_statistics(modules: Mapping[str, nn.Module]) -> list[str]:
 
 
 def _is_dense(module: nn.Module) -> bool:
-    return is_fully_connected(module) or isinstance(module, nn.MultiheadAttention)
+    linear = is_fully_connected(module) and not computes_otherwise(module)
+    return linear or isinstance(module, nn.MultiheadAttention)
 
 
 def _hidden(name: str, modules: Mapping[str, nn.Module]) -> bool:

@@ -15,6 +15,7 @@ script instead.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,10 +32,10 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from hf_tl.architectures import is_transformers
 from hf_tl.card import CardInfo
 from hf_tl.errors import InputError
-from hf_tl.files import write_whole
+from hf_tl.files import pack_tensors, with_memory_each, write_whole
 from hf_tl.hub import CARD, is_hub_name
 from hf_tl.lora.adapted import RECORD, adapter_state_dict, record_of
-from hf_tl.lora.adapter import PREFIX, is_finite, pack, with_memory_each, write_adapter
+from hf_tl.lora.adapter import PREFIX, is_finite, write_adapter
 from hf_tl.lora.embedding_table import LoraEmbedding
 from hf_tl.lora.push import count_base, push_adapter, update_card
 from hf_tl.lora.save import adapter_on
@@ -221,7 +222,14 @@ def save_for_trainer(model: nn.Module, folder: Path) -> None:
     Trainer pushes its folders, and adapter_config.json may name a folder of this machine.
     """
     adapter = adapter_on(model, adapter_name=adapter_in_use(model))
-    if not is_hub_name(adapter.config["base_model_name_or_path"]):
+    base = adapter.config["base_model_name_or_path"]
+    if record_of(model).in_container and not is_hub_name(base):
+        warnings.warn(
+            f"adapter_config.json names {base!r}, a folder of this machine, from which the saved SentenceTransformer "
+            "loads its network; before you push it, train on a network from the Hub",
+            stacklevel=4,
+        )
+    elif not is_hub_name(base):
         adapter = replace(adapter, config={**adapter.config, "base_model_name_or_path": None})
     write_adapter(adapter, folder)
 
@@ -243,7 +251,7 @@ def _save_pretrained(
     save_for_trainer(model, folder)
     if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
         # Trainer reads adapter_model.safetensors for PEFT's own class only, for any other model this name
-        write_whole(folder / SAFE_WEIGHTS_NAME, pack(live_tensors(model)))
+        write_whole(folder / SAFE_WEIGHTS_NAME, pack_tensors(live_tensors(model)))
         _write_gitignore(folder.parent)
     elif not (folder / CARD).is_file():
         update_card(folder)  # a card of the library peft, and Trainer has it completed below

@@ -22,7 +22,7 @@ from hf_tl import (
     select_layers,
 )
 from hf_tl.lora.adapted import adapter_state_dict, base_modules, record_of
-from hf_tl.lora.heads import find_head, find_new
+from hf_tl.lora.heads import find_head
 from hf_tl.lora.targets import default_targets
 from hf_tl.names import exact_names
 from hf_tl.trace import first_float, forward
@@ -283,55 +283,47 @@ def test_a_selection_that_fits_nothing_is_pointed_at(selection, message):
         adapted(model, target_modules=["query", "value"], layers=selection)
 
 
-@pytest.fixture
-def without_pooler(tmp_path):
-    """A checkpoint of masked words: a classifier made from it has a new pooler beside its new head."""
-    from peft_zoo import tiny_bert
-    from transformers import BertForMaskedLM
-
-    folder = tmp_path / "base"
-    BertForMaskedLM(tiny_bert().config).save_pretrained(folder)
-
-    def load(seed):
-        from transformers import BertForSequenceClassification
-
-        torch.manual_seed(seed)
-        return BertForSequenceClassification.from_pretrained(folder, num_labels=3).eval()
-
-    return load
+def test_a_stage_without_attention_is_adapted_like_the_others():
+    attention, convolution = "stages.1.blocks.{}.attn.qkv", "stages.0.blocks.{}.conv{}"
+    modules = {"stem": nn.Conv2d(3, 8, 3), "stages.0.downsample.conv": nn.Conv2d(8, 8, 3)}
+    modules |= {convolution.format(i, j): nn.Conv2d(8, 8, 3) for i in (0, 1) for j in (1, 2)}
+    modules |= {attention.format(i): nn.Linear(8, 24) for i in range(4)}
+    modules |= {"stages.2.downsample.conv": nn.Conv2d(8, 8, 3), "merge.0.conv": nn.Conv2d(8, 8, 3)}
+    names = default_targets(modules)
+    assert {attention.format(i) for i in range(4)} <= set(names)
+    assert {convolution.format(i, j) for i in (0, 1) for j in (1, 2)} <= set(names)
+    assert "stages.2.downsample.conv" not in names  # a step between two stages is no stage
+    assert "merge.0.conv" not in names
 
 
-def test_what_the_checkpoint_has_not_trains_and_travels(without_pooler, tmp_path):
-    from peft_zoo import randomise, text
+def deepseek():
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-    model = add_lora(without_pooler(1), LoraConfig(r=2))
-    trained = {name for name, p in model.named_parameters() if p.requires_grad and "lora" not in name}
-    assert trained == {
-        f"{module}.modules_to_save.default.{part}"
-        for module in ("bert.pooler.dense", "classifier")
-        for part in ("weight", "bias")
-    }
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 8, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "n_routed_experts": 4, "num_experts_per_tok": 2}
+    sizes |= {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4}
+    sizes |= {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "vocab_size": 32}
+    return DeepseekV3ForCausalLM(DeepseekV3Config(**sizes)).eval()
+
+
+@pytest.mark.parametrize("wanted", [["q_a_proj", "gate_proj"], r".*shared_experts\.up_proj", ["mlp.down_proj"]])
+def test_layers_that_peft_takes_for_experts_are_refused(wanted):
+    with pytest.raises(InputError, match=r"take down_proj, gate, gate_proj, up_proj in a file"):
+        add_lora(deepseek(), LoraConfig(r=2, target_modules=wanted))
+
+
+@pytest.mark.parametrize("wanted", [None, "all-linear"])
+@pytest.mark.filterwarnings("ignore:.*are left out|.*are stacked", "ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_they_are_spared_otherwise_so_that_peft_computes_the_same(wanted, tmp_path):
+    from peft_zoo import randomise
+
+    model = add_lora(deepseek(), LoraConfig(r=2, target_modules=wanted))
     randomise(model)
-    save_adapter(model, tmp_path / "adapter")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs = peft.PeftModel.from_pretrained(without_pooler(2), tmp_path / "adapter").eval()
-    ours = load_adapter(without_pooler(3), tmp_path / "adapter")
-    for other in (theirs, ours):
-        torch.testing.assert_close(other(**text()).logits, model(**text()).logits)
-
-
-def test_what_is_new_and_stays_frozen_is_named(without_pooler):
-    with pytest.warns(UserWarning, match=r"the checkpoint has no weights of bert\.pooler\.dense: .* modules_to_save"):
-        add_lora(without_pooler(1), LoraConfig(r=2, modules_to_save=["classifier"]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        add_lora(without_pooler(1), LoraConfig(r=2, modules_to_save=["classifier", "pooler"]))
-
-
-def test_transformers_marks_what_it_loads(without_pooler):
-    """The seam: where the mark is gone, nothing is known to be new."""
-    model = without_pooler(1)
-    assert find_new(model, base_modules(model)) == ["bert.pooler.dense", "classifier"]
-    made = type(model)(model.config)
-    assert find_new(made, base_modules(made)) == []
+    kinds = {name.rpartition(".")[2] for name in record_of(model).layers}
+    assert kinds
+    assert not kinds & {"gate_proj", "up_proj", "down_proj"}
+    save_adapter(model, tmp_path)
+    ids = torch.randint(0, 32, (2, 5))
+    theirs = peft.PeftModel.from_pretrained(deepseek(), tmp_path).eval()
+    torch.testing.assert_close(theirs(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
