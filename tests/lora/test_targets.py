@@ -287,10 +287,10 @@ def test_a_stage_without_attention_is_adapted_like_the_others():
     attention, convolution = "stages.1.blocks.{}.attn.qkv", "stages.0.blocks.{}.conv{}"
     modules = {"stem": nn.Conv2d(3, 8, 3), "stages.0.downsample.conv": nn.Conv2d(8, 8, 3)}
     modules |= {convolution.format(i, j): nn.Conv2d(8, 8, 3) for i in (0, 1) for j in (1, 2)}
-    modules |= {attention.format(i): nn.Linear(8, 24) for i in range(4)}
+    modules |= {attention.format(i): nn.Linear(8, 24) for i in range(6)}
     modules |= {"stages.2.downsample.conv": nn.Conv2d(8, 8, 3), "merge.0.conv": nn.Conv2d(8, 8, 3)}
     names = default_targets(modules)
-    assert {attention.format(i) for i in range(4)} <= set(names)
+    assert {attention.format(i) for i in range(6)} <= set(names)
     assert {convolution.format(i, j) for i in (0, 1) for j in (1, 2)} <= set(names)
     assert "stages.2.downsample.conv" not in names  # a step between two stages is no stage
     assert "merge.0.conv" not in names
