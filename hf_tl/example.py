@@ -19,7 +19,7 @@ from hf_tl.architectures import (
     timm_config,
     unwrapped,
 )
-from hf_tl.errors import DummyInputError, InputError
+from hf_tl.errors import DummyInputError, InputError, in_one_line
 from hf_tl.trace import Batch
 
 
@@ -48,7 +48,13 @@ def dummy_batch(model: nn.Module, *, n: int = 2) -> Batch:
     model = unwrapped(model)
     draw = _Draw(model, n)
     if is_transformers(model):
-        return _for_transformers(model, draw)
+        try:
+            return _for_transformers(model, draw)
+        except LookupError as error:  # a configuration of a form of its own
+            raise DummyInputError(
+                f"the configuration of {type(model).__name__} does not tell what it reads ({in_one_line(error)}); "
+                f"give something it can be called with as example=..."
+            ) from error
     if timm_config(model):
         return draw.noise(*timm_size(model))
     networks = list(find_networks(model).values())

@@ -32,6 +32,7 @@ from sweep import FAMILIES, SECONDS, Specimen, sample, specimens, time_limit
 from torch import Tensor, nn
 
 from hf_tl import InputError, Policy, list_layers, select_layers
+from hf_tl.architectures import is_transformers
 from hf_tl.example import dummy_batch
 from hf_tl.layers import Layers
 from hf_tl.policies.applied import AppliedPolicy
@@ -61,7 +62,7 @@ def examine(specimen: Specimen) -> Finding:
         return Finding(NOT_BUILT, (str(error)[:200],))
     refused, wrong = [], []
     try:
-        layers, batch = list_layers(model), dummy_batch(model)
+        layers, batch = list_layers(model), dummy_batch(model, n=1 if reads_one_text(model) else 2)
     except InputError as error:
         return Finding(REFUSED, (f"layers: {error}",))
     except Exception as error:
@@ -84,6 +85,11 @@ def examine(specimen: Specimen) -> Finding:
             wrong += [f"{name}: {selection}: {told}"] * bool(told)
     outcome = WRONG if wrong else REFUSED if refused else RIGHT
     return Finding(outcome, tuple(sentence[:300] for sentence in (*wrong, *refused)))
+
+
+def reads_one_text(model: nn.Module) -> bool:
+    """Whether a classifier of texts takes them one by one, as it knows no padding."""
+    return is_transformers(model) and vars(model.config).get("pad_token_id") is None
 
 
 def check_freeze(specimen: Specimen, model: nn.Module, layers: Layers, batch: Batch, selection: str) -> str:
@@ -158,7 +164,7 @@ def distinct(model: nn.Module) -> dict[str, Tensor]:
 
 def moved_by_a_step(model: nn.Module, batch: Batch) -> set[str]:
     """Names of the parameters that a step of gradient descent would move, in eval mode."""
-    model.eval()
+    model.train(type(model).__name__.startswith("Reformer"))  # which has gradients in no other mode
     model.zero_grad()
     with torch.enable_grad():
         sum_of_squares(forward(model, batch)).backward()

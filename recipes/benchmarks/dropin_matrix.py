@@ -12,9 +12,9 @@ and under `accelerate launch` as two processes over gloo. A cell is green where 
     embedding  accuracies of the network in training were measured;
 
 and, with two processes, both were there and ended with the same parameters. "refused" is a cell that ended at once
-with the sentence that says why it cannot work. Good cells are kept in --ledger and not repeated, unless the
-script or its lines have changed; the table is kept in results/ when every script is there. With --launcher fork the
-two processes are forked with the environment that `accelerate launch` gives, which saves its imports in each.
+with the sentence that says why it cannot work. Good cells are kept in --ledger and not repeated, unless the script or
+its lines have changed; the rows are kept in results/ when every script that was asked for is there. With --launcher
+fork the two processes are forked with the environment that `accelerate launch` gives, which saves its imports in each.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from pathlib import Path
 
 from dropin_scripts import OFFICIAL, PILLARS, SCRIPTS, Script, added_lines, difference
 from dropin_world import environment, make_world
-from machine import keep
+from machine import RESULTS, keep
 
 from hf_tl.table import format_table
 
@@ -209,7 +209,11 @@ def report(cells: list, done: dict, found: dict[str, str], missing: dict[str, st
     rows, results = [], {}
     for name, text in found.items():
         row = [name]
-        results[name] = {"origin": SCRIPTS[name].origin, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        results[name] = {
+            "origin": SCRIPTS[name].origin,
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "launcher": launcher,
+        }
         for pillar in pillars:
             shown = [done[name, pillar, n]["outcome"] if done[name, pillar, n] else "not run" for n in counts]
             change = difference(text, SCRIPTS[name].patched(text, pillar), f"{name}.py")
@@ -225,8 +229,11 @@ def report(cells: list, done: dict, found: dict[str, str], missing: dict[str, st
     good = sum(outcome in GOOD for outcome in ended)
     print(f"{good} of {len(cells)} cells as they should be, {len(cells) - len(ended)} still to be run")
     if not missing and set(pillars) >= set(PILLARS) and counts == [1, 2]:
+        path = RESULTS / "dropin_matrix.json"
+        before = json.loads(path.read_text())["results"] if path.is_file() else {}
+        results = {name: (before | results)[name] for name in SCRIPTS if name in before | results}
         print(markdown(results))
-        keep("dropin_matrix", {"launcher of two processes": launcher, "results": results})
+        keep("dropin_matrix", {"results": results})
     sys.exit(0 if good == len(ended) else 1)
 
 

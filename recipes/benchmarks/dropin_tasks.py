@@ -108,6 +108,7 @@ def _save_audio_networks(folder: Path) -> None:
     letters = sorted({*"abcdefghijklmnopqrstuvwxyz", "Ġ"})
     ends = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
     words = t.WhisperTokenizer(vocab={letter: i for i, letter in enumerate([*letters, *ends])}, merges=[])
+    words.pad_token = words.eos_token = ends[0]
     sizes = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     lengths = {"max_source_positions": 50, "max_target_positions": 32, "num_mel_bins": 80}
