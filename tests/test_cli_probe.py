@@ -2,6 +2,7 @@
 
 import re
 
+import pandas as pd
 import pytest
 from test_cli import table_rows
 
@@ -36,7 +37,7 @@ def test_a_head_that_can_memorise_the_samples_is_reported(stored, capsys):
 
 def test_layers_and_curve_print_and_draw(stored, tmp_path, capsys):
     out = tmp_path / "out"
-    command = ["probe", stored, "--layers", "--curve", "--against", stored, "--out", str(out)]
+    command = ["probe", stored, "--layers", "--curve", "--confusion", "--against", stored, "--out", str(out)]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "best single layer: " in printed
@@ -44,6 +45,10 @@ def test_layers_and_curve_print_and_draw(stored, tmp_path, capsys):
     assert re.search(r"samples per class +1 +2 +3 +5", printed)
     assert (out / "layers.png").stat().st_size > 10_000
     assert (out / "curve.png").stat().st_size > 10_000
+    assert (out / "confusion.png").stat().st_size > 5_000
+    assert "share of the largest class 0.500" in printed
+    assert re.search(r"class +samples +right +accuracy", printed)
+    assert re.search(r"is . taken for +cat +dog", printed)
 
 
 @pytest.mark.parametrize(
@@ -62,3 +67,22 @@ def test_bad_options_end_in_one_sentence(stored, arguments, sentence, tmp_path, 
     said = [line for line in printed.err.splitlines() if line.startswith("hf-tl ")]
     assert len(said) == 1
     assert sentence in said[0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "header"),
+    [
+        ({"stars": lambda i: i % 5 / 2}, ["--label", "stars"], "test R2"),
+        ({"good": lambda i: i % 2, "short": lambda i: i % 3 // 2}, ["--label", "good", "short"], "test F1"),
+        ({"label": lambda i: i % 2}, ["--input", "text", "title"], "test accuracy"),
+    ],
+    ids=["numbers", "several classes", "pairs"],
+)
+def test_labels_of_every_kind_and_pairs(columns, options, header, text_folder, tmp_path, capsys):
+    texts = {"text": [f"the film was {'very ' * (i % 5)}good" for i in range(30)]}
+    titles = {"title": ["a dull film" if i % 2 else "fine" for i in range(30)]}
+    data = pd.DataFrame(texts | titles | {name: [of(i) for i in range(30)] for name, of in columns.items()})
+    data.to_csv(tmp_path / "films.csv", index=False)
+    options = options if "--input" in options else [*options, "--input", "text"]
+    assert main(["probe", str(text_folder), str(tmp_path / "films.csv"), *options]) == 0
+    assert header in capsys.readouterr().out.splitlines()[0]

@@ -118,8 +118,11 @@ def _print_classes(probe: Probe, options: argparse.Namespace) -> None:
     if evaluation.problem == "classification":
         print(f"\n{evaluation.confusion_table()}")
     if options.confusion:
-        path = options.out / "confusion.png"
-        evaluation.plot(path, title=f"{Path(options.model).name}, {probe.features.name}: {evaluation}")
+        path, score = options.out / "confusion.png", f"{evaluation.metric} {evaluation.score:.3f}"
+        evaluation.plot(
+            path,
+            title=f"{Path(options.model).name}, {probe.features.name}: {evaluation.metric} {evaluation.score:.3f}",
+        )
         print(f"wrote {path}")
 
 

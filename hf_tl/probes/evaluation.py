@@ -62,8 +62,8 @@ class Evaluation:
     def scores(self) -> dict[str, float]:
         """Name -> value, of all samples.
 
-        Of classes: the accuracy, its mean over the classes, and the share of the most frequent class, which is the
-        accuracy of always saying it. Of several classes a sample: F1 over all decisions, its mean over the classes,
+        Of classes: the accuracy, its mean over the classes, and the share of the largest class, which is the accuracy
+        of always saying it. Of several classes a sample: F1 over all decisions, its mean over the classes,
         and the share of samples whose classes are all right. Of numbers: R2, the mean absolute error, and that of
         always saying the median.
         """
@@ -87,7 +87,7 @@ class Evaluation:
         return {
             "accuracy": float((truth == predicted).mean()),
             "mean accuracy of classes": float((self.confusion.diagonal()[tested] / counts[tested]).mean()),
-            "majority share": float(counts.max() / counts.sum()),
+            "share of the largest class": float(counts.max() / counts.sum()),
         }
 
     @cached_property

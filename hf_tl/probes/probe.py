@@ -123,7 +123,7 @@ def fit_probe(
 
 def compare_probes(probes: Sequence[Probe]) -> str:
     """A table with one row a probe."""
-    metrics = [name for name in probes[0].evaluation.scores if not name.startswith(("majority", "MAE of"))]
+    metrics = [name for name in probes[0].evaluation.scores if not name.startswith(("share of", "MAE of"))]
     rows = [
         [
             probe.features.name,

@@ -15,7 +15,7 @@ def test_classes(tmp_path):
         {
             "accuracy": 4 / 6,
             "mean accuracy of classes": balanced_accuracy_score(truth, predicted),
-            "majority share": 0.5,
+            "share of the largest class": 0.5,
         }
     )
     assert (found.confusion == confusion_matrix(truth, predicted)).all()
