@@ -119,10 +119,7 @@ def _print_classes(probe: Probe, options: argparse.Namespace) -> None:
         print(f"\n{evaluation.confusion_table()}")
     if options.confusion:
         path, score = options.out / "confusion.png", f"{evaluation.metric} {evaluation.score:.3f}"
-        evaluation.plot(
-            path,
-            title=f"{Path(options.model).name}, {probe.features.name}: {evaluation.metric} {evaluation.score:.3f}",
-        )
+        evaluation.plot(path, title=f"{Path(options.model).name}, {probe.features.name}: {score}")
         print(f"wrote {path}")
 
 
