@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,8 @@ from tqdm import tqdm
 from hf_tl.embedding.embedding import Embedding, LayerColumns
 from hf_tl.embedding.full_network import FullNetworkEmbedding
 from hf_tl.models import Network
-from hf_tl.probes.learning_curve import LearningCurve
-from hf_tl.probes.svm import LinearSVM
+from hf_tl.probes.gram import Features
+from hf_tl.probes.learning_curve import LearningCurve, Prepare, learning_curve
 
 
 SHOTS = (1, 2, 5, 10, 20)  # training samples per class
@@ -25,7 +27,6 @@ METHODS = ("raw pixels", "from scratch", "last layer", "full network")
 CANVAS, DIGIT, NOISE = 32, 16, 0.25  # pixels, pixels, largest background value
 SOURCE_COPIES, SOURCE_EPOCHS = 4, 6
 SCRATCH_EPOCHS, SCRATCH_STEPS = 40, 60  # at least so many steps, so that batch norm settles
-TEST_ROWS = 400
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,12 @@ class Results:
 
 
 def run(*, seed: int = 0, shots: Sequence[int] = SHOTS, draws: int = DRAWS, progress: bool = True) -> Results:
-    """Trains the source network, then judges four ways to learn the target digits from few samples.
+    """Trains the source network, then evaluates four ways to learn the target digits from few samples.
 
     Args:
         seed: decides the canvases, the initial weights and the draws.
         shots: training samples per class.
-        draws: independent draws of the training samples, 2 to 5.
+        draws: independent draws of the training and test samples, 2 or more.
         progress: whether progress bars are drawn.
     """
     from sklearn.datasets import load_digits
@@ -61,28 +62,24 @@ def run(*, seed: int = 0, shots: Sequence[int] = SHOTS, draws: int = DRAWS, prog
     )
     canvases, labels = draw_canvases(digits.images[target], generator), digits.target[target] - 5
     reader = FullNetworkEmbedding(network, taps=["auto", "last"], recipe="raw", progress=False)
-    raw = reader.activations(list(canvases))  # one pass serves both kinds of features, all sizes and draws
+    activations = replace(reader.activations(list(canvases)), labels=labels)  # one pass for all sizes and draws
+    pixels = _pixels(canvases, labels)
     features = {
-        "raw pixels": (FullNetworkEmbedding(recipe="raw"), _pixels(canvases)),
-        "last layer": (FullNetworkEmbedding(recipe="l2", taps="last"), raw),
-        "full network": (FullNetworkEmbedding(recipe="paper"), raw),
+        "raw pixels": (pixels, FullNetworkEmbedding(recipe="raw")),
+        "last layer": (activations, FullNetworkEmbedding(recipe="l2", taps="last")),
+        "full network": (activations, FullNetworkEmbedding(recipe="paper")),
     }
-    accuracy = {method: np.zeros((len(shots), draws)) for method in METHODS}
-    with tqdm(total=len(shots) * draws, desc="target task, digits 5-9", unit="draw", disable=not progress) as bar:
-        for j in range(draws):
-            order = np.random.default_rng((seed, j)).permutation(len(labels))
-            test, pool = order[:TEST_ROWS], order[TEST_ROWS:]
-            for i, n_samples in enumerate(shots):
-                rows = np.concatenate([pool[labels[pool] == digit][:n_samples] for digit in range(5)])
-                for method, (embedding, values) in features.items():
-                    accuracy[method][i, j] = _judge_features(embedding, values, labels, rows, test)
-                accuracy["from scratch"][i, j] = _judge_scratch(canvases, labels, rows, test, seed=seed + 1 + j)
-                bar.update()
-    return Results(
-        curve=LearningCurve(tuple(shots), accuracy, chance=1 / 5),
-        source_accuracy=source_accuracy,
-        n_features={method: embedding.n_features_ for method, (embedding, _) in features.items()},
-    )
+    evaluate = partial(learning_curve, shots=shots, n_splits=draws, random_state=seed, progress=progress)
+    curves = {
+        method: evaluate(raw, head="svm", C=1.0, prepare=_scaled(raw, fne), method=method)
+        for method, (raw, fne) in features.items()
+    }
+    seeds = count(seed + 1)
+    curves["from scratch"] = evaluate(pixels, head=lambda C, shape: _FromScratch(next(seeds)), method="from scratch")
+    curve = curves[METHODS[0]]
+    for method in METHODS[1:]:
+        curve = curve.beside(curves[method])
+    return Results(curve, source_accuracy, {method: fne.n_features_ for method, (_, fne) in features.items()})
 
 
 def draw_canvases(images: np.ndarray, generator: np.random.Generator) -> Tensor:
@@ -195,33 +192,49 @@ def _learn_source(
     return Network(model, torch.stack, name="test_resnet, digits 0-4"), accuracy
 
 
-def _judge_features(
-    embedding: FullNetworkEmbedding, values: Embedding, labels: np.ndarray, rows: np.ndarray, test: np.ndarray
-) -> float:
-    learnt = embedding.fit_transform(_part(values, rows))  # statistics of the few training rows alone
-    probe = LinearSVM().fit(learnt, labels[rows])
-    return float(probe.score(embedding.transform(_part(values, test)), labels[test]))
+def _scaled(raw: Embedding, fne: FullNetworkEmbedding) -> Prepare:
+    """The features of an embedding, scaled with the statistics of the few training samples alone."""
+
+    def prepare(samples: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        few, many = (
+            replace(raw, values=part, indices=np.arange(len(part)), labels=None) for part in (samples, others)
+        )
+        return np.asarray(fne.fit_transform(few)), np.asarray(fne.transform(many))
+
+    return prepare
 
 
-def _judge_scratch(canvases: Tensor, labels: np.ndarray, rows: np.ndarray, test: np.ndarray, *, seed: int) -> float:
-    model = new_network(seed)
-    train(
-        model,
-        canvases[rows],
-        torch.from_numpy(labels[rows]),
-        epochs=SCRATCH_EPOCHS,
-        batch_size=25,
-        learning_rate=2e-2,
-        seed=seed,
-        at_least=SCRATCH_STEPS,
-    )
-    return float((predict(model, canvases[test]) == labels[test]).mean())
+class _FromScratch:
+    """A network that sees no other images: a head on pixels."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.network = seed, new_network(seed)
+
+    def fit(self, X: Features, y: np.ndarray) -> _FromScratch:
+        train(
+            self.network,
+            _canvases(X),
+            torch.from_numpy(y),
+            epochs=SCRATCH_EPOCHS,
+            batch_size=25,
+            learning_rate=2e-2,
+            seed=self.seed,
+            at_least=SCRATCH_STEPS,
+        )
+        return self
+
+    def predict(self, X: Features) -> np.ndarray:
+        return predict(self.network, _canvases(X))
+
+    def score(self, X: Features, y: np.ndarray) -> float:
+        return float((self.predict(X) == y).mean())
 
 
-def _pixels(canvases: Tensor) -> Embedding:
+def _canvases(pixels: Features) -> Tensor:
+    return torch.from_numpy(np.asarray(pixels)).view(-1, 1, CANVAS, CANVAS)
+
+
+def _pixels(canvases: Tensor, labels: np.ndarray) -> Embedding:
     values = canvases.flatten(1).numpy()
-    return Embedding(values, (LayerColumns("pixels", 0, values.shape[1], 0.0),), np.arange(len(values)))
-
-
-def _part(embedding: Embedding, rows: np.ndarray) -> Embedding:
-    return replace(embedding, values=embedding.values[rows], indices=embedding.indices[rows])
+    columns = (LayerColumns("pixels", 0, values.shape[1], 0.0),)
+    return Embedding(values, columns, np.arange(len(values)), labels=labels)

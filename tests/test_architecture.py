@@ -57,7 +57,11 @@ def imported(path: Path, *, run: bool = False) -> set[str]:
         ]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hf_tl":
-            found |= {f"hf_tl.{a.name}" for a in node.names} if node.module == "hf_tl" else {node.module}
+            found |= (
+                {f"hf_tl.{a.name}" for a in node.names if a.name != "__version__"}
+                if node.module == "hf_tl"
+                else {node.module}
+            )
             assert node.level == 0, f"{path}: relative import"
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "hf_tl"}

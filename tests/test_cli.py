@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from conftest import write_images
 
+import hf_tl
 from hf_tl.cli.main import COMMANDS, main
 
 
@@ -33,6 +34,12 @@ def test_help_is_printed(command, capsys):
     printed = capsys.readouterr().out
     if command:
         assert COMMANDS[command].EXAMPLES in printed
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert (stop.value.code, capsys.readouterr().out) == (0, f"hf-tl {hf_tl.__version__}\n")
 
 
 def test_the_examples_of_help_run_as_printed(tmp_path, timm_folder, text_folder, monkeypatch, capsys):

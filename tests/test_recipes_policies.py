@@ -13,7 +13,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "recipes"
 NAMES = ("replicate_transferability", "replicate_lp_ft", "replicate_surgical", "replicate_reinit")
-MANY_RUNS = ("replicate_surgical", "replicate_reinit")
+MANY_RUNS = ("replicate_lp_ft", "replicate_surgical", "replicate_reinit")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from hf_tl import __version__
 from hf_tl.cli import adapter, audit, embed, fit, layers, plugins, policy, predict, probe, quickstart, rank, similarity
 from hf_tl.errors import InputError
 
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-tl", description="Transfer learning, layer by layer.", epilog="hf-tl COMMAND --help shows examples."
     )
+    parser.add_argument("--version", action="version", version=f"hf-tl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         added = commands.add_parser(

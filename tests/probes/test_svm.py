@@ -52,8 +52,14 @@ def objectives(svm, x, y, weights):
     return penalty / 2 + svm.C * (weights[:, None] * hinge**2).sum(axis=0)
 
 
+CASES = [  # far from zero, scikit-learn takes 8 s
+    pytest.param(*rest, id=name, marks=pytest.mark.slow if name.endswith("far from zero") else ())
+    for name, *rest in cases()
+]
+
+
 @pytest.mark.parametrize("C", [1.0, 1e-3])
-@pytest.mark.parametrize(("x", "y", "weights"), [pytest.param(*rest, id=name) for name, *rest in cases()])
+@pytest.mark.parametrize(("x", "y", "weights"), CASES)
 def test_same_solution_as_linearsvc(x, y, weights, C):
     test = ternary(1000, x.shape[1], 3, seed=1)[0].astype(x.dtype)
     ours = LinearSVM(C).fit(x, y, sample_weight=weights)
@@ -163,6 +169,7 @@ def test_class_weights_that_are_none_are_refused(weight, solver):
         LinearSVM(class_weight={0: weight, 1: 1}, solver=solver).fit(*ternary(10, 20, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["dual", "primal"])
 def test_no_scale_makes_it_inexact_without_a_warning(solver):
     """A sample of what recipes/benchmarks/check_svm.py checks on 500 problems."""
