@@ -29,6 +29,7 @@ class GramProbe:
         test: samples to evaluate on; None to evaluate each training sample by a fit without its fold.
         relative_C: C times the mean squared L2 norm of a sample.
         n_splits: folds, at most so many.
+        groups: (n_samples,) training samples of one number stay in one fold.
 
     Raises:
         InputError: no labels, layers that differ between the samples, or too few samples for folds.
@@ -41,7 +42,15 @@ class GramProbe:
         evaluated_on: which samples, in words.
     """
 
-    def __init__(self, embedding: Embedding, test: Embedding | None, *, relative_C: float, n_splits: int):
+    def __init__(
+        self,
+        embedding: Embedding,
+        test: Embedding | None,
+        *,
+        relative_C: float,
+        n_splits: int,
+        groups: np.ndarray | None = None,
+    ):
         self.spans = [span for span in embedding.layers if span.name != LAST] or list(embedding.layers)
         self.train, self.test = embedding.values, None if test is None else test.values
         self.relative_C, self.fold = relative_C, np.zeros(0, dtype=int)
@@ -51,7 +60,7 @@ class GramProbe:
             n_folds = usable_folds(strata, n_splits=n_splits)
             if n_folds == 0:
                 raise InputError(f"{len(strata)} samples, about one a class, cannot be split; give test samples")
-            self.fold = stratified_folds(strata, n_splits=n_folds)
+            self.fold = stratified_folds(strata, n_splits=n_folds, groups=groups)
             self.evaluated_on = f"{len(strata)} training samples, each by a fit without its fold of {n_folds}"
         else:
             if [span.name for span in test.layers] != [span.name for span in embedding.layers]:

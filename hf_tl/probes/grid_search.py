@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from hf_tl.errors import InputError
 from hf_tl.probes.active_set import SampleSpace, Support, solve, warn_if_inexact
 from hf_tl.probes.one_vs_rest import OneVsRest
 
@@ -65,18 +66,45 @@ def find_grid(C: Cost, squared_norm: float) -> tuple[float, ...]:
     return tuple(values)
 
 
-def stratified_folds(strata: np.ndarray, *, n_splits: int = N_SPLITS, random_state: int = 0) -> np.ndarray:
+def stratified_folds(
+    strata: np.ndarray, *, n_splits: int = N_SPLITS, groups: np.ndarray | None = None, random_state: int = 0
+) -> np.ndarray:
     """The fold of each sample, (n_samples,): every class is spread over the folds as evenly as it can be.
 
     A class of one sample is in one fold; nothing can be learnt of it there.
+
+    Args:
+        strata: (n_samples,) classes.
+        n_splits: folds.
+        groups: (n_samples,) samples of one number stay in one fold, such as copies (`find_twins(...).groups`).
+        random_state: decides the folds.
+
+    Raises:
+        InputError: groups of other samples.
     """
+    groups = check_groups(groups, len(strata))
     fold = np.empty(len(strata), dtype=int)
-    splitter = StratifiedKFold(n_splits, shuffle=True, random_state=random_state)
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    splitter = kind(n_splits, shuffle=True, random_state=random_state)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        for k, (_, held_out) in enumerate(splitter.split(np.zeros(len(strata)), strata)):
+        for k, (_, held_out) in enumerate(splitter.split(np.zeros(len(strata)), strata, groups)):
             fold[held_out] = k
     return fold
+
+
+def check_groups(groups: np.ndarray | None, n_samples: int) -> np.ndarray | None:
+    """Groups as an array; None where each sample is one of its own.
+
+    Raises:
+        InputError: groups of other samples.
+    """
+    if groups is None:
+        return None
+    found = np.asarray(groups)
+    if found.shape != (n_samples,):
+        raise InputError(f"groups should be one number a sample, ({n_samples},), got shape {found.shape}")
+    return found if len(np.unique(found)) < n_samples else None
 
 
 def usable_folds(strata: np.ndarray, *, n_splits: int = N_SPLITS) -> int:
@@ -92,6 +120,7 @@ def search(
     grid: Sequence[float],
     *,
     n_splits: int = N_SPLITS,
+    groups: np.ndarray | None = None,
 ) -> tuple[Search, Support]:
     """Chooses C by cross-validation and solves for it; every fit starts from the support of its neighbour.
 
@@ -101,6 +130,7 @@ def search(
         curvature: C -> (n_samples, n_columns).
         grid: values of C, ascending.
         n_splits: folds, at most so many.
+        groups: see `stratified_folds`.
     """
     signs = columns.signs.astype(np.float64)
     n_folds = usable_folds(columns.strata, n_splits=n_splits) if len(grid) > 1 else 0
@@ -108,7 +138,7 @@ def search(
         chosen = grid[len(grid) // 2]
         found = solve(space, signs, curvature(chosen))
         return Search(tuple(grid), np.zeros((len(grid), 0)), chosen, "too few samples to hold some out"), found
-    fold = stratified_folds(columns.strata, n_splits=n_folds)
+    fold = stratified_folds(columns.strata, n_splits=n_folds, groups=groups)
     truth = columns.decide(signs)
     accuracy, path, start = np.zeros((len(grid), n_folds)), [], None
     for i, C in enumerate(grid):

@@ -177,6 +177,7 @@ def layer_probes(
     untrained: tuple[Embedding, Embedding | None] | None = None,
     relative_C: float = RELATIVE_C,
     n_splits: int = N_SPLITS,
+    groups: np.ndarray | None = None,
     progress: bool = True,
 ) -> LayerProbes:
     """Evaluates a linear SVM on each layer, on each range that starts at the first or ends at the last, and on all.
@@ -193,6 +194,7 @@ def layer_probes(
             None.
         relative_C: C times the mean squared L2 norm of a sample, one for all layers: none is favoured by a search.
         n_splits: folds, at most so many; without `test` only.
+        groups: (n_samples,) training samples of one number, such as copies, stay in one fold; without `test` only.
         progress: whether a progress bar is drawn.
 
     Raises:
@@ -200,7 +202,7 @@ def layer_probes(
     """
     if not relative_C > 0:
         raise InputError(f"relative_C must be above 0, got {relative_C}")
-    probe = GramProbe(embedding, test, relative_C=relative_C, n_splits=n_splits)
+    probe = GramProbe(embedding, test, relative_C=relative_C, n_splits=n_splits, groups=groups)
     baseline = None
     if untrained is not None:
         if [span.name for span in untrained[0].layers] != [span.name for span in embedding.layers]:
@@ -211,7 +213,7 @@ def layer_probes(
         if (untrained[1] is None) != (test is None):
             raise InputError("give test samples of the untrained network if and only if there are test samples")
         baseline = layer_probes(
-            untrained[0], untrained[1], relative_C=relative_C, n_splits=n_splits, progress=progress
+            untrained[0], untrained[1], relative_C=relative_C, n_splits=n_splits, groups=groups, progress=progress
         )
     n_layers = len(probe.spans)
     single, first_to, to_last = [], [], []

@@ -15,7 +15,7 @@ from hf_tl.errors import InputError
 from hf_tl.intervals import half_width
 from hf_tl.labels import Problem, find_problem
 from hf_tl.probes.evaluation import chance, label_table, paired_labels, score_samples
-from hf_tl.probes.grid_search import Cost
+from hf_tl.probes.grid_search import Cost, check_groups
 from hf_tl.probes.heads import HeadMaker, default_head, make_head
 from hf_tl.probes.power_law import PowerLaw, fit_power_law
 from hf_tl.table import format_table, in_words
@@ -224,6 +224,7 @@ def learning_curve(
     C: Cost = "auto",
     prepare: Prepare | None = None,
     method: str = "full network",
+    groups: np.ndarray | None = None,
     random_state: int = 0,
     progress: bool = True,
 ) -> LearningCurve:
@@ -243,6 +244,8 @@ def learning_curve(
         prepare: (values of the samples, values of the test samples) -> their features, for features that are scaled
             with statistics of the samples alone; None to take the values as they are.
         method: what the curve is called.
+        groups: (n_samples,) of samples of one number, such as copies (`find_twins(...).groups`), a draw has one at
+            most, and none of those that are held out.
         random_state: decides the draws; the same for the same labels, so that curves can be compared in pairs.
         progress: whether a progress bar is drawn.
 
@@ -258,7 +261,9 @@ def learning_curve(
     if n_splits < 2:
         raise InputError(f"n_splits must be 2 or more, for an interval, got {n_splits}")
     strata = taught.labels if problem == "classification" else np.zeros(len(taught.labels), dtype=int)
-    classes, counts = np.unique(strata, return_counts=True)
+    groups = check_groups(groups, len(strata))
+    drawable = np.arange(len(strata)) if groups is None else np.unique(groups, return_index=True)[1]
+    classes, counts = np.unique(strata[drawable], return_counts=True)
     if test is None:
         counts = counts - np.ceil(counts * HELD_OUT).astype(int)
     shots = shots or (SHOTS if problem == "classification" else TOTALS)
@@ -277,11 +282,13 @@ def learning_curve(
     with tqdm(total=scores.size, desc=f"learning curve, {method}", unit="fit", disable=not progress) as bar:
         for j in range(n_splits):
             if test is None:
-                pool, held_out = _split(strata, random_state=random_state + j)
+                pool, held_out = _split(strata, groups, random_state=random_state + j)
                 evaluated, truth = np.asarray(embedding.values[held_out]), taught.labels[held_out]
             else:
                 pool, evaluated, truth = np.arange(len(strata)), np.asarray(test.values), tested.labels
             order = np.random.default_rng((random_state, j)).permutation(pool)
+            if groups is not None:
+                order = order[np.sort(np.unique(groups[order], return_index=True)[1])]
             test_strata.append(truth if problem == "classification" else np.zeros(len(truth), dtype=int))
             outcomes.append(np.zeros((len(used), len(truth))))
             for i, n in enumerate(used):
@@ -309,12 +316,14 @@ def learning_curve(
     )
 
 
-def _split(strata: np.ndarray, *, random_state: int) -> tuple[np.ndarray, np.ndarray]:
+def _split(strata: np.ndarray, groups: np.ndarray | None, *, random_state: int) -> tuple[np.ndarray, np.ndarray]:
     """The samples to draw from, and those to evaluate on."""
     generator, out = np.random.default_rng(random_state), np.zeros(len(strata), dtype=bool)
     for value in np.unique(strata):  # StratifiedShuffleSplit may leave a small class untested, or take half of it
         mine = generator.permutation(np.flatnonzero(strata == value))
         out[mine[: int(np.ceil(len(mine) * HELD_OUT))]] = True
+    if groups is not None:  # the copies of what is held out go with it, into neither
+        return np.flatnonzero(~np.isin(groups, groups[out])), np.flatnonzero(out)
     return np.flatnonzero(~out), np.flatnonzero(out)
 
 

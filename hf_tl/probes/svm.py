@@ -78,13 +78,20 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         self.max_iter = max_iter
         self.device = device
 
-    def fit(self, X: Features, y: np.ndarray, sample_weight: np.ndarray | None = None) -> LinearSVM:
+    def fit(
+        self,
+        X: Features,
+        y: np.ndarray,
+        sample_weight: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+    ) -> LinearSVM:
         """Fits on X (n_samples, n_features), real or integer, an embedding, a memory-mapped or a lazy array.
 
         Args:
             X: the features.
             y: (n_samples,) integers or strings, or (n_samples, n_labels) of 0 and 1 for label sets.
             sample_weight: (n_samples,) factors of the samples' losses, 0 or more.
+            groups: (n_samples,) samples of one number, such as copies, are held out together in the search for C.
 
         Raises:
             ValueError: one class only, NaN, values whose squares overflow, or lengths that differ.
@@ -99,9 +106,9 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         self.classes_, self._kind = columns.classes, columns.kind
         negative, positive = columns.weights(self.class_weight, y)
         if self.solver == "dual" or (self.solver == "auto" and X.shape[0] <= GRAM_SAMPLES):
-            self._fit_dual(X, columns, weights, np.stack([negative, positive]))
+            self._fit_dual(X, columns, weights, np.stack([negative, positive]), groups)
         else:
-            self._fit_primal(X, columns, weights, np.stack([negative, positive]))
+            self._fit_primal(X, columns, weights, np.stack([negative, positive]), groups)
         return self
 
     def decision_function(self, X: Features) -> np.ndarray:
@@ -121,7 +128,9 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         tags.classifier_tags.multi_label = True
         return tags
 
-    def _fit_dual(self, X: Matrix, columns: OneVsRest, weights: np.ndarray, factors: np.ndarray) -> None:
+    def _fit_dual(
+        self, X: Matrix, columns: OneVsRest, weights: np.ndarray, factors: np.ndarray, groups: np.ndarray | None
+    ) -> None:
         space = SampleSpace(gram(X) + 1, X)
         grid = find_grid(self.C, _squared_norm(space.gram.diagonal(), weights))
         loss = 2 * weights[:, None] * np.where(columns.signs > 0, factors[1], factors[0])
@@ -129,28 +138,36 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
             self.C_, self.search_ = grid[0], None
             found = solve(space, columns.signs.astype(np.float64), grid[0] * loss)
         else:
-            self.search_, found = search(space, columns, lambda C: C * loss, grid)
+            self.search_, found = search(space, columns, lambda C: C * loss, grid, groups=groups)
             self.C_ = self.search_.chosen
         if np.isinf(found.gap).any():  # too many samples for an interior point method
-            return self._fit_primal(X, columns, weights, factors)
+            return self._fit_primal(X, columns, weights, factors, groups)
         warn_if_inexact(found)
         self.coef_, self.intercept_ = weighted_rows(found.alpha, X), found.alpha.sum(axis=0)
         for j, column in found.weights.items():
             *self.coef_[j], self.intercept_[j] = space.in_features(column)
         self.n_iter_ = 1.0
 
-    def _fit_primal(self, X: Matrix, columns: OneVsRest, weights: np.ndarray, factors: np.ndarray) -> None:
+    def _fit_primal(
+        self, X: Matrix, columns: OneVsRest, weights: np.ndarray, factors: np.ndarray, groups: np.ndarray | None
+    ) -> None:
         grid = find_grid(self.C, _sampled_squared_norm(X, weights))
-        self.search_ = None if len(grid) == 1 else self._search_primal(X, columns, weights, factors, grid)
+        self.search_ = None if len(grid) == 1 else self._search_primal(X, columns, weights, factors, grid, groups)
         self.C_ = grid[0] if self.search_ is None else self.search_.chosen
         coef, intercept, self.n_iter_ = self._solve_primal(X, columns, weights, factors, (self.C_,))
         self.coef_, self.intercept_ = coef[0], intercept[0]
 
     def _search_primal(
-        self, X: Matrix, columns: OneVsRest, weights: np.ndarray, factors: np.ndarray, grid: tuple[float, ...]
+        self,
+        X: Matrix,
+        columns: OneVsRest,
+        weights: np.ndarray,
+        factors: np.ndarray,
+        grid: tuple[float, ...],
+        groups: np.ndarray | None,
     ) -> Search:
         """One split, all values of C at once."""
-        out = np.flatnonzero(stratified_folds(columns.strata, n_splits=HELD_OUT) == 0)
+        out = np.flatnonzero(stratified_folds(columns.strata, n_splits=HELD_OUT, groups=groups) == 0)
         kept = weights.copy()
         kept[out] = 0
         coef, intercept, _ = self._solve_primal(X, columns, kept, factors, grid)
