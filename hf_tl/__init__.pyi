@@ -10,7 +10,9 @@ from .analysis import compare_layers as compare_layers
 from .analysis import count_flops as count_flops
 from .analysis import estimate_footprint as estimate_footprint
 from .analysis import find_twins as find_twins
+from .analysis import measure_change as measure_change
 from .analysis import rank_networks as rank_networks
+from .analysis import read_source_signs as read_source_signs
 from .arguments import TaskArguments as TaskArguments
 from .arguments import parse_arguments as parse_arguments
 from .arguments import share_batch as share_batch

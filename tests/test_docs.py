@@ -22,6 +22,7 @@ from hf_tl.cli.main import COMMANDS, build_parser, main
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 NEEDS = {  # page -> fixtures that put what it names into the working folder
+    "analysis.md": ("vision_network", "photos"),
     "README.md": ("vision_network", "photos"),
     "classifier.md": ("vision_network", "photos"),
     "embedding.md": ("vision_network", "photos"),

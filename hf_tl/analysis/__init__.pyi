@@ -12,6 +12,8 @@ from .ranking import rank_networks as rank_networks
 from .similarity import Reference as Reference
 from .similarity import compare_domains as compare_domains
 from .similarity import read_source_signs as read_source_signs
+from .training_change import TrainingChange as TrainingChange
+from .training_change import measure_change as measure_change
 from .twins import Twins as Twins
 from .twins import find_twins as find_twins
 from .verify_adapter import verify_adapter as verify_adapter

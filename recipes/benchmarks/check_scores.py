@@ -44,7 +44,7 @@ def layers_of(name: str, weights: str) -> tuple[dict[str, np.ndarray], np.ndarra
         features = np.asarray(train.values[:, layer.start : layer.stop], dtype=np.float64)
         for score, function in SCORES.items():
             values[score].append(function(features, labels))
-    return {score: np.array(found) for score, found in values.items()}, np.array([p.accuracy for p in probes.single])
+    return {score: np.array(found) for score, found in values.items()}, np.array([p.score for p in probes.single])
 
 
 def cost() -> float:
