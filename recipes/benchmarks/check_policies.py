@@ -40,7 +40,7 @@ from hf_tl.table import format_table
 from hf_tl.trace import Batch, forward
 
 
-RIGHT, REFUSED, WRONG, NOT_BUILT = "right", "refused", "wrong", "not built"
+RIGHT, REFUSED, WRONG, NOT_RUN = "right", "refused", "wrong", "not run"
 LARGE = 1024  # entries of a tensor before its spread says something
 NEAR = (0.6, 1.6)  # times the spread of a new network
 
@@ -59,7 +59,7 @@ def examine(specimen: Specimen) -> Finding:
         with time_limit(SECONDS):
             model = specimen.model()
     except Exception as error:  # whatever a configuration objects to
-        return Finding(NOT_BUILT, (str(error)[:200],))
+        return Finding(NOT_RUN, (str(error)[:200],))
     refused, wrong = [], []
     try:
         layers, batch = list_layers(model), dummy_batch(model, n=1 if reads_one_text(model) else 2)
@@ -67,6 +67,11 @@ def examine(specimen: Specimen) -> Finding:
         return Finding(REFUSED, (f"layers: {error}",))
     except Exception as error:
         return Finding(WRONG, (f"layers: {type(error).__name__}: {error}",))
+    try:
+        with as_it_was(model):
+            moved_by_a_step(model, batch)
+    except Exception as error:  # without a policy
+        return Finding(NOT_RUN, (f"a step without a policy: {type(error).__name__}: {str(error)[:200]}",))
     each = "each " if len(layers.towers) > 1 else ""
     last = "head" if any(layer.kind == "head" and layer.owned for layer in layers) else f"{each}-1"
     for name, check, selection in (
@@ -164,7 +169,7 @@ def distinct(model: nn.Module) -> dict[str, Tensor]:
 
 def moved_by_a_step(model: nn.Module, batch: Batch) -> set[str]:
     """Names of the parameters that a step of gradient descent would move, in eval mode."""
-    model.train(type(model).__name__.startswith("Reformer"))  # which has gradients in no other mode
+    model.eval()
     model.zero_grad()
     with torch.enable_grad():
         sum_of_squares(forward(model, batch)).backward()
@@ -247,11 +252,11 @@ def main() -> None:
                     file.write(json.dumps(item) + "\n")
     items = [found[str(specimen)] for specimen in chosen]
     counts = {f: Counter(item["outcome"] for item in items if item["name"].startswith(f"{f}/")) for f in FAMILIES}
-    outcomes = (RIGHT, REFUSED, WRONG, NOT_BUILT)
+    outcomes = (RIGHT, REFUSED, WRONG, NOT_RUN)
     rows = [[family, *(count[outcome] for outcome in outcomes)] for family, count in counts.items() if count]
     print(format_table(["family", *outcomes], rows))
     if not options.sample:
-        told = [item for item in items if item["outcome"] not in (RIGHT, NOT_BUILT)]
+        told = [item for item in items if item["outcome"] not in (RIGHT, NOT_RUN)]
         keep("check_policies", {"counts": {f: dict(c) for f, c in counts.items() if c}, "not right": told})
     sys.exit(any(item["outcome"] == WRONG for item in items))
 
