@@ -1,4 +1,4 @@
-"""Plug-ins: poolings, actions of policies, heads and scores of other packages, found by name.
+"""Plug-ins: poolings, actions of policies, heads, scores and strategies of other packages, found by name.
 
 A package announces what it brings as an entry point, KIND.NAME, and hf_tl finds it under NAME:
 
@@ -27,6 +27,7 @@ KINDS = {
     "action": "a function (argument, layers) -> clauses of a policy, see hf_tl.policies.grammar.Action",
     "score": "a function (features, labels) -> a number, see hf_tl.analysis.transferability.Score",
     "head": "a function (C, shape) -> a classifier, see hf_tl.probes.heads.HeadMaker",
+    "strategy": "a function () -> a strategy of transfer, see hf_tl.strategies.Strategy",
 }
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 

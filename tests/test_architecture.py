@@ -30,6 +30,7 @@ LEVELS = [  # a module imports from levels above its own in this list, or from i
     {"probes"},
     {"classifier"},
     {"analysis"},
+    {"strategies"},
     {"quickstart"},
     {"cli"},
 ]

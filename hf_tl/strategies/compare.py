@@ -1,0 +1,184 @@
+"""compare: several strategies at equal effort on the same samples, with a ledger that goes on where it was cut."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from hf_tl.analysis.footprint import Footprint
+from hf_tl.data import Task
+from hf_tl.embedding.fingerprint import fingerprint_json
+from hf_tl.errors import InputError
+from hf_tl.strategies.comparison import Comparison
+from hf_tl.strategies.draws import Draw, check_shots, draw, usable_samples
+from hf_tl.strategies.duration import in_seconds
+from hf_tl.strategies.feature_extraction import FeatureExtraction
+from hf_tl.strategies.groups import find_groups
+from hf_tl.strategies.ledger import Ledger, Run
+from hf_tl.strategies.strategy import Effort, Strategy, find_strategies
+from hf_tl.strategies.transfer import Transfer
+
+
+STRATEGIES = ("last layer", "full network", "linear probe", "LoRA", "split", "LP-FT", "full fine-tuning")
+SHOTS = (1, 2, 5, 10, 20)
+SEEDS = 3
+LEDGER = "ledger.jsonl"
+PACKAGES = ("hf_tl", "torch", "transformers", "timm", "scikit-learn", "numpy")
+
+
+def compare(
+    model: str,
+    task: str | Task,
+    *,
+    strategies: Sequence[str | Strategy] = STRATEGIES,
+    shots: Sequence[int] = SHOTS,
+    seeds: int = SEEDS,
+    budget: str | float | None = None,
+    out: str | Path = "runs/compare",
+    image_size: int | None = None,
+    effort: Effort | None = None,
+    country: str | None = None,
+    human_minutes: float = 0.0,
+    groups: np.ndarray | None = None,
+    part: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> Comparison:
+    """Fits every strategy with every number of samples and every seed, and evaluates all on the same samples.
+
+    Runs are independent. Each that ends is a line of `out`/ledger.jsonl; the same call goes on with those that are
+    missing, in however many processes, on however many machines that share the folder.
+
+    Args:
+        model: name or folder of a pre-trained network.
+        task: name of a dataset, or what `load_task` gave; its test samples are for the evaluation alone.
+        strategies: by name, or objects.
+        shots: training samples per class, validation samples included.
+        seeds: draws for each number of samples; those of one seed are nested.
+        budget: time after which no run is begun, "2h"; None for as long as it takes.
+        out: folder of the ledger and of stored activations.
+        image_size: side of the square images in pixels.
+        effort: what each strategy may spend on one fit; the same for all.
+        country: where it runs, for the CO2; see `hf_tl.analysis.footprint.Footprint`.
+        human_minutes: of people for each run, as you say.
+        groups: (n,) numbers that twins share, for training and test samples; None to look for twins.
+        part: (i, k): this process does every k-th run from the i-th on.
+        progress: whether a progress bar is drawn.
+
+    Raises:
+        InputError: what cannot be compared; before anything is fitted.
+    """
+    started = time.monotonic()
+    limit = float("inf") if budget is None else in_seconds(budget)
+    effort, folder = effort or Effort(), Path(out)
+    found = find_strategies(strategies)
+    if seeds < 2:
+        raise InputError(f"seeds should be 2 or more, for an interval, got {seeds}")
+    if not 0 <= part[0] < part[1]:
+        raise InputError(f"part should be (i, k) with 0 <= i < k, got {part}")
+    transfer = Transfer.of(model, task, image_size=image_size, folder=folder)
+    groups, notes = find_groups(transfer, groups)
+    pool, counts = usable_samples(transfer.labels, n_train=transfer.n_train, groups=groups)
+    wanted = check_shots(shots, counts, transfer.classes)
+    ledger = Ledger(folder / LEDGER)
+    plan = list(_plan(transfer, found, wanted, seeds, effort, pool))
+    done = ledger.read()
+    todo = [one for i, one in enumerate(plan) if one[0] not in done and i % part[1] == part[0]]
+    with tqdm(total=len(plan), initial=len(plan) - len(todo), desc="compare", unit="run", disable=not progress) as bar:
+        for key, config, strategy, n, seed in todo:
+            if time.monotonic() - started > limit:
+                notes = (*notes, f"the budget of {budget} is spent; the same call does the {len(plan) - bar.n} others")
+                break
+            bar.set_postfix_str(f"{strategy.name}, {n} a class, seed {seed}")
+            drawn = draw(transfer.labels, pool, shots=n, seed=seed)
+            cost = Footprint(strategy.name, country=country, human_minutes=human_minutes, count_flops=True)
+            ledger.append(run_once(transfer, strategy, drawn, key, config, n, seed, effort, cost))
+            bar.update()
+    keys = [one[0] for one in plan]
+    runs = [run for key, run in ledger.read().items() if key in keys]
+    return Comparison.of(runs, transfer, counts=counts, planned=len(plan), notes=(*transfer.task.notes, *notes))
+
+
+def run_once(
+    transfer: Transfer,
+    strategy: Strategy,
+    drawn: Draw,
+    key: str,
+    config: Mapping[str, Any],
+    shots: int,
+    seed: int,
+    effort: Effort,
+    footprint: Footprint,
+    *,
+    evaluated: np.ndarray | None = None,
+) -> Run:
+    """One fit, evaluated on the test samples, or on others."""
+    evaluated = transfer.test if evaluated is None else evaluated
+    n = len(drawn.train) + len(drawn.validation)  # one pass reads the samples of all runs; each bears its own share
+    reading = transfer.reading_cost(n, country=footprint.country) if isinstance(strategy, FeatureExtraction) else None
+    with footprint:
+        fitted = strategy.fit(transfer, drawn.train, drawn.validation, effort=effort, seed=seed)
+        footprint.add(samples=0 if reading else fitted.samples_seen, experiments=fitted.trials - 1)
+    footprint = footprint if reading is None else footprint + reading
+    predicted = fitted.predict(evaluated)
+    return Run(
+        key=key,
+        strategy=strategy.name,
+        shots=shots,
+        seed=seed,
+        config=config,
+        train=tuple(map(int, drawn.train)),
+        validation=tuple(map(int, drawn.validation)),
+        setting=fitted.setting,
+        trials=fitted.trials,
+        validation_accuracy=fitted.validation,
+        test_accuracy=float((predicted == transfer.labels[evaluated]).mean()),
+        predicted=tuple(map(int, predicted)),
+        samples_seen=fitted.samples_seen,
+        stopped=fitted.stopped,
+        footprint=footprint.to_dict(),
+        versions={name: version(name) for name in PACKAGES},
+    )
+
+
+def run_config(
+    transfer: Transfer, strategy: Strategy, *, shots: int, seed: int, effort: Effort, samples: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """What decides the result of a run; samples are those that it may draw from and those that it is evaluated on."""
+    spent = asdict(replace(effort, deadline=0.0))
+    del spent["deadline"]
+    return {
+        "model": transfer.model,
+        "transfer": transfer.fingerprint,
+        "image_size": transfer.image_size,
+        "strategy": repr(strategy),
+        "shots": shots,
+        "seed": seed,
+        "effort": spent,
+        "samples": fingerprint_json([list(part) for part in samples])[:16],
+    }
+
+
+Planned = tuple[str, dict[str, Any], Strategy, int, int]
+
+
+def _plan(
+    transfer: Transfer,
+    strategies: Sequence[Strategy],
+    shots: Sequence[int],
+    seeds: int,
+    effort: Effort,
+    pool: np.ndarray,
+) -> Iterator[Planned]:
+    """Key, config, strategy, samples per class and seed of each run; a ledger that is cut is as even as it can be."""
+    samples = (pool.tolist(), transfer.test.tolist())
+    for seed, n, strategy in product(range(seeds), shots, strategies):
+        config = run_config(transfer, strategy, shots=n, seed=seed, effort=effort, samples=samples)
+        yield fingerprint_json([strategy.name, config])[:16], config, strategy, n, seed

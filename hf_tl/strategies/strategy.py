@@ -1,0 +1,151 @@
+"""What a strategy of transfer is, and which ones there are by name."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+
+from hf_tl.errors import InputError
+from hf_tl.names import closest
+from hf_tl.plugins import find_plugin, plugin_names
+
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hf_tl.strategies.transfer import Transfer
+
+Predict = Callable[[np.ndarray], np.ndarray]
+BUILT_IN = {  # name -> where it is made, and the group it belongs to in tables and plots
+    "last layer": "hf_tl.strategies.feature_extraction:last_layer",
+    "full network": "hf_tl.strategies.feature_extraction:full_network",
+    "linear probe": "hf_tl.strategies.feature_extraction:linear_probe",
+    "LoRA": "hf_tl.strategies.low_rank:lora",
+    "DoRA": "hf_tl.strategies.low_rank:dora",
+    "split": "hf_tl.strategies.split_point:SplitPoint",
+    "LP-FT": "hf_tl.strategies.lp_ft:LinearProbeThenFineTuning",
+    "full fine-tuning": "hf_tl.strategies.full_fine_tuning:FullFineTuning",
+    "from scratch": "hf_tl.strategies.from_scratch:FromScratch",
+}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What every strategy may spend on one fit; the same for all, so that none wins by being tuned longer.
+
+    Attributes:
+        epochs: passes over the samples, at most, for each setting that is tried.
+        trials: settings that are tried, such as learning rates or values of C; the validation samples choose.
+        patience: epochs without a lower validation loss after which a training stops.
+        batch_size: samples a step.
+        deadline: a reading of `time.monotonic` at which a training stops, whatever it has reached.
+    """
+
+    epochs: int = 20
+    trials: int = 3
+    patience: int = 5
+    batch_size: int = 16
+    deadline: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "trials", "patience", "batch_size"):
+            if vars(self)[name] < 1:
+                raise InputError(f"{name} should be at least 1, got {vars(self)[name]}")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the deadline has passed."""
+        return time.monotonic() >= self.deadline
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a strategy has learnt.
+
+    Attributes:
+        predict: indices of samples, as `Transfer` numbers them, -> (n,) numbers of classes.
+        setting: the chosen one, in words.
+        validation: its accuracy on the validation samples; NaN where there were none to choose by.
+        trials: settings that were tried.
+        samples_seen: samples that went through the network, forward, of all settings together.
+        stopped: why it ended before its time, in words; "" where it did not.
+        model: the trained network, where there is one.
+    """
+
+    predict: Predict
+    setting: str
+    validation: float
+    trials: int
+    samples_seen: int
+    stopped: str = ""
+    model: nn.Module | None = field(default=None, repr=False)
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """A way to get a classifier of new classes from a pre-trained network; stateless, so that one serves many fits.
+
+    Attributes:
+        name: in tables, and in the ledger.
+    """
+
+    @property
+    def name(self) -> str:
+        """In tables, and in the ledger, where another name is another strategy."""
+
+    def fit(
+        self, transfer: Transfer, train: np.ndarray, validation: np.ndarray, *, effort: Effort, seed: int
+    ) -> Fitted:
+        """Learns from some samples; what is chosen is chosen on others.
+
+        Args:
+            transfer: network and samples.
+            train: (n,) indices of the samples to learn from.
+            validation: (m,) indices of those to choose by; empty where there are too few.
+            effort: what may be spent.
+            seed: of all that is random.
+        """
+
+    def code(self, transfer: Transfer, setting: str) -> str:
+        """A script that does the same outside, with the setting that was chosen."""
+
+
+def find_strategy(name: str | Strategy) -> Strategy:
+    """The strategy of a name: one of BUILT_IN, that of a plug-in, "module:name"; or the object itself.
+
+    Raises:
+        InputError: there is none, or it is no strategy.
+    """
+    if not isinstance(name, str):
+        found: object = name
+    elif name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        found = vars(import_module(module))[attribute]()
+    else:
+        maker = find_plugin("strategy", name)
+        if maker is None:
+            known = [*BUILT_IN, *plugin_names("strategy")]
+            raise InputError(f"there is no strategy {name!r} among {known}; {closest(name, known)}")
+        found = maker()
+    if not isinstance(found, Strategy):
+        raise InputError(f"strategy {name!r} should have a name, fit and code, got {type(found).__name__}")
+    return found
+
+
+def find_strategies(names: Sequence[str | Strategy]) -> list[Strategy]:
+    """The strategies of several names, none twice.
+
+    Raises:
+        InputError: one that is none, none at all, or two of one name.
+    """
+    found = [find_strategy(name) for name in ([names] if isinstance(names, str) else names)]
+    said = [strategy.name for strategy in found]
+    if not found or len(set(said)) < len(said):
+        raise InputError(f"strategies should be one or more, each of its own name, got {said}")
+    return found
