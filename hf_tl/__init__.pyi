@@ -56,6 +56,9 @@ from .probes import layer_probes as layer_probes
 from .probes import learning_curve as learning_curve
 from .probes import load_metric as load_metric
 from .probes import make_head as make_head
+from .strategies import advise as advise
+from .strategies import compare as compare
+from .strategies import write_report as write_report
 from .table import format_table as format_table
 from .training import DataCollator as DataCollator
 from .training import TaskDataset as TaskDataset

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     from hf_tl.strategies.compare import SHOTS, STRATEGIES, compare
+    from hf_tl.strategies.report import write_report
     from hf_tl.strategies.strategy import Effort
 
     found = compare(
@@ -57,8 +58,7 @@ def run(options: argparse.Namespace) -> None:
     print(found.table())
     written = [found.save(options.out / "comparison.json")]
     if found.block[0]:
-        written.append(options.out / "curve.png")
-        found.curve.plot(written[-1], title=found.title)
+        written.append(write_report(found, options.out / "report.html"))
     print(f"wrote {' and '.join(str(path) for path in [options.out / 'ledger.jsonl', *written])}")
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hf_tl.cli import __version__, adapter, audit, compare, embed, fit, from, hf_tl, import, layers, plugins, policy, predict, probe, quickstart, rank, similarity
+from hf_tl.cli import __version__, adapter, advise, audit, compare, embed, fit, from, hf_tl, import, layers, plugins, policy, predict, probe, quickstart, rank, similarity
 from hf_tl.errors import InputError
 
 
@@ -24,6 +24,7 @@ COMMANDS = {
     "policy": policy,
     "adapter": adapter,
     "compare": compare,
+    "advise": advise,
     "plugins": plugins,
 }
 QUIET = {  # standard error is for this program's progress bars and sentences

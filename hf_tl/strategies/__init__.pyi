@@ -1,5 +1,8 @@
+from .advice import Advice as Advice
+from .advise import advise as advise
 from .compare import compare as compare
 from .comparison import Comparison as Comparison
+from .report import write_report as write_report
 from .strategy import Effort as Effort
 from .strategy import Fitted as Fitted
 from .strategy import Strategy as Strategy

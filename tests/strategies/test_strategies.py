@@ -62,7 +62,7 @@ def test_what_is_frozen_stays_and_what_trains_moves(transfer, drawn):
         fitted = find_strategy(name).fit(transfer, drawn.train, drawn.validation, effort=EFFORT, seed=0)
         state = fitted.model.state_dict()
         moved[name] = {key for key, value in start.items() if not torch.equal(value, state[key])}
-    stem = {key for key in start if "conv1" in key}
+    stem = {key for key in start if key.startswith("timm_model.conv1")}
     assert stem
     assert not stem & moved["split"]
     assert stem & moved["full fine-tuning"]

@@ -1,1 +1,1 @@
-"""What a package adds to hf_tl: a pooling, an action of policies, a head."""
+"""What a package adds to hf_tl: a pooling, an action of policies, a head, a strategy."""

@@ -1,0 +1,152 @@
+"""What advise says: what to take, the code for it, the evidence, each alternative, and what would change its mind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_tl.card import in_time
+from hf_tl.files import write_whole
+from hf_tl.probes.learning_curve import LearningCurve
+from hf_tl.strategies.decision import Decision
+from hf_tl.strategies.ledger import Run
+from hf_tl.table import format_table
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One strategy, as far as it is known.
+
+    Attributes:
+        strategy: its name.
+        accuracy: expected of new samples; None where nothing was measured.
+        low: lower end of the 80 % interval.
+        high: upper end.
+        seconds: that one fit takes here, measured; None where nothing was.
+        how: how it is known, in words.
+    """
+
+    strategy: str
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    seconds: float | None
+    how: str
+
+
+@dataclass(frozen=True, eq=False)
+class Advice:
+    """A recommendation with what it rests on.
+
+    Attributes:
+        title: network and task.
+        decision: what was chosen, and how sure that is.
+        alternatives: every strategy that was considered, the cheapest first.
+        code: a script that does what is recommended.
+        evidence: a sentence each, with numbers.
+        would_change: what would lead to other advice, a sentence each.
+        notes: what else there is to say.
+        seconds: that it took.
+        budget: seconds that it might take.
+        runs: what was fitted.
+        curve: of feature extraction, against samples per class; None where there was no time for it.
+    """
+
+    title: str
+    decision: Decision
+    alternatives: tuple[Alternative, ...]
+    code: str
+    evidence: tuple[str, ...]
+    would_change: tuple[str, ...]
+    notes: tuple[str, ...]
+    seconds: float
+    budget: float
+    runs: tuple[Run, ...] = ()
+    curve: LearningCurve | None = None
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        name, delta = self.decision.chosen, f"{100 * self.decision.delta:g} points"
+        if not self.decision.is_sure:
+            return f"Not distinguishable within {delta}: {name} is the least risky choice of those that were measured"
+        if name == self.decision.best:
+            return f"Take {name}: the best that was measured, and nothing cheaper is within {delta} of it"
+        return f"Take {name}: the cheapest strategy within {delta} of the best, {self.decision.best}"
+
+    def table(self) -> str:
+        """Every strategy: accuracy with its 80 % interval, seconds of a fit, risk, and how it is known."""
+        return format_table(*self.cells())
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """The header and the rows of `table`."""
+        rows = []
+        for one in self.alternatives:
+            known = one.accuracy is not None
+            rows.append(
+                [
+                    one.strategy,
+                    f"{one.accuracy:.3f} ({one.low:.3f} .. {one.high:.3f})" if known else "-",
+                    "-" if one.seconds is None else in_time(one.seconds),
+                    f"{self.decision.risk[one.strategy]:.2f}" if one.strategy in self.decision.risk else "-",
+                    one.how,
+                ]
+            )
+        lost = f"P(more than {100 * self.decision.delta:g} points worse)"
+        return ["strategy", "accuracy (80 %)", "one fit", lost, "how it is known"], rows
+
+    def __str__(self) -> str:
+        parts = [
+            f"{self.title}\n{self.verdict}.",
+            self.table(),
+            "\n".join(f"- {line}" for line in self.evidence),
+            "what would change it:\n" + "\n".join(f"- {line}" for line in self.would_change),
+            f"to run it:\n\n{self.code}",
+            "\n".join(f"note: {note}" for note in self.notes),
+            f"{self.seconds:.0f} s of {self.budget:.0f} s",
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, for JSON; of the runs their keys."""
+        return {
+            "title": self.title,
+            "verdict": self.verdict,
+            "decision": asdict(self.decision),
+            "alternatives": [asdict(one) for one in self.alternatives],
+            "code": self.code,
+            "evidence": list(self.evidence),
+            "would_change": list(self.would_change),
+            "notes": list(self.notes),
+            "seconds": round(self.seconds, 1),
+            "budget": self.budget,
+            "runs": [run.key for run in self.runs],
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Writes a JSON file."""
+        return write_whole(Path(path), (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+
+
+def costs_to_settle(n_samples: float, *, evaluated: int, available: int, seconds: Sequence[float]) -> str:
+    """What it would take to tell two strategies apart, in a sentence.
+
+    Args:
+        n_samples: evaluated samples that would do.
+        evaluated: samples that each fit evaluates.
+        available: labelled samples that there are.
+        seconds: of one fit of each of the two.
+    """
+    if n_samples > available:
+        return (
+            f"about {n_samples:,.0f} evaluated samples would settle it, and there are {available:,}: more "
+            f"labels would, no more computing"
+        )
+    fits = max(2, -(-int(n_samples) // evaluated))
+    return (
+        f"about {n_samples:,.0f} evaluated samples would settle it: {fits} fits of each on other folds, "
+        f"{in_time(fits * sum(seconds))}"
+    )

@@ -1,0 +1,156 @@
+"""A report of advice or of a comparison: one HTML file with its figures inside, which opens without a network."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+
+from hf_tl import plots
+from hf_tl.errors import InputError
+from hf_tl.files import write_whole
+from hf_tl.strategies.advice import Advice
+from hf_tl.strategies.comparison import Comparison
+from hf_tl.strategies.ledger import Run
+
+
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:0 1rem;color:#222;background:#fff}
+h1{font-size:1.4rem}h2{font-size:1.15rem;margin-top:2rem}.verdict{font-size:1.15rem;border-left:.4rem solid #1f4e8c;
+padding:.6rem 1rem;background:#f2f6fb}svg{width:100%;height:auto}figure{margin:0}.wide{overflow-x:auto}
+table{border-collapse:collapse;font-size:.85rem}td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;
+text-align:left}
+pre{background:#f6f6f6;padding:.8rem;overflow-x:auto;font-size:.8rem;white-space:pre-wrap;overflow-wrap:anywhere}
+@media print{body{max-width:none;font-size:11px}h2{break-after:avoid}figure,tr{break-inside:avoid}}
+"""
+Draw = Callable[[Path], None]
+
+
+def write_report(found: Advice | Comparison, path: str | Path) -> Path:
+    """Writes the report as HTML, and beside it the same figures as PNG and all numbers as JSON.
+
+    Args:
+        found: what `advise` or `compare` gave.
+        path: of the HTML file.
+
+    Raises:
+        InputError: another ending, or nothing to report yet.
+    """
+    path = Path(path)
+    if path.suffix != ".html":
+        raise InputError(f"a report should be an .html file, got {str(path)!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sections = _of_advice(found) if isinstance(found, Advice) else _of_comparison(found)
+    body = []
+    for heading, content in sections:
+        inside = content if isinstance(content, str) else _figure(content, path, heading)
+        body.append(f"<section><h2>{escape(heading)}</h2>\n{inside}</section>")
+    title = escape(found.title)
+    page = (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{STYLE}</style></head>\n'
+        f"<body><h1>{title}</h1>\n{''.join(body)}</body></html>\n"
+    )
+    found.save(path.with_suffix(".json"))
+    return write_whole(path, page.encode())
+
+
+def _of_advice(found: Advice) -> list[tuple[str, str | Draw]]:
+    sections: list[tuple[str, str | Draw]] = [
+        ("What to do", f'<p class="verdict">{escape(found.verdict)}.</p><pre>{escape(found.code)}</pre>'),
+        ("Why", _list(found.evidence)),
+        ("The alternatives", _table(*found.cells())),
+        ("Accuracy against the time of one fit", lambda file: _draw_alternatives(found, file)),
+    ]
+    if found.curve is not None:
+        curve = found.curve
+        sections.append(("Samples per class", lambda file: curve.plot(file, title=found.title, extrapolate=True)))
+    return [
+        *sections,
+        ("What would change it", _list(found.would_change)),
+        ("Ledger", _ledger(found.runs)),
+        ("Notes", _list([*found.notes, f"{found.seconds:.0f} s of a budget of {found.budget:.0f} s"])),
+    ]
+
+
+def _of_comparison(found: Comparison) -> list[tuple[str, str | Draw]]:
+    curve, costs = found.curve, found.costs()
+    header = ["strategy", "validation", "test", "W", "h", "CPU h", "Wh", "g CO2", "TFLOP", "runs", "min of people"]
+    names = ("validation", "test", "watts", "hours", "cpu_hours", "watt_hours", "grams_co2", "teraflop", "experiments",
+             "human_minutes")  # fmt: skip
+    rows = [[row["strategy"], *("-" if row[n] is None else f"{row[n]:.3g}" for n in names)] for row in costs]
+    return [
+        ("What was found", f'<p class="verdict">{escape(curve.best())}</p>{_list(found.crossovers())}'),
+        ("Samples per class", lambda file: curve.plot(file, title=found.title)),
+        ("Differences in points, paired", f"<pre>{escape(found.differences(found.reference))}</pre>"),
+        ("What it cost, the search counted", _table(header, rows)),
+        ("Accuracy against energy", lambda file: _draw_costs(found, file)),
+        ("Ledger", _ledger(found.runs)),
+        ("Notes", _list([f"{len(found.runs)} of {found.planned} runs", *found.notes])),
+    ]
+
+
+def _draw_alternatives(found: Advice, file: Path) -> None:
+    caption = "80 % intervals; measured on this machine"
+    with plots.picture(file, title=found.title, size=(7.2, 4.4), caption=caption) as (panel,):
+        for i, one in enumerate(one for one in found.alternatives if one.accuracy is not None):
+            color, marker = plots.SERIES[i % len(plots.SERIES)]
+            accuracy, low, high = one.accuracy or 0.0, one.low or 0.0, one.high or 0.0
+            ends, x = [[accuracy - low], [high - accuracy]], [max(one.seconds or 0.0, 0.1)]
+            plots.curve(panel, x, [accuracy], color=color, marker=marker, label=one.strategy, errors=ends)
+        plots.axes(panel, x="seconds of one fit", y="accuracy", log="x")
+        plots.legend(panel)
+
+
+def _draw_costs(found: Comparison, file: Path) -> None:
+    estimated = any(row["estimated"] for row in found.costs())
+    caption = "energy is estimated from a power model" if estimated else "energy is measured"
+    halves = {name: found.curve.half_widths(name)[-1] for name in found.strategies}
+    with plots.picture(file, title=found.title, size=(7.2, 4.4), caption=caption) as (panel,):
+        for i, row in enumerate(found.costs()):
+            name, (color, marker) = row["strategy"], plots.SERIES[i % len(plots.SERIES)]
+            accuracy = [found.curve.accuracy[name][-1].mean()]
+            x = [max(row["watt_hours"] or 0, 1e-4)]
+            plots.curve(panel, x, accuracy, color=color, marker=marker, label=name, errors=[halves[name]])
+        plots.axes(panel, x="Wh of all runs", y=found.curve.metric, log="x")
+        plots.legend(panel)
+
+
+def _figure(draw: Draw, report: Path, heading: str) -> str:
+    """Draws a PNG beside the report, and gives the SVG to stand in it."""
+    name = "".join(c if c.isalnum() else "-" for c in heading.lower())
+    draw(report.with_name(f"{report.stem}-{name}.png"))
+    with tempfile.TemporaryDirectory() as folder:
+        draw(Path(folder) / "figure.svg")
+        svg = (Path(folder) / "figure.svg").read_text(encoding="utf-8")
+    inside = svg[svg.index("<svg") :]
+    return f'<figure role="img" aria-label="{escape(heading)}">{inside}</figure>'
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else "<p>-</p>"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _ledger(runs: Sequence[Run]) -> str:
+    header = ["run", "strategy", "samples", "per class", "seed", "setting", "accuracy", "seconds"]
+    rows = [
+        [
+            run.key[:8],
+            run.strategy,
+            str(len(run.train) + len(run.validation)),
+            str(run.shots or "all"),
+            str(run.seed),
+            run.setting,
+            f"{run.test_accuracy:.3f}",
+            f"{run.footprint['wall_seconds']['value']:.1f}",
+        ]
+        for run in runs
+    ]
+    return _table(header, rows)

@@ -1,0 +1,155 @@
+"""advise: right where the truth is known, silent about the test samples, on time; its report is whole in one file."""
+
+import json
+import re
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from one_comparison import Guess, task
+
+from hf_tl.errors import InputError
+from hf_tl.strategies import advise, compare, write_report
+from hf_tl.strategies.advise import RUNGS
+from hf_tl.strategies.duration import in_seconds
+
+
+MANY = {"image_size": 32, "budget": "2min"}
+POOR, GOOD, TWIN = Guess("poor", 0.3), Guess("good", 0.97), Guess("twin", 0.97)
+
+
+def many():
+    return task(n_train=40)
+
+
+@pytest.fixture(scope="module")
+def found(timm_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("advice")
+    return advise(str(timm_folder), many(), strategies=("last layer", POOR, GOOD), out=out, **MANY), out
+
+
+def test_the_better_one_is_advised_with_its_code(found):
+    advice, _ = found
+    assert advice.decision.best in ("good", "last layer")
+    assert advice.decision.chosen != "poor"
+    assert advice.decision.risk["poor"] > 0.9
+    compile(advice.code, "code", "exec")
+    text = str(advice)
+    for words in ("what would change it", "to run it", "were not looked at", "how it is known"):
+        assert words in text
+    json.dumps(advice.to_dict(), allow_nan=False)
+
+
+def test_the_test_samples_are_not_looked_at(found, timm_folder, tmp_path):
+    advice, _ = found
+    for run in advice.runs:
+        assert max((*run.train, *run.validation)) < 120
+        assert len(run.predicted) == 30  # a quarter of the training samples
+
+
+def test_equals_are_told_as_such_and_the_cheaper_is_taken(timm_folder, tmp_path):
+    advice = advise(str(timm_folder), many(), strategies=(GOOD, TWIN), delta=0.2, out=tmp_path, **MANY)
+    assert advice.decision.is_sure
+    unclear = advise(
+        str(timm_folder), task(n_train=8), strategies=(Guess("a", 0.6), Guess("b", 0.62)), out=tmp_path / "few", **MANY
+    )
+    if not unclear.decision.is_sure:
+        assert "Not distinguishable within 1 points" in unclear.verdict
+    assert any("would settle it" in line for line in unclear.would_change)
+
+
+def test_only_the_better_half_goes_on(found):
+    _, out = found
+    epochs = {}
+    for line in (out / "pilots.jsonl").read_text().splitlines():
+        run = json.loads(line)
+        epochs.setdefault(run["strategy"], []).append(run["config"]["effort"]["epochs"])
+    assert epochs["good"] == list(RUNGS)
+    assert epochs["poor"] == [RUNGS[0]]
+
+
+def test_a_budget_that_is_spent_leaves_alternatives_unmeasured(timm_folder, tmp_path):
+    start = time.monotonic()
+    both = ("last layer", "full fine-tuning")
+    advice = advise(str(timm_folder), many(), strategies=both, out=tmp_path, image_size=32, budget=0.01)
+    assert time.monotonic() - start < 60
+    unmeasured = next(one for one in advice.alternatives if one.strategy == "full fine-tuning")
+    assert unmeasured.accuracy is None
+    assert "not measured: 3 epochs would take" in unmeasured.how
+    assert advice.decision.chosen == "last layer"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"delta": 0}, "delta should be a share"),
+        ({"budget": "-1s"}, "a duration such as"),
+        ({"strategies": ("nothing",)}, "there is no strategy 'nothing'"),
+    ],
+)
+def test_what_cannot_be_advised_is_refused(timm_folder, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        advise(str(timm_folder), many(), out=tmp_path, **{**MANY, **options})
+    with pytest.raises(InputError, match="four training samples of each class or more, class 'cat' has 3"):
+        advise(str(timm_folder), task(n_train=3), out=tmp_path, **MANY)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10min", 600), ("1.5h", 5400), (12, 12), ("2 m", 120), (" 7 ", 7)]
+)
+def test_durations(text, seconds):
+    assert in_seconds(text) == seconds
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen, self.links = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href", "xlink:href") and value]
+        if tag not in ("meta", "br", "path", "use", "rect", "line"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in self.open:
+            while self.open.pop() != tag:
+                pytest.fail(f"{tag} is closed over another one")
+
+
+def check_page(path, *, n_figures):
+    """It is whole, has its figures inside, and asks nothing of a network."""
+    page, text = Page(), path.read_text()
+    page.feed(text)
+    assert page.open == []
+    assert page.seen.count("figure") == n_figures
+    assert page.seen.count("svg") == n_figures
+    assert "script" not in page.seen
+    assert "width=device-width" in text
+    assert "@media print" in text
+    assert all(link.startswith("#") for link in page.links)
+    assert not re.search(r"url\((?!#)", text)
+    json.loads(path.with_suffix(".json").read_text(), parse_constant=pytest.fail)
+    assert len(list(path.parent.glob("*.png"))) == n_figures
+
+
+def test_the_report_of_advice(found, tmp_path):
+    advice, _ = found
+    path = write_report(advice, tmp_path / "report.html")
+    check_page(path, n_figures=2)
+    assert advice.decision.chosen in path.read_text()
+    with pytest.raises(InputError, match=r"a report should be an .html file"):
+        write_report(advice, tmp_path / "report.pdf")
+
+
+def test_the_report_of_a_comparison(timm_folder, tmp_path):
+    pair = (Guess("a <b>", 0.5), Guess("c", 0.8))
+    compared = compare(
+        str(timm_folder), task(), strategies=pair, shots=(1, 4), seeds=2, out=tmp_path / "runs", progress=False
+    )
+    path = write_report(compared, tmp_path / "report" / "index.html")
+    check_page(path, n_figures=2)
+    assert "a &lt;b&gt;" in path.read_text()  # names are words, not tags
+    assert np.isfinite(compared.curve.accuracy["c"]).all()
