@@ -129,7 +129,7 @@ class _Pilots:
         known = self.ledger.read().get(key)
         if known is None:
             expected = self._seconds(strategy, epochs)
-            if time.monotonic() + SAFETY * expected > effort.deadline:
+            if expected and time.monotonic() + SAFETY * expected > effort.deadline:
                 self.skipped[strategy.name] = f"{epochs} epochs would take {expected:.0f} s, more than was left"
                 return False
             cost = Footprint(strategy.name)
