@@ -81,6 +81,7 @@ def test_they_are_listed_and_not_imported(site, capsys):
         ("action", "sandwich", "tl-extras 1.2"),
         ("head", "centroid", "tl-extras 1.2"),
         ("pooling", "median", "tl-extras 1.2"),
+        ("strategy", "majority", "tl-extras 1.2"),
     ]
     assert main(["plugins"]) == 0
     rows = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()[2:5]]

@@ -123,6 +123,8 @@ class _Pilots:
     def run(self, strategy: Strategy, *, epochs: int) -> bool:
         """One fit; whether there was time for it."""
         effort = replace(self.effort, epochs=epochs, patience=epochs)
+        if isinstance(strategy, FeatureExtraction):
+            effort = replace(effort, trials=3)  # which costs seconds
         samples = (self.drawn.train.tolist(), self.held_out.tolist())
         config = run_config(self.transfer, strategy, shots=0, seed=self.seed, effort=effort, samples=samples)
         key = fingerprint_json([strategy.name, config])[:16]

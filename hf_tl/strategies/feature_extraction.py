@@ -14,7 +14,10 @@ from hf_tl.strategies.strategy import Effort, Fitted
 from hf_tl.strategies.transfer import Transfer
 
 
-RELATIVE_C = (10.0, 100.0, 1.0, 1000.0, 0.1)  # over the mean squared norm of a sample, in the order of trials
+RELATIVE_C = {  # over the mean squared norm of a sample, in the order of trials
+    "svm": (10.0, 100.0, 1.0, 1000.0, 0.1),
+    "logreg": (1e3, 1e4, 1e2, 1e5, 10.0),
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class FeatureExtraction:
     ) -> Fitted:
         """See `Strategy.fit`."""
         raw, labels = transfer.raw, transfer.labels
-        settings, chosen = RELATIVE_C[: effort.trials], RELATIVE_C[0]
+        settings = RELATIVE_C.get(self.head, RELATIVE_C["logreg"])[: effort.trials]
+        chosen = settings[0]
         best = float("nan")
         if len(validation):
             reader, features = self._read(raw, train)
