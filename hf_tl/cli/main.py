@@ -7,7 +7,23 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hf_tl.cli import __version__, adapter, advise, audit, compare, embed, fit, from, hf_tl, import, layers, plugins, policy, predict, probe, quickstart, rank, similarity
+from hf_tl import __version__
+from hf_tl.cli import (
+    adapter,
+    advise,
+    audit,
+    compare,
+    embed,
+    fit,
+    layers,
+    plugins,
+    policy,
+    predict,
+    probe,
+    quickstart,
+    rank,
+    similarity,
+)
 from hf_tl.errors import InputError
 
 
