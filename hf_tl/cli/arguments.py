@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Literal
 
 from hf_tl.errors import InputError
 
@@ -25,10 +26,16 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     problem_help = "what is learnt: one class a sample, several, or a number; by default the labels tell"
     add("--problem", choices=("classification", "multilabel", "regression"), help=problem_help)
     add("--config", help="configuration of the dataset, where it has several")
-    add("--batch-size", type=int, default=32, help="samples per forward pass (default %(default)s)")
+    size_help = "samples per forward pass (default: the first samples show which is fastest)"
+    add("--batch-size", type=number_or_auto, default="auto", metavar="N", help=size_help)
     add("--device", default="cpu", help="where the network runs (default %(default)s)")
     bad_help = "end at a sample that cannot be read, or leave it out (default %(default)s)"
     add("--on-bad-samples", choices=("raise", "skip"), default="raise", help=bad_help)
+
+
+def number_or_auto(text: str) -> int | Literal["auto"]:
+    """A whole number, or the word "auto"."""
+    return "auto" if text == "auto" else int(text)
 
 
 def make_folder(folder: Path) -> None:

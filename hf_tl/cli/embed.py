@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from hf_tl.cli.arguments import DATA, MODEL, add_reading, make_folder
+from hf_tl.cli.arguments import DATA, MODEL, add_reading, make_folder, number_or_auto
 from hf_tl.cli.reading import read_task
 from hf_tl.table import format_table
 
@@ -36,8 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pool", default="auto", metavar="NAME", help=pool_help)
     dtype_help = "precision of the network (default %(default)s)"
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help=dtype_help)
-    add("--channels-last", action="store_true", help="convolutions with channels last: faster")
-    add("--num-workers", type=int, default=0, help="processes that read and prepare the next batches (default 0)")
+    last_help = "convolutions with channels last (default: where the first samples show that it is faster)"
+    add("--channels-last", action=argparse.BooleanOptionalAction, default="auto", help=last_help)
+    workers_help = "processes that read and prepare the next batches (default: a thread does)"
+    add("--num-workers", type=number_or_auto, default="auto", metavar="N", help=workers_help)
     add_reading(parser)
 
 

@@ -7,6 +7,7 @@ import copy
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from hf_tl.models import Network
 from hf_tl.trace import Batch
 
 
+BATCH_SIZE = 32
 OnBadSamples = Literal["raise", "skip"]
+Auto = Literal["auto"]
 Item = TypeVar("Item")
 Items = TypeVar("Items", Sequence[range], np.ndarray)
 _SINGLE: ContextVar[bool] = ContextVar("single", default=False)
@@ -33,25 +36,32 @@ class Execution:
     """How samples go through a network; nothing here but `dtype` changes the values beyond rounding.
 
     Attributes:
-        batch_size: samples a forward pass.
+        batch_size: samples a forward pass; "auto" for what is fastest on the first samples of a long pass, else 32.
         device: where the network runs; "cuda" is each process's own GPU.
         on_bad_samples: "raise" or "skip" samples that cannot be read, or whose activations are not finite.
         progress: whether a progress bar is drawn on standard error.
         dtype: "float32" or `torch.float32` for the network as it is; "bfloat16" or `torch.bfloat16` for a copy of it
             in that precision: faster, other in the third digit.
-        channels_last: whether images and convolutions are laid out with channels last: faster.
+        channels_last: whether images and convolutions are laid out with channels last: mostly faster on a CPU; "auto"
+            where the first samples of a long pass show that it is, if `batch_size` is "auto" too.
         torch_compile: whether the network runs through `torch.compile`.
-        num_workers: processes that read and prepare the next batches; 0 for none.
+        num_workers: processes that read and prepare the next batches; 0 for none; "auto" for a thread that does so
+            while the network runs.
     """
 
-    batch_size: int = 32
+    batch_size: int | Auto = "auto"
     device: str = "cpu"
     on_bad_samples: OnBadSamples = "raise"
     progress: bool = True
     dtype: torch.dtype | str = "float32"
-    channels_last: bool = False
+    channels_last: bool | Auto = "auto"
     torch_compile: bool = False
-    num_workers: int = 0
+    num_workers: int | Auto = "auto"
+
+    @property
+    def size(self) -> int:
+        """Samples a forward pass, as long as nothing else was chosen."""
+        return BATCH_SIZE if self.batch_size == "auto" else int(self.batch_size)
 
     @property
     def dtype_name(self) -> str:
@@ -69,23 +79,25 @@ class Execution:
         """Raises an InputError that names the first setting out of range."""
         if self.on_bad_samples not in ("raise", "skip"):
             raise InputError(f"on_bad_samples should be 'raise' or 'skip', got {self.on_bad_samples!r}")
-        if self.batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.num_workers < 0:
-            raise InputError(f"num_workers must be at least 0, got {self.num_workers}")
+        for name, least in (("batch_size", 1), ("num_workers", 0)):
+            value = vars(self)[name]
+            if value != "auto" and (not isinstance(value, (int, np.integer)) or value < least):
+                raise InputError(f"{name} must be at least {least}, got {value!r}; 'auto' chooses it")
+        if self.channels_last not in (True, False, "auto"):
+            raise InputError(f"channels_last should be True, False or 'auto', got {self.channels_last!r}")
         self.dtype_name  # noqa: B018 it raises
 
     def batches(self, n_samples: int) -> list[range]:
         """The samples of each forward pass; the same for every run, whichever of them remain to be read."""
-        starts = range(0, n_samples, self.batch_size)
-        return [range(start, min(start + self.batch_size, n_samples)) for start in starts]
+        starts = range(0, n_samples, self.size)
+        return [range(start, min(start + self.size, n_samples)) for start in starts]
 
     def own_model(self, model: nn.Module) -> nn.Module:
         """The network, or a copy of it in another precision or layout: the user's stays as it is."""
-        if self.dtype_name == "float32" and not self.channels_last:
+        if self.dtype_name == "float32" and self.channels_last is not True:
             return model
         model = copy.deepcopy(model)
-        if self.channels_last:
+        if self.channels_last is True:
             model = model.to(memory_format=torch.channels_last)
         return model.to(torch.bfloat16) if self.dtype_name == "bfloat16" else model
 
@@ -99,7 +111,7 @@ class Execution:
         value = value.to(self.device, non_blocking=True)
         if self.dtype_name == "bfloat16" and value.is_floating_point():
             value = value.to(torch.bfloat16)
-        if self.channels_last and value.ndim == 4:
+        if self.channels_last is True and value.ndim == 4:
             value = value.contiguous(memory_format=torch.channels_last)
         return value
 
@@ -191,12 +203,15 @@ def loaded_batches(
     read = _Batches(network.prepare, samples, batches, execution.on_bad_samples)
     pinned = execution.device.startswith("cuda")
     loader: Iterator[tuple[list[int], list[int], Batch | None] | InputError] = (read[i] for i in range(len(read)))
-    if execution.num_workers or pinned:
+    workers = 0 if execution.num_workers == "auto" else int(execution.num_workers)
+    if workers or pinned:
         loader = _started(
             torch.utils.data.DataLoader(
-                read, batch_size=None, collate_fn=_unchanged, num_workers=execution.num_workers, pin_memory=pinned
+                read, batch_size=None, collate_fn=_unchanged, num_workers=workers, pin_memory=pinned
             )
         )
+    if execution.num_workers == "auto" and len(batches) > 1:
+        loader = _ahead(loader)
     for loaded in loader:
         if isinstance(loaded, InputError):
             raise loaded
@@ -270,6 +285,15 @@ def _started(loader: torch.utils.data.DataLoader) -> Iterator:
             f"what reads or prepares the samples cannot be sent to worker processes: {in_one_line(error)}; define it "
             f"at the top of a module, not as a lambda or inside a function, or use num_workers=0"
         ) from error
+
+
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each made by a thread while the one before it is in use."""
+    with ThreadPoolExecutor(1, "hf_tl-reading") as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
 
 
 def _unchanged(loaded: object) -> object:

@@ -16,6 +16,7 @@ from torch import nn
 
 from hf_tl.data import Samples, as_samples
 from hf_tl.embedding.anatomy import find_taps
+from hf_tl.embedding.autotune import Choice
 from hf_tl.embedding.batches import Execution, Processes, find_processes, to_device
 from hf_tl.embedding.embedding import Embedding, LayerColumns, feature_names
 from hf_tl.embedding.fingerprint import fingerprint_json
@@ -60,8 +61,9 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         pool: how a layer's positions become one number per channel: "mean", "max", "gem", "cls", "patch-mean",
             "last-token", a `Pooling` of your own, or one of these for each kind of tap, {"conv": "max"}.
         codec: how discretised features are stored with `out`: "2bit" or "int8".
-        batch_size: samples a forward pass; this and the rest as in `hf_tl.embedding.batches.Execution`: `device`,
-            `on_bad_samples`, `progress`, `dtype`, `channels_last`, `torch_compile`, `num_workers`.
+        batch_size: samples a forward pass, "auto" for what the first samples show to be fastest; this and the rest as
+            in `hf_tl.embedding.batches.Execution`: `device`, `on_bad_samples`, `progress`, `dtype`, `channels_last`,
+            `torch_compile`, `num_workers`.
 
     Attributes:
         taps_: what is read of the network, found when it is fitted; absent where only raw embeddings were seen.
@@ -335,8 +337,9 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
             leak = find_padding_leak(planned.network, self.taps_, example, alone)
             if leak is not None:
                 warnings.warn(leak, stacklevel=3)
-            self._taps_made_for = made_for
+            self._taps_made_for, self._choice = made_for, Choice()
         planned.taps = self.taps_ if taps is None else taps
+        planned.choice = self.__dict__.setdefault("_choice", Choice())
         return planned
 
     def _find_taps(self, example: Batch) -> tuple[list[Tap], dict[str, str]]:

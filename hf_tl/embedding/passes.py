@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -14,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from hf_tl.data import Samples
+from hf_tl.embedding.autotune import LONG, Autotune, Choice
 from hf_tl.embedding.batches import Execution, Processes, load_batch, loaded_batches
 from hf_tl.embedding.embedding import Embedding, LayerColumns, describe_labels, index_tensors
 from hf_tl.embedding.fingerprint import (
@@ -58,6 +61,7 @@ class Pass:
 
     Attributes:
         taps: what is read, to be set before the pass runs.
+        choice: what was chosen where the execution is "auto", by this pass or an earlier one; may be set likewise.
 
     Raises:
         InputError: no samples, settings out of range, or a device that does not exist here.
@@ -79,6 +83,17 @@ class Pass:
         self.network, self.samples, self.activation = network, samples, activation
         self.execution, self.processes = execution, processes
         self.taps: Sequence[Tap] = ()
+        self.choice: Choice = {}
+
+    @property
+    def _execution(self) -> Execution:
+        """The execution with what was chosen; of a short pass without a layout, for which the network is copied."""
+        execution, choice = self.execution, self.choice
+        if execution.batch_size == "auto" and "batch_size" in choice:
+            execution = replace(execution, batch_size=choice["batch_size"])
+        if execution.channels_last == "auto" and "channels_last" in choice and len(self.samples) >= LONG:
+            execution = replace(execution, channels_last=choice["channels_last"])
+        return execution
 
     @property
     def columns(self) -> tuple[LayerColumns, ...]:
@@ -122,7 +137,7 @@ class Pass:
         Raises:
             InputError: a bad sample, named by its index, before its chunk is handed on.
         """
-        return self._read(self.processes.share(self.execution.batches(len(self.samples))), into=into)
+        return self._read(self.processes.share(self._execution.batches(len(self.samples))), into=into)
 
     def into_memory(
         self, scale: Callable[[np.ndarray], np.ndarray] | None = None, *, dtype: np.dtype | str = "float32"
@@ -166,14 +181,17 @@ class Pass:
         store = Store.create(folder, self._manifest()) if self.processes.main else None
         self.processes.wait()
         store = store or Store.open(folder)
+        self.choice.update(store.choice)
         done = np.ones(store.n_rows, bool)
         if store.has_raw:
             done = store.verify() if self.processes.main else done
             done = self.processes.gather(done)[0]
-        missing = [wanted for wanted in self.execution.batches(store.n_rows) if not done[wanted].all()]
+        missing = [wanted for wanted in self._execution.batches(store.n_rows) if not done[wanted].all()]
         for chunk in self._read(self.processes.share(missing)):
             store.write_rows(chunk.indices, chunk.values)
             store.skip_rows(chunk.skipped)
+            if self.processes.main:
+                store.keep_choice(self.choice)
         self.processes.wait()
         if (store.sums == 0).any():
             raise InputError(
@@ -189,33 +207,45 @@ class Pass:
     def _read(self, batches: Sequence[range], *, into: np.ndarray | None = None) -> Iterator[Chunk]:
         if not len(batches):
             return
-        network, samples, execution = self.network, self.samples, self.execution
-        model = execution.own_model(network.model)
+        parts = Autotune(self._execution, self.network.model, batches)
+        landing = _Landing(self._execution, (max(map(len, batches)), self.columns[-1].stop), into)
+        models: dict[bool | str, nn.Module] = {}  # a copy for each memory layout
+        with tqdm(
+            total=len(self.samples),
+            initial=len(self.samples) - sum(map(len, batches)),
+            desc=f"embedding {self.samples.name}",
+            unit="sample",
+            disable=not self.execution.progress,
+        ) as bar:
+            skipped = 0
+            for execution, part in parts:
+                if parts.choice:
+                    self.choice.update(parts.choice)
+                    bar.write(str(parts), file=sys.stderr) if self.execution.progress else None
+                if execution.channels_last not in models:
+                    models[execution.channels_last] = execution.own_model(self.network.model)
+                for chunk in self._read_part(models[execution.channels_last], part, execution, landing, parts):
+                    yield chunk
+                    skipped += len(chunk.skipped)
+                    if skipped:
+                        bar.set_postfix(skipped=skipped)
+                    bar.update(len(chunk.indices) + len(chunk.skipped))
+
+    def _read_part(
+        self, model: nn.Module, batches: Sequence[range], execution: Execution, landing: _Landing, parts: Autotune
+    ) -> Iterator[Chunk]:
         move(model, execution.device)
-        skipped = 0
-        with (
-            TapReader(model, self.taps, torch_compile=execution.torch_compile) as read,
-            tqdm(
-                total=len(samples),
-                initial=len(samples) - sum(len(wanted) for wanted in batches),
-                desc=f"embedding {samples.name}",
-                unit="sample",
-                disable=not execution.progress,
-            ) as bar,
-        ):
-            landing = _Landing(execution, (max(len(wanted) for wanted in batches), read.n_features), into)
-            for wanted, kept, batch in loaded_batches(network, samples, batches, execution):
+        with TapReader(model, self.taps, torch_compile=execution.torch_compile) as read:
+            for wanted, kept, batch in loaded_batches(self.network, self.samples, batches, execution):
                 used, values = np.asarray(kept, np.int64), np.empty((0, read.n_features), np.float32)
                 if batch is not None:
+                    started = time.perf_counter()
                     values = landing.read(read, execution.placed(batch))
+                    parts.took(time.perf_counter() - started, len(kept))
                     finite = self._finite(values, kept)
                     used, values = used[finite], landing.keep(values, finite)
                 left_out = np.setdiff1d(wanted, used) if len(used) < len(wanted) else np.empty(0, np.int64)
                 yield Chunk(used, values, left_out)
-                skipped += len(left_out)
-                if skipped:
-                    bar.set_postfix(skipped=skipped)
-                bar.update(len(wanted))
 
     def _finite(self, values: np.ndarray, kept: Sequence[int]) -> np.ndarray:
         """(n,) bool: which samples have finite activations only."""

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hf_tl.embedding.autotune import Choice
 from hf_tl.embedding.batches import Processes
 from hf_tl.embedding.fingerprint import fingerprint_bytes, fingerprint_json
 from hf_tl.embedding.stored_array import SKIPPED, Codec, StoredArray, checksums
@@ -86,6 +87,17 @@ class Store:
             InputError: no embedding there, or one that is damaged.
         """
         return cls(Path(folder), read_manifest(Path(folder)))
+
+    @property
+    def choice(self) -> Choice:
+        """The batch size and memory layout that were chosen for the pass; empty where none were yet."""
+        return self.manifest.get("choice", {})
+
+    def keep_choice(self, choice: Choice) -> None:
+        """Writes down what was chosen for the pass, so that it goes on like that when it resumes."""
+        if choice != self.choice:
+            self.manifest["choice"] = dict(choice)
+            self.write_manifest()
 
     def write_manifest(self) -> None:
         """Writes embedding.json in one step: a reader sees the old one or the new one."""
@@ -376,6 +388,9 @@ def _check(manifest: dict) -> None:
         raise ValueError(f"activation should be 'after' or 'before', got {manifest['activation']!r}")
     if not isinstance(manifest["fingerprints"], dict) or not isinstance(manifest["files"], dict):
         raise TypeError("fingerprints and files should be objects")
+    choice = manifest.get("choice", {})
+    if choice and (_whole(choice["batch_size"]) < 1 or type(choice["channels_last"]) is not bool):
+        raise ValueError(f"choice should be a batch size and a memory layout, got {choice!r}")
     if manifest["features"] is not None:
         Codec(manifest["features"]["codec"], stop)
 
