@@ -114,6 +114,17 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return dict(module.named_children())["_orig_mod"] if compiled else module
 
 
+def inner_network(module: nn.Module) -> nn.Module:
+    """What torch.compile, DataParallel and DistributedDataParallel wrapped, in any order; any other module itself."""
+    while True:
+        inner = unwrapped(module)
+        if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = inner.module
+        if inner is module:
+            return module
+        module = inner
+
+
 def is_parallel(module: nn.Module) -> bool:
     """True for the wrappers in which torch spreads a network over processes or devices."""
     fsdp = "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel"

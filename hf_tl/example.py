@@ -14,10 +14,10 @@ from hf_tl.architectures import (
     CONVOLUTIONS,
     TRANSPOSED,
     find_networks,
+    inner_network,
     is_fully_connected,
     is_transformers,
     timm_config,
-    unwrapped,
 )
 from hf_tl.errors import DummyInputError, InputError, in_one_line
 from hf_tl.trace import Batch
@@ -45,12 +45,14 @@ def dummy_batch(model: nn.Module, *, n: int = 2) -> Batch:
     """
     if n < 1:
         raise InputError(f"n must be at least 1, got {n}")
-    model = unwrapped(model)
+    model = inner_network(model)
     draw = _Draw(model, n)
     if is_transformers(model):
         try:
             return _for_transformers(model, draw)
-        except LookupError as error:  # a configuration of a form of its own
+        except InputError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # a form of its own
             raise DummyInputError(
                 f"the configuration of {type(model).__name__} does not tell what it reads ({in_one_line(error)}); "
                 f"give something it can be called with as example=..."
@@ -116,6 +118,9 @@ def _for_transformers(model: PreTrainedModel, draw: _Draw) -> Batch:
     names = [model.main_input_name]
     if "inputs" in names:  # Perceiver, whose heads call their input by what it is
         names = [next((name for name in ("input_ids", "pixel_values") if name in reads), "inputs")]
+        config["num_frames"] = None  # of its videos
+    if {"input_ids", "input_features"} <= set(reads) and {"text_config", "audio_config"} <= set(config):
+        names = ["input_ids", "input_features"]  # CLAP
     both = "text_config" in config or {"vocab_size", "image_size"} <= set(config)
     if both and {"input_ids", "pixel_values"} <= set(reads):
         names = ["input_ids", "pixel_values"]
@@ -129,15 +134,18 @@ def _for_transformers(model: PreTrainedModel, draw: _Draw) -> Batch:
                 f"give one that it can be called with as example=..."
             )
         batch[name] = _MAKERS[name](config, draw)
+    if "image_grid_thw" in reads:
+        return batch | _grid_of_patches(config, draw, batch["input_ids"])
     if "spatial_shapes" in reads and "pixel_values" in batch:
         return batch | _patches(config, draw)
     return _with_image_tokens(batch, config) if set(names) == {"input_ids", "pixel_values"} else batch
 
 
 def _token_ids(config: Mapping[str, Any], draw: _Draw) -> Tensor:
-    ids = draw.tokens(_look_up(config, "vocab_size", ("text_config", "encoder", "text_encoder"), default=32))
+    size = _look_up(config, "vocab_size", ("text_config", "encoder", "text_encoder"), default=32)
+    ids = draw.tokens(size)
     end = config.get("eos_token_id")
-    if isinstance(end, int):
+    if isinstance(end, int) and end < size:
         ids[:, -1] = end  # BART's classifier reads what stands there
     return ids
 
@@ -182,6 +190,26 @@ def _patches(config: Mapping[str, Any], draw: _Draw) -> dict[str, Tensor]:
     }
 
 
+def _grid_of_patches(config: Mapping[str, Any], draw: _Draw, ids: Tensor) -> dict[str, Tensor]:
+    """An image a sample as Qwen2-VL takes it: the flat patches of all images, grids of them, and a token for each."""
+    vision = config["vision_config"]
+    merge, size = vision["spatial_merge_size"], vision["patch_size"]
+    channels = vision.get("in_channels") or vision.get("in_chans") or 3
+    width = channels * vision["temporal_patch_size"] * size**2
+    n_patches = (2 * merge) ** 2
+    patches = draw.noise(n_patches, width).flatten(0, 1)
+    image = ids.new_full((len(ids), n_patches // merge**2), config["image_token_id"])
+    started = ids.new_full((len(ids), 1), config["vision_start_token_id"])
+    special = [value for key, value in config.items() if key.endswith("token_id") and isinstance(value, int)]
+    ids = torch.where(torch.isin(ids, ids.new_tensor(special)), 0, ids)
+    return {
+        "input_ids": torch.cat([started, image, ids], dim=1),
+        "pixel_values": patches,
+        "mm_token_type_ids": nn.functional.pad(torch.ones_like(image), (1, ids.shape[1])),  # 1 where an image is
+        "image_grid_thw": ids.new_tensor([[1, 2 * merge, 2 * merge]] * len(ids)),
+    }
+
+
 def _clip(config: Mapping[str, Any], draw: _Draw) -> Tensor:
     side = config.get("crop_size") or SIDE
     return draw.noise(config.get("frames_per_clip") or 16, config.get("in_chans") or 3, side, side)
@@ -194,6 +222,9 @@ def _samples(config: Mapping[str, Any], draw: _Draw) -> Tensor:
 
 
 def _spectrogram(config: Mapping[str, Any], draw: _Draw) -> Tensor:
+    audio = config.get("audio_config") or config
+    if "spec_size" in audio:  # CLAP: one channel, frames, and as many of them as make a square image
+        return draw.noise(1, audio["spec_size"] ** 2 // audio["num_mel_bins"], audio["num_mel_bins"])
     if "max_source_positions" in config and "num_mel_bins" in config:
         return draw.noise(config["num_mel_bins"], 2 * config["max_source_positions"])
     widths = ("feature_projection_input_dim", "input_feat_per_channel", "num_mel_bins")

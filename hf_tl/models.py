@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hf_tl.architectures import AUTO_CLASSES, AutoClass, auto_class_for, classifiers, classifiers_for, unwrapped
+from hf_tl.architectures import AUTO_CLASSES, AutoClass, auto_class_for, classifiers, classifiers_for, inner_network
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.preparation import find_preparation
 from hf_tl.trace import Batch
@@ -29,7 +29,8 @@ class Network:
     """A network with its preparation of inputs.
 
     Attributes:
-        model: the network, without what torch.compile puts around it; called with what `prepare` returns.
+        model: the network, without what torch.compile or DataParallel put around it; called with what `prepare`
+            returns.
         prepare: a list of raw inputs (PIL images, strings, recordings, arrays) -> a batch: one tensor, or a mapping
             of tensors passed by keyword; the first dimension of every tensor is the batch.
         modality: what a raw input is: "image", "text", "audio" or "array".
@@ -52,7 +53,7 @@ class Network:
     processor: Any = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "model", unwrapped(self.model))
+        object.__setattr__(self, "model", inner_network(self.model))
 
 
 def load_network(

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hf_tl.architectures import is_convolution, is_fully_connected, unwrapped, without_adapter
+from hf_tl.architectures import inner_network, is_convolution, is_fully_connected, without_adapter
 from hf_tl.dataflow import Dataflow, ModuleCall
 
 
@@ -147,7 +147,7 @@ def trace(model: nn.Module, example: Batch) -> Trace:
     The network runs in eval mode without gradients; its training flags and the state of torch's random numbers
     come back, and no hook stays.
     """
-    model = unwrapped(model)
+    model = inner_network(model)
     recorder = _Recorder(model)
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     untouched = torch.random.fork_rng(sorted(devices, key=str))  # some networks draw masks

@@ -115,7 +115,7 @@ def load_adapter(folder: Path) -> Callable[[], object]:
 
 
 JOURNEYS = {
-    "fit_transform": Journey(fit_transform, most_files=19, goal=16),
+    "fit_transform": Journey(fit_transform, most_files=21, goal=16),
     "Trainer with a policy": Journey(trainer_with_a_policy, most_files=14, goal=11),
     "add_lora": Journey(add_lora, most_files=15, goal=8),
     "load_adapter": Journey(load_adapter, most_files=12, goal=10),

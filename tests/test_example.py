@@ -7,7 +7,7 @@ import transformers
 from torch import nn
 from zoo import ZOO
 
-from hf_tl import InputError
+from hf_tl import InputError, list_layers
 from hf_tl.example import dummy_batch, dummy_inputs, shapes_of
 
 
@@ -36,6 +36,57 @@ def test_the_configuration_says_what_is_read(name, shapes):
     assert torch.equal(torch.get_rng_state(), state)
     again = dummy_batch(by_name(name), n=3)
     assert all(torch.equal(batch[key], again[key]) for key in batch)
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+QWEN = {
+    "text_config": {"vocab_size": 200, "num_key_value_heads": 2, "max_position_embeddings": 64, **SMALL}
+    | {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}},
+    "image_token_id": 190,
+    "video_token_id": 191,
+    "vision_start_token_id": 192,
+    "vision_end_token_id": 193,
+}
+CLAP_AUDIO = {"patch_embeds_hidden_size": 16, "hidden_size": 128, "depths": [1] * 4, "num_attention_heads": [1] * 4}
+MORE = {
+    "qwen2_vl": lambda: transformers.Qwen2VLForConditionalGeneration(
+        transformers.Qwen2VLConfig(
+            **QWEN, vision_config={"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2}
+        )
+    ),
+    "clap": lambda: transformers.ClapModel(
+        transformers.ClapConfig(text_config={"vocab_size": 64, **SMALL}, audio_config=CLAP_AUDIO)
+    ),
+    "clap audio": lambda: transformers.ClapAudioModel(transformers.ClapAudioConfig(**CLAP_AUDIO)),
+    "clip text": lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=64, **SMALL)),
+    "perceiver": lambda: transformers.PerceiverForImageClassificationConvProcessing(
+        transformers.PerceiverConfig(
+            d_latents=16,
+            d_model=32,
+            num_latents=8,
+            num_blocks=1,
+            num_self_attends_per_block=1,
+            num_self_attention_heads=2,
+            num_cross_attention_heads=1,
+            image_size=56,
+        )
+    ),
+    "wrapped": lambda: torch.compile(nn.DataParallel(by_name("BertForSequenceClassification"))),
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_layers_are_listed_without_an_example(name):
+    layers = list_layers(MORE[name]())
+    assert any(layer.kind == "block" for layer in layers)
+    assert not any("module." in layer.name or "_orig_mod" in layer.name for layer in layers)
+
+
+def test_a_configuration_that_lacks_what_it_should_have_is_refused(monkeypatch):
+    model = MORE["qwen2_vl"]()
+    monkeypatch.setattr(type(model.config), "to_dict", lambda self: {"text_config": {}})
+    with pytest.raises(InputError, match="configuration of Qwen2VL.* does not tell what it reads"):
+        dummy_batch(model)
 
 
 def test_timm_networks_are_read_at_the_size_they_were_trained_at():

@@ -19,6 +19,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--recipe", default="paper", help=RECIPE)
     add("--image-size", type=int, help="side of the square images in pixels")
+    add("--max-length", type=int, help="tokens of a text that are read, the rest is cut (default: 512 at most)")
     label_help = "label column, where it is not found by itself; or several of 0 and 1, a class each"
     add("--label", nargs="+", metavar="COLUMN", help=label_help)
     input_help = "image or text column, where it is not found by itself; or two, texts read as pairs"

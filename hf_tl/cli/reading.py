@@ -80,11 +80,11 @@ def read_network_and_task(options: argparse.Namespace) -> tuple[Network, Task, l
     try:
         modality = find_modality(options.model)
     except InputError:  # without a classifier only the loaded network tells
-        network = load_network(options.model, image_size=options.image_size)
+        network = load_network(options.model, image_size=options.image_size, max_length=options.max_length)
         modality = network.modality
     task = load(modality)
     notes = [*task.notes, *check_inputs(task, modality=modality, on_bad_samples=options.on_bad_samples)]
-    network = network or load_network(options.model, image_size=options.image_size)
+    network = network or load_network(options.model, image_size=options.image_size, max_length=options.max_length)
     if network.modality != modality:
         task = load(network.modality)
     return network, task, notes

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import nn
 
 from hf_tl.architectures import is_convolution, is_fully_connected, is_norm
-from hf_tl.embedding.isolation import find_mixed
+from hf_tl.embedding.isolation import find_mixed, find_unmatched
 from hf_tl.embedding.pooling import find_strides, n_prefix_tokens
 from hf_tl.embedding.reader import n_samples
 from hf_tl.embedding.taps import (
@@ -45,6 +45,7 @@ def find_taps(
     activation: Literal["after", "before"],
     selection: TapSelection = ("auto", LAST),
     top: float = 1.0,
+    padded: bool = True,
 ) -> tuple[list[Tap], dict[str, str]]:
     """The chosen values outside the classifier, in execution order, and the tap "last" behind them.
 
@@ -54,6 +55,7 @@ def find_taps(
         activation: whether a layer is read after its norm and activation, or its own output before them.
         selection: see `TapSelection`.
         top: the share of the chosen taps to keep, counted from the task side.
+        padded: whether samples of different lengths share a batch.
 
     Returns:
         The taps, and the layers that cannot be read: name -> reason.
@@ -69,18 +71,16 @@ def find_taps(
             f"check what prepares them"
         ) from error
     survey = _Survey(network, record, n_samples(example), activation)
-    taps = survey.select(selection)
+    strides, prefix = find_strides(record, example), n_prefix_tokens(network.model)
+    taps = [replace(tap, prefix=prefix, strides=strides.get(tap.n_positions, ())) for tap in survey.select(selection)]
     mixed = find_mixed(network.model, example, taps)
+    mixed |= find_unmatched(example, [tap for tap in taps if padded and tap.name not in mixed])
     left_out = survey.left_out | mixed
     chosen = [tap for tap in taps if tap.name not in mixed]
     if taps and not chosen:
         name, reason = next(iter(mixed.items()))
         raise InputError(f"layer {name!r} of {network.name} cannot be read: {reason}; choose other layers with taps=")
-    strides, prefix = find_strides(record, example), n_prefix_tokens(network.model)
-    return [
-        replace(tap, prefix=prefix, strides=strides.get(tap.n_positions, ()))
-        for tap in keep_top(chosen, top, selection)
-    ], left_out
+    return keep_top(chosen, top, selection), left_out
 
 
 def hidden_layers(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
 from torch import nn
@@ -17,7 +18,7 @@ from torch import nn
 from hf_tl.data import Samples, as_samples
 from hf_tl.embedding.anatomy import find_taps
 from hf_tl.embedding.autotune import Choice
-from hf_tl.embedding.batches import Execution, Processes, find_processes, to_device
+from hf_tl.embedding.batches import Auto, Execution, OnBadSamples, Processes, find_processes, to_device
 from hf_tl.embedding.embedding import Embedding, LayerColumns, feature_names
 from hf_tl.embedding.fingerprint import fingerprint_json
 from hf_tl.embedding.isolation import find_padding_leak
@@ -88,11 +89,21 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         *,
         network: Network | None = None,
         image_size: int | None = None,
+        max_length: int | None = None,
         revision: str | None = None,
         recipe: Recipe | str = "paper",
         taps: TapSelection = "auto",
         top: float = 1.0,
         pool: str | Pooling | Mapping[str, str | Pooling] = "auto",
+        codec: Literal["2bit", "int8"] = "2bit",
+        batch_size: int | Auto = "auto",
+        device: str = "cpu",
+        on_bad_samples: OnBadSamples = "raise",
+        progress: bool = True,
+        dtype: torch.dtype | str | None = None,
+        channels_last: bool | Auto = "auto",
+        torch_compile: bool = False,
+        num_workers: int | Auto = "auto",
     ) -> FullNetworkEmbedding:
         """The embedding of a pre-trained network, still to be fitted; or one that `save_pretrained` wrote, fitted.
 
@@ -100,12 +111,15 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
             name: a network that `hf_tl.load_network` loads, or a folder or Hub id of a fitted embedding.
             network: of a fitted embedding: the network to read, where it is not one that can be loaded by name.
             image_size: side of the images in pixels.
+            max_length: tokens of a text that are read.
             revision: branch, tag or commit on the Hub.
             recipe: of an embedding still to be fitted.
             taps: likewise.
             top: likewise.
             pool: likewise; and of a fitted embedding whose pooling is a plug-in, whose name in a file is not enough
                 to import it.
+            codec: this and the rest as for the class.
+            dtype: None for that of a fitted embedding, float32 for another.
 
         Raises:
             InputError: no such model; a fitted embedding whose network has changed.
@@ -113,10 +127,15 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         folder = find_fitted(name, revision)
         if folder is not None:
             settings, layers, statistics = read_fitted(folder, network=network, pool=pool)
-            return cls(**settings)._fitted(layers, statistics)
-        find_recipe(recipe)
-        loaded = network or load_network(name, image_size=image_size, revision=revision)
-        return cls(loaded, recipe=recipe, taps=taps, top=top, pool=pool)
+            made = cls(**settings)._fitted(layers, statistics)
+        else:
+            find_recipe(recipe)
+            loaded = network or load_network(name, image_size=image_size, max_length=max_length, revision=revision)
+            made = cls(loaded, recipe=recipe, taps=taps, top=top, pool=pool)
+        made.codec, made.batch_size, made.device, made.on_bad_samples = codec, batch_size, device, on_bad_samples
+        made.progress, made.channels_last = progress, channels_last
+        made.torch_compile, made.num_workers, made.dtype = torch_compile, num_workers, dtype or made.dtype
+        return made
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the fitted embedding: layers as JSON, statistics as safetensors, a model card; not the network.
@@ -141,7 +160,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
             raise InputError("a table of taps is made of a network's inputs, got an Embedding; see its layers")
         planned = self._plan([] if samples is None else samples, taps=())
         taps, left_out = self._find_taps(to_device(planned.example, planned.execution.device))
-        leak = find_padding_leak(planned.network, taps, planned.example, list(planned.alone.values()))
+        leak = self._find_leak(planned, taps)
         return describe_taps(taps, left_out) + (f"\n{leak}" if leak else "")
 
     def activations(self, samples: Data, *, out: str | Path | None = None) -> Embedding:
@@ -333,8 +352,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         if taps is None and (anew or vars(self).get("_taps_made_for") != made_for):
             example = to_device(planned.example, device)
             self.taps_ = tuple(self._find_taps(example)[0])
-            alone = [to_device(batch, device) for batch in planned.alone.values()]
-            leak = find_padding_leak(planned.network, self.taps_, example, alone)
+            leak = self._find_leak(planned, self.taps_)
             if leak is not None:
                 warnings.warn(leak, stacklevel=3)
             self._taps_made_for, self._choice = made_for, Choice()
@@ -345,8 +363,17 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
     def _find_taps(self, example: Batch) -> tuple[list[Tap], dict[str, str]]:
         activation = find_recipe(self.recipe).activation
         network = self.require_network()
-        taps, left_out = find_taps(network, example, activation=activation, selection=self.taps, top=self.top)
+        padded = self.batch_size != 1
+        chosen = find_taps(network, example, activation=activation, selection=self.taps, top=self.top, padded=padded)
+        taps, left_out = chosen
         return with_pooling(taps, self.pool, network), left_out
+
+    def _find_leak(self, planned: Pass, taps: Sequence[Tap]) -> str | None:
+        if len(planned.alone) < 2:
+            return None
+        device = planned.execution.device
+        alone = [to_device(batch, device) for batch in planned.alone.values()]
+        return find_padding_leak(planned.network, taps, to_device(planned.together, device), alone)
 
     def _statistics(self, samples: Data, *, at_least: int) -> tuple[Sequence[LayerColumns], Statistics]:
         if isinstance(samples, Embedding):

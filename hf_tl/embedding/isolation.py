@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
 
 from hf_tl.dataflow import tensors_in
+from hf_tl.embedding.pooling import by_tokens, positions_mask
 from hf_tl.embedding.reader import TapReader, n_samples
 from hf_tl.embedding.taps import Tap
 from hf_tl.errors import InputError
@@ -17,7 +18,7 @@ from hf_tl.trace import Batch, Shapes, evaluating, first_float, forward, in_turn
 
 
 VARIATIONS = 4  # inputs of one shape and other content that show whether a shape depends on the content
-TOLERANCE = 1e-3  # of the largest value of a tap: above all rounding to float32, below what padding does
+TOLERANCE = 1e-4  # of the largest value of a tap: above all rounding to float32, below what padding does
 
 
 def find_mixed(model: nn.Module, example: Batch, taps: Sequence[Tap]) -> dict[str, str]:
@@ -47,8 +48,25 @@ def find_mixed(model: nn.Module, example: Batch, taps: Sequence[Tap]) -> dict[st
         return reasons
     with suppress(InputError), TapReader(model, pieces) as read:  # a layer that does not run is named when it is read
         alone = torch.cat([read(_part(example, i)) for i in range(n)])
-        for name in _differing(pieces, read(example), alone):
+        for name in _differing(pieces, read(example), alone, tolerance=_tolerance(model)):
             reasons[name] = "what it gives for a sample depends on the others in the batch"
+    return reasons
+
+
+def find_unmatched(example: Batch, taps: Sequence[Tap]) -> dict[str, str]:
+    """The taps of which nobody can tell which positions are padding: name -> reason; {} where nothing is padded."""
+    mask = example.get("attention_mask") if isinstance(example, Mapping) else None
+    if mask is None or mask.ndim != 2:
+        return {}
+    reasons = {}
+    for tap in taps:
+        if not tap.shape or (len(tap.shape) == 2 and tap.shape[0] == len(mask)):
+            continue
+        try:
+            shape = by_tokens(tap.shape, mask, channels_last=tap.channels_last)
+            positions_mask(mask, shape, channels_last=tap.channels_last, strides=tap.strides)
+        except ValueError as error:
+            reasons[tap.name] = f"{error}, so padding would count; batch_size=1 reads it"
     return reasons
 
 
@@ -61,11 +79,11 @@ def find_padding_leak(network: Network, taps: Sequence[Tap], together: Batch, al
         together: a batch of some samples.
         alone: each of them in a batch of its own; where none is shorter, nothing is padded and nothing is tried.
     """
-    if all(_shapes(_part(together, i)) == _shapes(own) for i, own in enumerate(alone)):
+    if all(batch_shapes(_part(together, i)) == batch_shapes(own) for i, own in enumerate(alone)):
         return None
     with TapReader(network.model, taps) as read:
         expected = torch.cat([read(own) for own in alone])
-        leaks = _differing(taps, read(together), expected)
+        leaks = _differing(taps, read(together), expected, tolerance=_tolerance(network.model))
     if not leaks:
         return None
     return (
@@ -74,13 +92,19 @@ def find_padding_leak(network: Network, taps: Sequence[Tap], together: Batch, al
     )
 
 
-def _differing(taps: Sequence[Tap], values: Tensor, expected: Tensor) -> list[str]:
+def _tolerance(model: nn.Module) -> float:
+    """The share of a tap's largest value up to which two of its values count as equal, in the network's precision."""
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    return max([TOLERANCE, *(8 * torch.finfo(dtype).eps for dtype in dtypes)])
+
+
+def _differing(taps: Sequence[Tap], values: Tensor, expected: Tensor, *, tolerance: float) -> list[str]:
     """The taps whose columns differ between two (n, n_features) by more than rounding."""
     found, start = [], 0
     for tap in taps:
         columns = slice(start, start := start + tap.n_features)
         scale = expected[:, columns].abs().nan_to_num().max()
-        if not torch.isclose(values[:, columns], expected[:, columns], 0, TOLERANCE * float(scale), True).all():
+        if not torch.isclose(values[:, columns], expected[:, columns], 0, tolerance * float(scale), True).all():
             found.append(tap.name)
     return found
 
@@ -122,8 +146,9 @@ def _varied(batch: Batch, generator: torch.Generator) -> Batch:
     return {key: drawn(value) if key in content else value for key, value in batch.items()}
 
 
-def _shapes(batch: Batch) -> list[torch.Size]:
-    return [value.shape for value in tensors_in(batch)]
+def batch_shapes(batch: Batch) -> tuple[torch.Size, ...]:
+    """The shapes of a batch's tensors."""
+    return tuple(value.shape for value in tensors_in(batch))
 
 
 @contextmanager

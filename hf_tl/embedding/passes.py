@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,12 +26,16 @@ from hf_tl.embedding.fingerprint import (
     fingerprint_samples,
     fingerprint_weights,
 )
+from hf_tl.embedding.isolation import batch_shapes
 from hf_tl.embedding.reader import TapReader, n_samples
 from hf_tl.embedding.store import INDEX, Store
 from hf_tl.embedding.taps import Tap
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.models import Network
 from hf_tl.trace import Batch
+
+
+LOOKED_AT = 16  # samples, for some of different lengths
 
 
 @dataclass(frozen=True)
@@ -106,27 +110,40 @@ class Pass:
 
     @cached_property
     def alone(self) -> dict[int, Batch]:
-        """The first two usable samples, by index, each prepared by itself; one where there is only one.
+        """Some usable samples, by index, each prepared by itself: up to four of different shapes among the first ones.
+
+        Where all have one shape the first two, and one where there is only one.
 
         Raises:
             InputError: no sample can be used.
         """
         found: dict[int, Batch] = {}
+        shapes: dict[tuple, int] = {}
         for index in range(len(self.samples)):
             how = self.execution.on_bad_samples
             _, batch = load_batch(self.network.prepare, self.samples, [index], on_bad_samples=how)
-            if batch is not None:
-                found[index] = batch
-            if len(found) == 2:
+            if batch is None:
+                continue
+            found[index] = batch
+            shapes.setdefault(batch_shapes(batch), index)
+            masked = isinstance(batch, Mapping) and "attention_mask" in batch
+            if len(found) == (LOOKED_AT if masked else 2) or len(shapes) == 4:
                 break
         if not found:
             raise InputError(f"none of the {len(self.samples)} samples of {self.samples.name} can be used")
-        return found
+        chosen = list(shapes.values()) if len(shapes) > 1 else list(found)[:2]
+        return {index: found[index] for index in chosen}
 
     @cached_property
     def example(self) -> Batch:
-        """A batch of those two samples; of the same sample twice where there is only one."""
+        """A batch of the first two of those samples; of the same sample twice where there is only one."""
         return self.network.prepare([self.samples[index] for index in (list(self.alone) * 2)[:2]])
+
+    @cached_property
+    def together(self) -> Batch:
+        """A batch of all those samples."""
+        indices = list(self.alone)
+        return self.example if len(indices) == 2 else self.network.prepare([self.samples[i] for i in indices])
 
     def chunks(self, *, into: np.ndarray | None = None) -> Iterator[Chunk]:
         """This process's share of the pass, one chunk of raw activations a batch.

@@ -123,14 +123,15 @@ def pool(
         ValueError: the mask has padding, but the value's positions are not its tokens.
         InputError: a pooling that does not give (n, channels).
     """
+    if mask is not None and value.ndim == 2:
+        value = value.reshape(by_tokens(value.shape, mask, channels_last=channels_last))
     if value.ndim == 2 and value.shape[0] == n:
         return value if value.dtype == torch.float32 else value.to(torch.promote_types(value.dtype, torch.float32))
     tokens = channels_last and value.ndim == 3 and value.shape[0] == n
     if how in TOKEN_POOLINGS and not tokens:
         how = "mean"
     if mask is not None:
-        positions = value.shape[1 if channels_last else 2] if value.ndim == 3 and value.shape[0] == n else None
-        mask = _at_positions(mask.bool(), positions, strides, shape=value.shape)
+        mask = positions_mask(mask, value.shape, channels_last=channels_last, strides=strides)
     if how == "patch-mean" and value.shape[1] > prefix:
         value, mask = value[:, prefix:], None if mask is None else mask[:, prefix:]
     if how == "mean" and mask is None and not channels_last:
@@ -147,17 +148,40 @@ def pool(
     return pooled.to(torch.promote_types(pooled.dtype, torch.float32))
 
 
-def _at_positions(
-    mask: Tensor, positions: int | None, strides: Sequence[Stride], *, shape: torch.Size
+def positions_mask(
+    mask: Tensor, shape: Sequence[int], *, channels_last: bool, strides: Sequence[Stride] = ()
 ) -> Tensor | None:
-    """The mask (n, positions) of a sequence's positions; None where all count, so that they need not be known."""
-    if strides and positions != mask.shape[1]:
+    """The mask of a value's positions, (n, positions) bool; None where all of them count.
+
+    The tokens are the one axis, beside samples and channels, that is as long as the mask; maps have none.
+
+    Args:
+        mask: (n, tokens), 1 where a token counts.
+        shape: of the value.
+        channels_last: whether channels are its last axis.
+        strides: the convolutions over time between the mask's positions and the value's, see `resample`.
+
+    Raises:
+        ValueError: the mask has padding, but the value's positions are not its tokens.
+    """
+    mask, n = mask.bool(), mask.shape[0]
+    axes = list(shape[1:-1] if channels_last else shape[2:])
+    if strides and mask.shape[1] not in axes:
         mask = resample(mask, strides)
-    if positions == mask.shape[1]:
-        return mask
-    if bool(mask.all()):
+    if shape[0] == n and axes.count(mask.shape[1]) == 1 and (channels_last or len(axes) == 1):
+        if len(axes) == 1:
+            return mask
+        along = [-1 if length == mask.shape[1] else 1 for length in axes]
+        return mask.view(n, *along).expand(n, *axes).reshape(n, -1)
+    if bool(mask.all()) or (shape[0] == n and math.prod(axes) == 1):
         return None
     raise ValueError(f"positions of shape {tuple(shape)} cannot be matched with tokens {tuple(mask.shape)}")
+
+
+def by_tokens(shape: Sequence[int], mask: Tensor, *, channels_last: bool) -> tuple[int, ...]:
+    """A value's shape; where the tokens of all samples lie in one row (OPT, shared experts), sample by sample."""
+    flat = channels_last and len(shape) == 2 and shape[0] == mask.numel() > mask.shape[0]
+    return (*mask.shape, shape[-1]) if flat else tuple(shape)
 
 
 def resample(mask: Tensor, strides: Sequence[Stride]) -> Tensor:

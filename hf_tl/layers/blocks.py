@@ -265,12 +265,17 @@ def _parts(call: ModuleCall) -> Iterator[nn.Module]:
 
 
 def _recurring(part: ModuleCall) -> list[str]:
-    """Where no chain shows: the outermost modules of several layers whose class recurs, if they weigh something."""
+    """Where no chain shows: the outermost modules of several layers whose class recurs, if they weigh something.
+
+    Of stages that are chains themselves, between which the network reshapes (PVTv2), their blocks.
+    """
     often = Counter(type(module) for module in {call.module for call in part.walk()})
+    closed = _closed_classes(part)
 
     def descend(call: ModuleCall) -> Iterator[ModuleCall]:
         for child in call.children:
-            if often[type(child.module)] > 1 and n_linear(child.module) > 1:
+            stage = type(child.module) not in closed and _is_chain(child, part)
+            if often[type(child.module)] > 1 and n_linear(child.module) > 1 and not stage:
                 yield child
             else:
                 yield from descend(child)

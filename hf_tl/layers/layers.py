@@ -11,7 +11,7 @@ from typing import Literal, overload
 from torch import nn
 
 from hf_tl import plots
-from hf_tl.architectures import unwrapped
+from hf_tl.architectures import inner_network
 from hf_tl.errors import DummyInputError, InputError, in_one_line
 from hf_tl.example import dummy_batch, shapes_of
 from hf_tl.layers.blocks import Blocks, find_blocks
@@ -164,7 +164,7 @@ def list_layers(
     """
     if level not in ("block", "leaf"):
         raise InputError(f"level should be 'block' or 'leaf', got {level!r}")
-    model = unwrapped(model)
+    model = inner_network(model)
     source, refused = ("a dummy input", DummyInputError) if example is None else ("the example", InputError)
     example = dummy_batch(model, n=1) if example is None else example
     try:

@@ -94,8 +94,11 @@ def inputs_of(model: nn.Module) -> tuple[list[Sample], Callable[[list[Sample]], 
     main = next((key for key in ("input_ids", "input_values") if key in whole and whole[key].ndim == 2), None)
     if main is None or len(whole) > 1 or "attention_mask" not in inspect.signature(model.forward).parameters:
         return samples, lambda batch: {key: torch.stack([one[key] for one in batch]) for key in batch[0]}
+    text = model.config.get_text_config()
+    if main == "input_ids" and text.to_dict().get("pad_token_id") is None:
+        model.config.pad_token_id = text.pad_token_id = 0  # by which classifiers find the last token of a text
     cut = [_cut(one[main], eighths) for one, eighths in zip(samples, SHORTER, strict=True)]
-    filling = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
+    filling = text.to_dict().get("pad_token_id") or 0
 
     def prepare(batch: list[Sample]) -> Sample:
         values = [one[main] for one in batch]

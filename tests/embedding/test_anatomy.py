@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from sklearn.base import clone
 from torch import nn
 
 from hf_tl import FullNetworkEmbedding, InputError, Network
@@ -131,3 +132,52 @@ def test_a_network_that_padding_leaks_into_says_so_when_it_is_fitted():
     with pytest.warns(UserWarning, match="padding changes what 1 of 1 layers of longest give, the first 'out'"):
         fne.fit(texts)
     assert "padding changes" in fne.describe(texts)
+
+
+class Latents(nn.Module):
+    """Reads tokens, then works on three latents a sample, of which none is padding; `side` is as long as neither."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.tokens, self.latents = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, input_ids, attention_mask):
+        read = self.tokens(self.embed(input_ids)).relu() * attention_mask[:, :, None]
+        return self.latents(read.sum(dim=1, keepdim=True).repeat(1, 3, 1)).relu().mean(dim=1)
+
+
+def padded(texts):
+    ids = nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+
+def test_a_layer_whose_positions_are_not_the_tokens_is_left_out_by_name_where_something_is_padded():
+    texts = [torch.tensor([1, 2, 3, 4]), torch.tensor([5]), torch.tensor([1, 2])]
+    fne = FullNetworkEmbedding(Network(Latents(), padded), progress=False, recipe="raw")
+    assert [layer.name for layer in fne.activations(texts).layers] == ["tokens"]
+    assert "not read: latents: positions of shape (2, 3, 4) cannot be matched with tokens (2, 4)" in fne.describe(
+        texts
+    )
+    alone = clone(fne).set_params(batch_size=1).activations(texts)
+    assert [layer.name for layer in alone.layers] == ["tokens", "latents"]
+    with pytest.raises(InputError, match="layer 'latents' of network cannot be read: positions of shape"):
+        fne.set_params(batch_size=3, taps="latents").activations(texts)
+
+
+def test_padding_that_only_a_later_sample_shows_is_found():
+    class Third(nn.Module):
+        """What it gives for a sample depends on the others where it has three tokens."""
+
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = nn.Embedding(9, 4), nn.Linear(4, 4)
+
+        def forward(self, input_ids, attention_mask):
+            lengths = attention_mask.sum(dim=1)
+            wrong = (lengths == 3) & (lengths < input_ids.shape[1])
+            return self.out(self.embed(input_ids) + wrong[:, None, None]).relu()
+
+    texts = [torch.arange(1, 5), torch.arange(1, 5), torch.arange(1, 3), torch.arange(1, 4)]
+    fne = FullNetworkEmbedding(Network(Third(), padded, name="third"), progress=False, recipe="raw")
+    with pytest.warns(UserWarning, match="padding changes what 1 of 1 layers of third give"):
+        fne.fit(texts)

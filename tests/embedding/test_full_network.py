@@ -307,3 +307,17 @@ def _spawned(network, samples=None):
         return fne.activations(images(4) if samples is None else samples)
     finally:
         multiprocessing.set_start_method(before, force=True)
+
+
+def test_from_pretrained_takes_what_the_constructor_takes(timm_folder, tmp_path, image_folder):
+    given = {"codec": "int8", "batch_size": 3, "device": "cpu", "on_bad_samples": "skip", "progress": False}
+    given |= {"channels_last": True, "torch_compile": False, "num_workers": 0, "top": 0.5, "pool": "max"}
+    given |= {"dtype": "bfloat16", "taps": "conv", "recipe": "standardize"}
+    assert {"network", *given} == set(FullNetworkEmbedding().get_params())
+    made = FullNetworkEmbedding.from_pretrained(str(timm_folder), **given)
+    assert given.items() <= made.get_params().items()
+    images = [str(path) for path in sorted(image_folder.rglob("*.png"))[:4]]
+    folder = made.fit(images).save_pretrained(tmp_path / "fitted")
+    again = FullNetworkEmbedding.from_pretrained(str(folder), batch_size=2, num_workers=0, progress=False)
+    assert (again.dtype, again.batch_size, again.top) == ("bfloat16", 2, 0.5)
+    assert np.array_equal(again.transform(images), made.transform(images))

@@ -182,7 +182,7 @@ def test_kills_at_any_batch_leave_the_store_of_a_straight_run(tmp_path):
         assert os.waitpid(start(out, log), 0)[1] == 0
         assert contents(out) == contents(straight)
         lost = log.stat().st_size - N_KILLED_SAMPLES // BATCH
-        assert 0 <= lost <= len(moments)  # each kill lost the batch it hit, at most
+        assert 0 <= lost <= 2 * len(moments)  # each kill lost the batch that was read and the next one, at most
     print(f"\n{len(n_done)} kills, with {n_done} of {N_KILLED_SAMPLES} samples done")
     assert len(set(n_done)) > 5
     assert any(0 < n < N_KILLED_SAMPLES for n in n_done)

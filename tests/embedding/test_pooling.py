@@ -61,3 +61,24 @@ def test_maps_are_averaged_nearly_as_well_as_in_float64(size):
     assert got.dtype == torch.float32
     # one rounding to float32 costs about .25 on average, torch.mean .33 to .56
     assert ((got.double() - exact).abs() / ulp).mean() < 0.32
+
+
+def test_tokens_in_one_row_or_beside_heads_are_masked_where_they_stand():
+    value, mask = torch.randn(2, 5, 3), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    expected = pool(value, n=2, channels_last=True, mask=mask)
+    assert torch.equal(pool(value.flatten(0, 1), n=2, channels_last=True, mask=mask), expected)
+    heads = torch.stack([value, value + 1], dim=1)  # samples, heads, tokens, channels
+    assert torch.allclose(pool(heads, n=2, channels_last=True, mask=mask), expected + 0.5, atol=1e-6)
+    streams = torch.stack([value, value + 1], dim=2)
+    assert torch.allclose(pool(streams, n=2, channels_last=True, mask=mask), expected + 0.5, atol=1e-6)
+    one = torch.randn(2, 1, 3)  # what was decoded of the tokens has no padding
+    assert torch.equal(pool(one, n=2, channels_last=True, mask=mask), one[:, 0])
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 5, 3), (2, 4, 3)])
+def test_which_axis_is_that_of_the_tokens_is_never_guessed(shape):
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    with pytest.raises(ValueError, match="cannot be matched with tokens"):
+        pool(torch.randn(shape), n=2, channels_last=True, mask=mask)
+    with pytest.raises(ValueError, match="cannot be matched with tokens"):  # a map is as high as the text is long
+        pool(torch.randn(2, 3, 5, 4), n=2, channels_last=False, mask=mask)

@@ -123,6 +123,15 @@ def test_bare_parameters_and_modules_that_never_run_belong_to_the_stem():
     assert layers.n_parameters == sum(p.numel() for p in Plain().parameters())
 
 
+def test_blocks_of_stages_between_which_the_network_reshapes_are_found():
+    from transformers import PvtV2Config, PvtV2Model
+
+    sizes = {"hidden_sizes": [8, 16, 24, 32], "depths": [2, 1, 1, 3], "num_attention_heads": [1, 2, 3, 4]}
+    layers = list_layers(PvtV2Model(PvtV2Config(image_size=64, mlp_ratios=[2] * 4, **sizes)))
+    blocks = [f"encoder.layers.{stage}.blocks.{i}" for stage, n in enumerate(sizes["depths"]) for i in range(n)]
+    assert [layer.name for layer in layers if layer.kind == "block"] == blocks
+
+
 def test_what_is_trainable_is_counted_when_it_is_asked_for():
     model = Plain()
     layers = list_layers(model)
