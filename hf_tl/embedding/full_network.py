@@ -369,7 +369,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         return with_pooling(taps, self.pool, network), left_out
 
     def _find_leak(self, planned: Pass, taps: Sequence[Tap]) -> str | None:
-        if len(planned.alone) < 2:
+        if len(planned.alone) < 2 or self.batch_size == 1:
             return None
         device = planned.execution.device
         alone = [to_device(batch, device) for batch in planned.alone.values()]

@@ -177,8 +177,8 @@ def test_any_byte_that_is_flipped_cut_or_swapped_is_noticed(tmp_path, keep_raw):
     generator, spoilt = np.random.default_rng(0), tmp_path / "spoilt"
     names = sorted(path.name for path in whole.iterdir() if path.stat().st_size)
     noticed = 0
-    for _ in range(300):
-        shutil.copytree(whole, spoilt, dirs_exist_ok=True)
+    shutil.copytree(whole, spoilt)
+    for _ in range(500):
         path = spoilt / names[generator.integers(len(names))]
         content = bytearray(path.read_bytes())
         at, other = generator.integers(len(content), size=2)
@@ -200,4 +200,4 @@ def test_any_byte_that_is_flipped_cut_or_swapped_is_noticed(tmp_path, keep_raw):
         except InputError:
             noticed += 1
         path.write_bytes((whole / path.name).read_bytes())
-    assert noticed > 200  # the rest changed nothing: equal bytes, white space, checksums of rows that are not there
+    assert noticed > 330  # the rest changed nothing: equal bytes, white space, checksums of rows that are not there

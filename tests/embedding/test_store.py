@@ -1,11 +1,17 @@
 """Rows on disk: written by index, checked, continued."""
 
+import copy
+import json
 import os
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from hf_tl import InputError
+from hf_tl import Embedding, InputError
+from hf_tl.embedding.embedding import LayerColumns
+from hf_tl.embedding.fingerprint import fingerprint_json
 from hf_tl.embedding.store import Store, writing
 from hf_tl.embedding.stored_array import Codec
 
@@ -145,3 +151,50 @@ def test_no_call_that_windows_lacks_is_needed(tmp_path, monkeypatch):
     store = Store.create(tmp_path, manifest())
     store.write_rows(np.arange(10), np.ones((10, 5)))
     assert store.verify().all()
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def places(value, path=()):
+    """The ways to every value of a nested one, itself included."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield from places(item, (*path, key))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    values = np.random.default_rng(0).integers(-1, 2, (4, 5)).astype(np.int8)
+    layers = (LayerColumns("a", 0, 2, 0.0), LayerColumns("b", 2, 5, 1.0))
+    made = Embedding(values, layers, np.arange(4), np.array(list("xyxy")), network="n")
+    folder = made.save(tmp_path_factory.mktemp("saved"))
+    return folder, made, json.loads((folder / "embedding.json").read_text())
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_a_manifest_says_it_loads_or_ends_in_a_sentence(saved, data):
+    """Even one whose digest is right, as whoever wrote it would see to."""
+    folder, made, told = saved
+    told = copy.deepcopy(told)
+    path = data.draw(st.sampled_from([path for path in places(told) if path and path != ("digest",)]))
+    holder = told
+    for key in path[:-1]:
+        holder = holder[key]
+    if data.draw(st.booleans()):
+        holder[path[-1]] = data.draw(VALUES)
+    else:
+        del holder[path[-1]]
+    told["digest"] = fingerprint_json({key: value for key, value in told.items() if key != "digest"})
+    (folder / "embedding.json").write_text(json.dumps(told))
+    try:
+        loaded = Embedding.load(folder)
+    except InputError:
+        return
+    assert np.array_equal(np.asarray(loaded), made.values)

@@ -1,0 +1,11 @@
+"""A few networks of the sweep are read rightly, or refused in one sentence; all of them: `check_reading.py`."""
+
+import pytest
+from check_reading import read
+from sweep import sample
+
+
+@pytest.mark.parametrize("specimen", sample(6, families=("sequence", "token", "causal"), random_state=2), ids=str)
+def test_a_network_is_read_rightly_or_refused(specimen):
+    verdict = read(specimen, specimen.model())
+    assert verdict.outcome != "wrong", verdict.reason
