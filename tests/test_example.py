@@ -85,7 +85,7 @@ def test_layers_are_listed_without_an_example(name):
 def test_a_configuration_that_lacks_what_it_should_have_is_refused(monkeypatch):
     model = MORE["qwen2_vl"]()
     monkeypatch.setattr(type(model.config), "to_dict", lambda self: {"text_config": {}})
-    with pytest.raises(InputError, match="configuration of Qwen2VL.* does not tell what it reads"):
+    with pytest.raises(InputError, match=r"configuration of Qwen2VL.* does not tell what it reads"):
         dummy_batch(model)
 
 
