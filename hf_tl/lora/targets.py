@@ -21,7 +21,8 @@ from hf_tl.errors import InputError
 from hf_tl.layers import list_layers, select_layers
 from hf_tl.lora.adapted import base_modules
 from hf_tl.lora.config import ALL_LINEAR, LoraConfig
-from hf_tl.lora.heads import (
+from hf_tl.lora.linear import computes_otherwise
+from hf_tl.lora.trained_modules import (
     bare_parameters,
     find_head,
     find_new,
@@ -29,7 +30,6 @@ from hf_tl.lora.heads import (
     resized_vocabulary,
     saved_names,
 )
-from hf_tl.lora.linear import computes_otherwise
 from hf_tl.names import closest, exact_names, is_inside, match_pattern, peft_matcher
 from hf_tl.trace import Batch
 

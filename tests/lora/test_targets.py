@@ -22,8 +22,8 @@ from hf_tl import (
     select_layers,
 )
 from hf_tl.lora.adapted import adapter_state_dict, base_modules, record_of
-from hf_tl.lora.heads import find_head
 from hf_tl.lora.targets import default_targets
+from hf_tl.lora.trained_modules import find_head
 from hf_tl.names import exact_names
 from hf_tl.trace import first_float, forward
 

@@ -8,7 +8,7 @@ import torch
 
 from hf_tl import LoraConfig, add_lora, load_adapter, save_adapter
 from hf_tl.lora.adapted import base_modules
-from hf_tl.lora.heads import find_new
+from hf_tl.lora.trained_modules import find_new
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ def find_new(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
             for outer, network in networks.items()
             for name in find_new(network, _below(outer, modules))
         ]
-    # not public: transformers marks what it has loaded, so as not to draw it; tests/lora/test_heads.py watches
+    # not public: transformers marks what it has loaded; tests/lora/test_trained_modules.py watches
     loaded = {id(p) for p in model.parameters() if "_is_hf_initialized" in vars(p)}
     resized = resized_vocabulary(model) if loaded else []
     return [
