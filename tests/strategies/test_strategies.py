@@ -44,6 +44,13 @@ def test_each_strategy_learns(transfer, drawn, name):
     compile(strategy.code(transfer, fitted.setting), "code", "exec")
 
 
+def test_each_share_of_the_reading_costs_the_same(transfer):
+    shares = [transfer.reading_cost(n) for n in (6, 6, 12)]
+    assert shares[0].wall_seconds.value == shares[1].wall_seconds.value > 0
+    assert shares[2].flops.value == pytest.approx(2 * shares[0].flops.value)
+    assert shares[0].samples == 6
+
+
 def test_one_sample_a_class_leaves_none_to_choose_by(transfer):
     pool, _ = usable_samples(transfer.labels, n_train=transfer.n_train, groups=np.arange(len(transfer.labels)))
     one = draw(transfer.labels, pool, shots=1, seed=0)
