@@ -56,12 +56,17 @@ def read_untrusted(path: Path, *, largest: int) -> bytes:
     return data
 
 
-def leads_out(path: Path) -> bool:
-    """Whether a file is a link out of its folder, other than into the blobs of the Hub's cache."""
+def leads_out(path: Path, *, root: Path | None = None) -> bool:
+    """Whether a file is a link out of its folder, other than into the blobs of the Hub's cache.
+
+    Args:
+        path: of the file.
+        root: the folder, where the file lies in a sub-folder of it; None for the one that it lies in.
+    """
     if not path.is_symlink():
         return False
     try:
-        folder, target = path.parent.resolve(), path.resolve()
+        folder, target = (root or path.parent).resolve(), path.resolve()
     except (OSError, RuntimeError):  # links in a circle
         return True
     blobs = folder.parents[1] / "blobs" if len(folder.parents) > 1 else folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from html import escape
 from itertools import islice
 
 
@@ -36,6 +37,11 @@ def in_words(names: Collection[str], *, most: int = 5) -> str:
     """
     more = len(names) - most
     return ", ".join(islice(names, most)) + (f" and {more} more" if more > 0 else "")
+
+
+def as_html(text: str) -> str:
+    """A text or a table for a notebook, which shows it as it is, in one width."""
+    return f'<pre style="line-height: 1.25">{escape(text)}</pre>'
 
 
 def _cell(value: object) -> str:

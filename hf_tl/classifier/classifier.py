@@ -38,6 +38,7 @@ from hf_tl.probes.evaluation import Evaluation
 from hf_tl.probes.grid_search import stratified_folds, usable_folds
 from hf_tl.probes.heads import HeadMaker, make_head
 from hf_tl.probes.svm import LinearSVM
+from hf_tl.table import as_html
 from hf_tl.training import DataCollator
 
 
@@ -361,6 +362,9 @@ class Classifier:
         return "\n".join([*lines, f"probabilities: {self.calibration}"])
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return as_html(str(self))
 
     def _labelled_logits(self, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
         """Logits (n, n_classes), and the names of the true classes (n,)."""

@@ -166,7 +166,7 @@ def read_classifier(
     place = folder / NETWORK if kind == "embedding" else folder
     if network is None and (place / "config.json").is_file():
         classes = found.class_names if kind == "network" else None
-        network = _load_network(place, classes, max_length)
+        network = _load_network(place, classes, max_length, root=folder)
     if kind == "network":
         if network is None:
             raise InputError(f"the classifier in {str(name)!r} lacks its network's config.json; copy the folder again")
@@ -182,7 +182,7 @@ def read_classifier(
                 f"the classifier in {str(name)!r} was fitted on features in {embedding.dtype_name}; "
                 f"execution should keep that, got dtype={execution.dtype_name!r}"
             )
-        embedding.set_params(**{field.name: vars(execution)[field.name] for field in fields(execution)})
+        embedding.set_params(**{field.name: vars(execution)[field.name] for field in fields(Execution)})
     return found, EmbeddingScorer(embedding, _read_head(folder, (len(found.class_names), embedding.n_features_)))
 
 
@@ -207,7 +207,7 @@ def _said(said: Mapping) -> Said:
     )
 
 
-def _load_network(folder: Path, classes: tuple[str, ...] | None, max_length: int | None) -> Network:
+def _load_network(folder: Path, classes: tuple[str, ...] | None, max_length: int | None, *, root: Path) -> Network:
     """The network in a folder, built from safetensors alone.
 
     Raises:
@@ -218,7 +218,7 @@ def _load_network(folder: Path, classes: tuple[str, ...] | None, max_length: int
     if not weights:
         raise InputError(f"{str(folder)!r} has no weights as .safetensors, and hf_tl reads no other format")
     for path in (*folder.glob("*.json"), *weights):
-        if leads_out(path):
+        if leads_out(path, root=root):
             raise InputError(f"{str(path)!r} is a link out of its folder; copy the file itself")
     try:
         configs = [json.loads(read_untrusted(path, largest=LARGEST)) for path in folder.glob("*config*.json")]

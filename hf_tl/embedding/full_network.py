@@ -126,6 +126,10 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         """
         folder = find_fitted(name, revision)
         if folder is not None:
+            given = {"image_size": image_size is not None, "recipe": recipe != "paper", "taps": taps != "auto"}
+            idle = [option for option, said in (given | {"top": top != 1.0}).items() if said]
+            if idle:
+                raise InputError(f"{name!r} is a fitted embedding, whose files say {', '.join(idle)}; leave that out")
             settings, layers, statistics = read_fitted(folder, network=network, pool=pool)
             made = cls(**settings)._fitted(layers, statistics)
         else:

@@ -120,3 +120,12 @@ def test_from_pretrained_of_a_base_model_is_unfitted(timm_folder):
     fne = FullNetworkEmbedding.from_pretrained(str(timm_folder), taps="conv")
     assert not fne.__sklearn_is_fitted__()
     assert "conv1.0" in fne.describe()
+
+
+def test_from_pretrained_takes_what_the_constructor_takes(network, timm_folder, tmp_path):
+    fne = FullNetworkEmbedding.from_pretrained(str(timm_folder), codec="int8", batch_size=3, progress=False)
+    assert (fne.codec, fne.batch_size, fne.progress) == ("int8", 3, False)
+    folder = str(fne.fit(pictures(4)).save_pretrained(tmp_path))
+    assert FullNetworkEmbedding.from_pretrained(folder, batch_size=3).batch_size == 3
+    with pytest.raises(InputError, match="whose files say taps, top; leave that out"):
+        FullNetworkEmbedding.from_pretrained(folder, taps="last", top=0.5)
