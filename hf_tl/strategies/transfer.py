@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -179,7 +179,7 @@ class _Rows(Sequence[Mapping[str, object]]):
 
 def _scaled(footprint: Footprint, share: float, country: str | None) -> Footprint:
     """That of a part of the work."""
-    said = copy.deepcopy(footprint.to_dict())  # whose parts are the footprint's own
+    said = json.loads(json.dumps(footprint.to_dict()))  # nothing of it is the footprint's own, or there twice
     for amount in (*said.values(), *said["energy"].values()):
         if isinstance(amount, dict) and "value" in amount:
             amount["value"] = share * amount["value"]
