@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -19,9 +19,10 @@ class FlopCounter(TorchDispatchMode):
     """Counts what torch computes inside, forward and backward: `with FlopCounter() as counter: ...; counter.total`.
 
     A multiplication and an addition are two operations. Matrix products, convolutions and attention are counted by
-    torch's formulas (`torch.utils.flop_counter`), but for the backward pass of a convolution, where these forget that
-    a weight of `groups` groups has so many times fewer products: 22 times too many for a depthwise layer of 64
-    channels. Elementwise operations, other threads and what scikit-learn or numpy compute are not counted.
+    torch's formulas (`torch.utils.flop_counter`), with two exceptions: attention on a CPU, of which not every release
+    has one, and the backward pass of a convolution, where they forget that a weight of `groups` groups has so many
+    times fewer products, 22 times too many for a depthwise layer of 64 channels. Elementwise operations, other threads
+    and what scikit-learn or numpy compute are not counted.
 
     Attributes:
         total: operations so far.
@@ -38,14 +39,14 @@ class FlopCounter(TorchDispatchMode):
         if isinstance(func, HigherOrderOperator):
             return func(*args, **kwargs)
         operation = func._overloadpacket
-        if operation not in flop_registry and torch.is_inference_mode_enabled():
+        if operation not in flop_registry and operation not in _OWN and torch.is_inference_mode_enabled():
             with self:  # F.linear arrives whole there, and is a product of matrices inside
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
         output = func(*args, **kwargs)
-        if operation is torch.ops.aten.convolution_backward:
-            self.total += _convolution_backward(*args)
+        if operation in _OWN:
+            self.total += _OWN[operation](*args)
         elif operation in flop_registry:
             self.total += int(flop_registry[operation](*args, **kwargs, out_val=output))
         return output
@@ -112,3 +113,22 @@ def _convolution_backward(
     """Each of the two gradients has as many products as the output has: positions x weights, whatever the groups."""
     positions = values.shape[2:] if transposed else grad_output.shape[2:]
     return 2 * len(values) * prod(positions) * weight.numel() * (bool(output_mask[0]) + bool(output_mask[1]))
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *settings: object) -> int:
+    """Two products: scores of queries (n, heads, s, d) with keys (n, heads, t, d), and of these with values."""
+    scores = prod(query.shape[:3]) * key.shape[2]
+    return 2 * scores * (query.shape[3] + value.shape[3])
+
+
+def _attention_backward(grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, *settings: object) -> int:
+    """Five products: the scores once more, and the gradients of scores, queries, keys and values."""
+    scores = prod(query.shape[:3]) * key.shape[2]
+    return 2 * scores * (3 * query.shape[3] + 2 * value.shape[3])
+
+
+_OWN: dict[Any, Callable[..., int]] = {
+    torch.ops.aten.convolution_backward: _convolution_backward,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from contextlib import ExitStack
-
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hf_tl.classifier.scorer import EmbeddingScorer, Scorer, logits_of
 from hf_tl.embedding.pooling import pool
@@ -74,6 +72,9 @@ class EmbeddingClassifier(nn.Module):
         scaler, self.model = embedding.scaler(), scorer.network.model
         self.taps = embedding.find_fitted_taps()
         self.recipe, self.widths = scaler.recipe, [tap.n_features for tap in self.taps]
+        self.wanted: dict[tuple[str, str], list[int]] = {}  # taps by the module, and by its side, that they read
+        for i, tap in enumerate(self.taps):
+            self.wanted.setdefault((tap.reading.module, tap.reading.side), []).append(i)
         divided = {"coef": scorer.head.coef, "intercept": scorer.head.intercept}
         constants = {name: values / np.float32(temperature) for name, values in divided.items()} | scaler.constants()
         for name, values in constants.items():
@@ -85,19 +86,21 @@ class EmbeddingClassifier(nn.Module):
         n = (args[0] if args else next(iter(batch.values()))).shape[0]
         mask = batch.get("attention_mask")
         mask = mask if mask is not None and mask.ndim == 2 else None
-        with ExitStack() as stack:
-            self._watch(stack, values, n, mask)
+        hooks = self._watch(values, n, mask)
+        try:  # no ExitStack: older compilers cannot follow it
             self.model(*args, **batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
         features = self._scaled(torch.cat([values[i] for i in range(len(self.taps))], dim=1))
         return nn.functional.linear(features, self.coef, self.intercept)
 
-    def _watch(self, stack: ExitStack, values: dict[int, Tensor], n: int, mask: Tensor | None) -> None:
-        """Puts hooks on the network, inside the stack, that pool each tap into `values`, by its number."""
-        modules, calls = dict(self.model.named_modules()), defaultdict(int)  # type: ignore[var-annotated]
-        wanted: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for i, tap in enumerate(self.taps):
-            wanted[tap.reading.module, tap.reading.side].append(i)
-        for (name, side), numbers in wanted.items():
+    def _watch(self, values: dict[int, Tensor], n: int, mask: Tensor | None) -> list[RemovableHandle]:
+        """Puts hooks on the network that pool each tap into `values`, by its number."""
+        hooks: list[RemovableHandle] = []
+        modules = dict(self.model.named_modules())
+        calls = dict.fromkeys(self.wanted, 0)
+        for (name, side), numbers in self.wanted.items():
 
             def read(value: object, key: tuple[str, str] = (name, side), numbers: list[int] = numbers) -> None:
                 found = first_float(value)
@@ -112,7 +115,8 @@ class EmbeddingClassifier(nn.Module):
                 )
             else:
                 hook = modules[name].register_forward_hook(lambda module, args, output, read=read: read(output))
-            stack.callback(hook.remove)
+            hooks.append(hook)
+        return hooks
 
     def _scaled(self, values: Tensor) -> Tensor:
         if self.recipe.scale == "l2-layer":

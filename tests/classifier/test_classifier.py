@@ -65,7 +65,8 @@ def test_a_saved_embedding_answers_alike_as_files_and_as_a_module(timm_folder, t
     assert (loaded.class_names, loaded.calibration, loaded.record) == (made.class_names, made.calibration, made.record)
     module, batch = loaded.to_module(), loaded.network.prepare(photos)
     assert np.abs(softmax(module(batch).detach().numpy(), axis=1) - expected).max() < 1e-4
-    exported = torch.export.export(module, (batch,), dynamic_shapes={"args": ({0: torch.export.Dim.DYNAMIC},)})
+    dynamic = {"args": ({0: torch.export.Dim.DYNAMIC},)}
+    exported = torch.export.export(module, (batch,), dynamic_shapes=dynamic, strict=False)
     answers = exported.module()(batch[:3]).detach().numpy()  # of another number of photos
     assert np.abs(softmax(answers, axis=1) - expected[:3]).max() < 1e-4
 
