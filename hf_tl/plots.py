@@ -56,9 +56,12 @@ def picture(
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=8)
     figure.suptitle(textwrap.fill(title, int(12 * width)), fontsize=10)
-    if caption:
-        figure.supxlabel(caption, fontsize=8, color="#555555")
     yield tuple(panels)
+    if caption and figure.legends:  # one below the other: the layout puts a legend over the figure's own label
+        figure.legends[-1].set_title(caption, {"size": 8})
+        figure.legends[-1].get_title().set_color("#555555")
+    elif caption:
+        figure.supxlabel(caption, fontsize=8, color="#555555")
     figure.savefig(path)
 
 
@@ -187,7 +190,7 @@ def heatmap(
     panel.spines[:].set_visible(False)
 
 
-def heat_map(panel: Axes, values: ArrayLike, *, between: tuple[float, float]) -> None:
+def scaled_image(panel: Axes, values: ArrayLike, *, between: tuple[float, float]) -> None:
     """Values as colours with a scale beside them: `values[row][column]`, the first row at the bottom."""
     image = panel.imshow(values, origin="lower", cmap="viridis", vmin=between[0], vmax=between[1], aspect="auto")
     panel.figure.colorbar(image, ax=panel, fraction=0.05, pad=0.02).ax.tick_params(labelsize=8)

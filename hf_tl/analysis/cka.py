@@ -64,7 +64,7 @@ class LayerSimilarity:
         """
         caption = f"unbiased linear CKA of {self.n_samples} samples"
         with plots.picture(path, title=title, size=(6.4, 5.8), caption=caption) as (panel,):
-            plots.heat_map(panel, self.values, between=(0, 1))
+            plots.scaled_image(panel, self.values, between=(0, 1))
             plots.axes(panel, x=f"layer of {names[1]}, from data to task", y=f"layer of {names[0]}", whole=True)
         return Path(path)
 

@@ -175,7 +175,8 @@ class LearningCurve:
         """
         shots, middle = np.asarray(self.shots), (len(self.accuracy) - 1) / 2
         n_draws = next(iter(self.accuracy.values())).shape[1]
-        caption = f"mean and 95 % interval of {n_draws} draws" + (f"; {note}" if note else "")
+        fits = "dashed: fitted power laws and their range" if extrapolate else ""
+        caption = "; ".join(filter(None, [f"mean and 95 % interval of {n_draws} draws", fits, note]))
         with plots.picture(path, title=title, size=(7.2, 4.6), caption=caption) as (panel,):
             for i, (method, accuracy) in enumerate(self.accuracy.items()):
                 color, marker = plots.SERIES[KNOWN.get(method, i % len(plots.SERIES))]
