@@ -20,7 +20,7 @@ def table_rows(output):
     rule = next(i for i, line in enumerate(lines) if re.fullmatch(r"[- ]+", line) and "-" in line)
     rows = []
     for line in lines[rule + 1 :]:
-        if not line.strip() or line.startswith("note:"):
+        if not line.strip() or line.startswith(("note:", "intervals at ")):
             break
         rows.append(re.split(r"\s{2,}", line.strip()))
     return rows

@@ -316,9 +316,10 @@ def _proxy_a(target: np.ndarray, source: np.ndarray, random_state: int) -> tuple
 
 def _frechet(first: Reference, second: Reference) -> float:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2); the root's trace is the sum of roots of the eigenvalues."""
-    from scipy.linalg import eigvalsh, sqrtm
+    from scipy.linalg import eigh, eigvalsh
 
-    root = np.real(sqrtm(first.covariance))
+    own, vectors = eigh(first.covariance)  # sqrtm is lost where there are fewer samples than features
+    root = (vectors * np.sqrt(np.maximum(own, 0))) @ vectors.T
     values = eigvalsh(root @ second.covariance @ root)
     trace = np.trace(first.covariance) + np.trace(second.covariance) - 2 * np.sqrt(np.maximum(values, 0)).sum()
     return float(np.square(first.mean - second.mean).sum() + trace)

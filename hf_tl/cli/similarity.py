@@ -40,6 +40,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     from hf_tl.analysis.cka import compare_layers
     from hf_tl.analysis.similarity import Reference, compare_domains, read_source_signs
+    from hf_tl.embedding.batches import BATCH_SIZE
     from hf_tl.models import find_modality, load_network
 
     if options.source is not None and options.reference is not None:
@@ -54,7 +55,8 @@ def run(options: argparse.Namespace) -> None:
     network = load_network(options.model, image_size=options.image_size)
     samples = _samples(options.data, network.modality, options)
     target = _read(network, samples, options, taps=["last"])
-    print(read_source_signs(network, samples, batch_size=options.batch_size))
+    batch_size = BATCH_SIZE if options.batch_size == "auto" else options.batch_size
+    print(read_source_signs(network, samples, batch_size=batch_size))
     if options.source is not None:
         reference = Reference.of(
             _read(network, _samples(options.source, network.modality, options), options, ["last"])

@@ -1,0 +1,49 @@
+"""hf-tl rank and hf-tl similarity: what they print, and the sentences for what cannot be done."""
+
+import shutil
+
+import pytest
+from test_cli import table_rows
+
+from hf_tl.cli.main import main
+
+
+def test_rank_prints_a_row_a_network_and_says_whether_the_first_is_sure(timm_folder, image_folder, tmp_path, capsys):
+    networks = [str(timm_folder), str(shutil.copytree(timm_folder, tmp_path / "another"))]
+    assert main(["rank", *networks, "--data", str(image_folder), "--scores", "knn"]) == 0
+    printed = capsys.readouterr().out
+    assert {row[0] for row in table_rows(printed)} == set(networks)
+    assert "training samples, ± and ranks: 95 %" in printed
+
+
+def test_similarity_of_a_dataset_to_itself_is_none(timm_folder, image_folder, tmp_path, capsys):
+    kept, network, data = str(tmp_path / "source.safetensors"), str(timm_folder), str(image_folder)
+    assert main(["similarity", network, data, "--save-reference", kept]) == 0
+    assert main(["similarity", network, data, "--reference", kept, "--batch-size", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert "p =" in printed or "p-value" in printed
+
+
+def test_similarity_of_a_network_to_itself_is_one(timm_folder, image_folder, tmp_path, capsys):
+    plot = tmp_path / "layers.png"
+    command = ["similarity", str(timm_folder), str(image_folder), "--against", str(timm_folder), "--plot", str(plot)]
+    assert main(command) == 0
+    assert "1.00" in capsys.readouterr().out
+    assert plot.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (["rank", "NETWORK", "--data", "nowhere"], "'nowhere' is neither a folder or file"),
+        (["rank", "nowhere", "--data", "DATA"], "model 'nowhere' is not a folder"),
+        (["rank", "NETWORK", "--data", "DATA", "--scores", "luck"], "luck"),
+        (["similarity", "NETWORK", "DATA", "--plot", "a.png"], "--plot draws what --against compares"),
+        (["similarity", "NETWORK", "DATA", "--samples", "3"], "--samples should be 10 or more"),
+        (["similarity", "NETWORK", "DATA", "--reference", "nowhere.safetensors"], "nowhere.safetensors"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(timm_folder, image_folder, command, sentence, capsys):
+    known = {"NETWORK": str(timm_folder), "DATA": str(image_folder)}
+    assert main([known.get(word, word) for word in command]) == 2
+    assert sentence in capsys.readouterr().err
