@@ -295,7 +295,9 @@ def check_fields(raw: Mapping[str, object], *, where: str) -> dict[str, object]:
                 f"load it with peft"
             )
         elif name not in ("peft_type", "peft_version", *WITHOUT_EFFECT) and not inert:
-            raise InputError(f"{where} has {name}={shortened(value)}, which hf_tl does not know; load it with peft")
+            raise InputError(
+                f"{where} has {shortened(name)}: {shortened(value)}, which hf_tl does not know; load it with peft"
+            )
     init = checked.get("init_lora_weights")
     if isinstance(init, str) and init not in (*_UNCHANGED_BASE, *SPLIT_BASE):
         raise InputError(

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from hf_tl.errors import InputError
@@ -86,3 +88,53 @@ def test_ranks_and_alphas_are_said_by_the_fewest_patterns():
 def test_an_alpha_gives_its_scale_again(rank, use_rslora):
     scale = 16 / (rank**0.5 if use_rslora else rank)
     assert alpha_for(scale, rank, use_rslora=use_rslora) == 16
+
+
+NAMES = st.from_regex(r"[a-z][a-z_0-9]{0,5}(\.[a-z0-9][a-z_0-9]{0,5}){0,3}", fullmatch=True).filter(
+    lambda name: not {"lora_A", "lora_B", "base_layer", "weight", "bias"} & set(name.split("."))
+)
+LAYERS = st.dictionaries(NAMES, st.tuples(st.integers(1, 9), st.sampled_from([1, 8, 16, 0.5, 3.25])), min_size=1)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(LAYERS)
+def test_any_ranks_and_alphas_are_found_again(layers):
+    ranks, alphas = ({name: pair[i] for name, pair in layers.items()} for i in (0, 1))
+    adapter = Adapter(rank_fields(ranks, alphas), {})
+    assert {name: adapter.rank_of(name) for name in ranks} == ranks
+    assert {name: adapter.alpha_of(name) for name in alphas} == alphas
+
+
+@settings(max_examples=30, deadline=None)
+@given(LAYERS, st.integers(1, 5), st.integers(1, 5))
+def test_what_is_written_is_read(tmp_path_factory, layers, d, k):
+    ranks, alphas = ({name: pair[i] for name, pair in layers.items()} for i in (0, 1))
+    tensors = {f"{name}.lora_A.weight": torch.randn(rank, k) for name, rank in ranks.items()}
+    tensors |= {f"{name}.lora_B.weight": torch.randn(d, rank) for name, rank in ranks.items()}
+    config = {"peft_type": "LORA", "target_modules": sorted(ranks), **rank_fields(ranks, alphas)}
+    folder = write_adapter(Adapter(config, tensors), tmp_path_factory.mktemp("adapter"))
+    found = read_adapter(folder)
+    assert found.tensors.keys() == tensors.keys()
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in tensors.items())
+    assert {name: found.rank_of(name) for name in ranks} == ranks
+    assert {name: found.alpha_of(name) for name in alphas} == alphas
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_value_of_any_field_is_read_or_refused_by_a_sentence(tmp_path_factory, data):
+    folder = write_adapter(made(), tmp_path_factory.mktemp("adapter"))
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    field = data.draw(st.sampled_from(sorted(config)) | st.text(max_size=8))
+    (folder / CONFIG_NAME).write_text(json.dumps({**config, field: data.draw(JSON)}))
+    sentence = ""
+    try:
+        read_adapter(folder)
+    except InputError as error:
+        sentence = str(error)
+    assert sentence.isprintable()  # no line breaks, and nothing that a terminal would obey

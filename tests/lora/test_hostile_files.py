@@ -87,7 +87,7 @@ SENTENCES = {
     "pickle": r"adapter_model.bin, a pickle, which can run code .* load and save it again with peft",
     "qalora": r"use_qalora=True, quantisation-aware LoRA, which hf_tl does not implement; load it with peft",
     "ia3": r"peft_type='IA3'; hf_tl loads LORA only",
-    "future": r"use_future=\[1\], which hf_tl does not know; load it with peft",
+    "future": r"'use_future': \[1\], which hf_tl does not know; load it with peft",
     "corda": r"init_lora_weights='corda', after which the base weight is no longer the pre-trained one",
     "rank": r"layer .bert.encoder.layer.[01].attention.self.[a-z]+. has rank 4 in the tensors, 5 in adapter_config",
 }
