@@ -1,5 +1,6 @@
 """The layers of fifty and more architectures, against what their configurations say and against laws."""
 
+import contextlib
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
@@ -121,7 +122,7 @@ def test_a_cut_is_a_cut(specimen):
     """
     model = specimen.model()
     layers = list_layers(model)
-    example = dummy_batch(model, n=1)
+    example = small_batch(model)
     order = order_of_first_calls(model)
     boundaries = []
     for i, (layer, following) in enumerate(pairwise(layers)):
@@ -140,6 +141,17 @@ def test_a_cut_is_a_cut(specimen):
                 torch.equal(answer(model, example, {end: Put(known[end])}), expected) for end in ends if end in known
             )
         assert whole == layers[i].split_point, f"behind {layers[i].name}"
+
+
+def small_batch(model):
+    """One dummy sample, of 96 pixels where the network takes images of any size: the law is the same, only faster."""
+    batch = dummy_batch(model, n=1)
+    if isinstance(batch, torch.Tensor) and batch.ndim == 4 and batch.shape[-1] > 96:
+        part = batch[..., :96, :96].contiguous()
+        with torch.no_grad(), contextlib.suppress(RuntimeError, AssertionError, ValueError):
+            model(part)
+            return part
+    return batch
 
 
 class Keep:
