@@ -58,8 +58,8 @@ def picture(
     figure.suptitle(textwrap.fill(title, int(12 * width)), fontsize=10)
     yield tuple(panels)
     if caption and figure.legends:  # one below the other: the layout puts a legend over the figure's own label
-        figure.legends[-1].set_title(caption, {"size": 8})
-        figure.legends[-1].get_title().set_color("#555555")
+        figure.legends[-1].set_title(caption)
+        figure.legends[-1].get_title().set(fontsize=8, color="#555555")
     elif caption:
         figure.supxlabel(caption, fontsize=8, color="#555555")
     figure.savefig(path)

@@ -59,13 +59,8 @@ class LoraLinear(LoraLayer):
     def check_weight(self) -> None:
         """See LoraLayer: of a subclass, the output for a random input is compared with the weight's."""
         weight, base = self.matrix(), self.base_layer
-        if weight.is_meta or type(base) is nn.Linear or is_conv1d(base):
-            return
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            x = torch.randn(2, weight.shape[1]).to(weight)
-            plain = type(base).forward(base, x)  # past the hooks, which are not asked
-            apart = (plain - F.linear(x, weight, base.bias)).abs().max()
-        if apart > 0.01 * plain.abs().max():
+        plain = weight.is_meta or type(base) is nn.Linear or is_conv1d(base)
+        if not plain and _is_other_matrix(base):
             raise InputError(
                 f"{type(base).__name__} computes something else than x W' + c with its weight; DoRA, PiSSA, OLoRA and "
                 "a merge would be of another matrix: choose another adapter, or exclude_modules"
@@ -117,12 +112,29 @@ def add_low_rank(
 
 
 def computes_otherwise(module: nn.Module) -> bool:
-    """True for a linear layer whose class gives it another forward pass, such as the router of Llama 4.
+    """True for a linear layer whose class computes something else than x W' + c, such as the router of Llama 4.
 
-    Quantised layers have one too, of the same meaning; they do not stand in the file of one network.
+    Falcon's has a forward pass of its own too, which gives the same. Quantised layers are not asked: they do not stand
+    in the file of one network.
     """
     own = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
-    return own and type(module).__module__.startswith("transformers.models.")
+    if not own or not type(module).__module__.startswith("transformers.models."):
+        return False
+    return _is_other_matrix(module)
+
+
+def _is_other_matrix(layer: nn.Module) -> bool:
+    """Whether its output for a random input is not that of its weight, or no tensor."""
+    weight, bias = layer.get_parameter("weight").detach(), getattr(layer, "bias", None)
+    if weight.is_meta:
+        return False
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        x = torch.randn(2, weight.shape[1]).to(weight)
+        found = type(layer).forward(layer, x)  # past the hooks, which are not asked
+        if not isinstance(found, Tensor):
+            return True
+        plain = F.linear(x, weight, bias)
+    return found.shape != plain.shape or bool((found - plain).abs().max() > 0.01 * plain.abs().max())
 
 
 class _AddLowRank(torch.autograd.Function):

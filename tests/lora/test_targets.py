@@ -8,6 +8,7 @@ import warnings
 import peft
 import pytest
 import torch
+import transformers
 from parity_rows import NETWORKS, exported, live_names
 from torch import nn
 
@@ -22,6 +23,7 @@ from hf_tl import (
     select_layers,
 )
 from hf_tl.lora.adapted import adapter_state_dict, base_modules, record_of
+from hf_tl.lora.inject import plan_adapter
 from hf_tl.lora.targets import default_targets
 from hf_tl.lora.trained_modules import find_head
 from hf_tl.names import exact_names
@@ -327,3 +329,16 @@ def test_they_are_spared_otherwise_so_that_peft_computes_the_same(wanted, tmp_pa
     ids = torch.randint(0, 32, (2, 5))
     theirs = peft.PeftModel.from_pretrained(deepseek(), tmp_path).eval()
     torch.testing.assert_close(theirs(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+
+
+def test_a_linear_layer_with_a_forward_pass_of_its_own_is_chosen_if_it_computes_the_same():
+    """Falcon's does; the router of Llama 4 gives a tuple."""
+    sizes = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    falcon = transformers.FalconForCausalLM(transformers.FalconConfig(**sizes))
+    plan = plan_adapter(falcon, LoraConfig(r=2, target_modules="all-linear"))
+    assert sorted(target.name.rpartition(".")[2] for target in plan.targets) == [
+        "dense",
+        "dense_4h_to_h",
+        "dense_h_to_4h",
+        "query_key_value",
+    ]
