@@ -43,7 +43,8 @@ def merge_adapter(
     Args:
         model: a network with adapters.
         adapter_names: which; None for the active ones.
-        safe_merge: refuse a merge whose result is not finite, leaving the network as it was.
+        safe_merge: refuse a merge whose result is not finite, leaving the network as it was; in half precision,
+            where a finite sum may overflow, it is refused in any case.
         reversible: keep the original weights, so that unmerge_adapter restores them bit by bit.
         example: a batch on which the network's outputs before and after are compared.
 
@@ -70,6 +71,13 @@ def merge_adapter(
     try:
         for name, adapters in held.items():
             layer = record.layers[name]
+            weight = layer.frozen_weight
+            # the codes of a quantised layer have a sentence of their own
+            if not isinstance(weight, nn.Parameter) and weight.is_floating_point():
+                raise InputError(
+                    f"{name}.{layer.weight_name} is computed from other tensors, as weight normalisation and pruning "
+                    "do; make it a parameter first (torch.nn.utils.remove_weight_norm, prune.remove)"
+                )
             if reversible or safe_merge or owners[id(layer.frozen_weight)] > 1 or not _merge_in_place(layer, adapters):
                 _merge(layer, name, adapters, safe=safe_merge)
     except BaseException:
@@ -180,7 +188,8 @@ def _merge(layer: LoraLayer, name: str, adapters: list[str], *, safe: bool) -> N
     for part, value in values.items():
         parameter = getattr(layer.base_layer, part)
         value = value.to(parameter.dtype).contiguous()
-        if safe and not torch.isfinite(value).all():
+        narrow = value.dtype in (torch.float16, torch.bfloat16)  # in which a sum that is finite may not be
+        if (safe or narrow) and not torch.isfinite(value).all():
             raise InputError(
                 f"the merged {name}.{part} would not be finite in {value.dtype}; the network was left as it was: "
                 "look for NaN in the adapter, or merge into a dtype of a larger range"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from parity_rows import ROWS, exported, make_pair, randomise
 from torch import nn
+from torch.nn.utils import prune
 
 from hf_tl import (
     InputError,
@@ -228,3 +229,24 @@ def test_truncation_is_the_best_at_its_rank():
     wide_b, wide_a, _ = truncate(b, a, 15)
     assert wide_a.shape == (15, 30)
     assert torch.allclose(wide_b @ wide_a, b @ a, atol=1e-3)
+
+
+def test_a_merge_that_overflows_half_precision_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).half()
+    add_lora(model, LoraConfig(r=2, lora_alpha=1e6, target_modules=["0"]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.fill_(100.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(InputError, match=r"the merged 0\.weight would not be finite in torch\.float16"):
+        merge_adapter(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_weight_that_is_computed_cannot_take_a_merge():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    add_lora(model, LoraConfig(r=2, target_modules=["0"]))
+    with pytest.raises(InputError, match=r"0\.weight is computed from other tensors"):
+        merge_adapter(model)
