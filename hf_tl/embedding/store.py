@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -382,17 +382,29 @@ def _check(manifest: dict) -> None:
         if start != stop or next_stop <= stop:
             raise ValueError(f"the columns of layer {layer['name']!r} do not follow those of the layer before it")
         stop = next_stop
+        _all(str, [layer["name"], layer["kind"], layer["place"]])
+        if type(layer["depth"]) not in (int, float) or not 0 <= layer["depth"] <= 1:
+            raise ValueError(f"the depth of layer {layer['name']!r} should be from 0 to 1, got {layer['depth']!r}")
     if stop == 0 or _whole(manifest["n_samples"]) < 1:
         raise ValueError("an embedding has one row and one column at least")
     if manifest["activation"] not in ("after", "before"):
         raise ValueError(f"activation should be 'after' or 'before', got {manifest['activation']!r}")
-    if not isinstance(manifest["fingerprints"], dict) or not isinstance(manifest["files"], dict):
-        raise TypeError("fingerprints and files should be objects")
+    _all(dict, [manifest["fingerprints"], manifest["files"]])
+    _all(str, [manifest.get("network", ""), *manifest["fingerprints"].values(), *manifest["files"].values()])
+    names = [manifest[key] for key in ("class_names", "label_values") if manifest.get(key) is not None]
+    _all(list, names)
+    _all(str, chain(*names))
     choice = manifest.get("choice", {})
     if choice and (_whole(choice["batch_size"]) < 1 or type(choice["channels_last"]) is not bool):
         raise ValueError(f"choice should be a batch size and a memory layout, got {choice!r}")
     if manifest["features"] is not None:
         Codec(manifest["features"]["codec"], stop)
+
+
+def _all(kind: type, values: Iterable) -> None:
+    for value in values:
+        if type(value) is not kind:
+            raise TypeError(f"expected a {kind.__name__}, got {value!r:.80}")
 
 
 def _whole(value: object) -> int:

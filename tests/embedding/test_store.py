@@ -17,7 +17,7 @@ from hf_tl.embedding.stored_array import Codec
 
 
 def manifest(n_rows=10, width=5, **fingerprints):
-    layers = [{"name": "a", "start": 0, "stop": width, "depth": 0.0, "kind": "other"}]
+    layers = [{"name": "a", "start": 0, "stop": width, "depth": 0.0, "kind": "other", "place": "a"}]
     return {
         "n_samples": n_rows,
         "layers": layers,
