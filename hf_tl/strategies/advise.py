@@ -86,7 +86,7 @@ def advise(
         held_out=split.validation,
         drawn=draw(transfer.labels, split.train, shots=len(pool), seed=seed + 1),
         ledger=Ledger(Path(out) / LEDGER),
-        effort=replace(effort or Effort(trials=1), deadline=started + (1 - RESERVED) * limit),
+        effort=replace(effort or Effort(trials=1, steps=1), deadline=started + (1 - RESERVED) * limit),
         seed=seed,
     )
     per_sample = transfer.reading_cost(1).wall_seconds

@@ -1,252 +1,85 @@
-"""The one way in which strategies train: Trainer, the best epoch by validation loss, several learning rates."""
+"""Strategies that train the network's own weights: each is a policy, a learning rate and a name."""
 
 from __future__ import annotations
 
-import math
-import tempfile
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
 
-from hf_tl.errors import InputError
+from hf_tl.policies import Policy, PolicyCallback, PrefixCache
 from hf_tl.strategies.strategy import Effort, Fitted
-from hf_tl.strategies.transfer import Transfer, items
-from hf_tl.training import compute_accuracy
+from hf_tl.strategies.transfer import Transfer
+from hf_tl.strategies.trials import EPOCHS, train_trials, trainer_code
 
 
-STEPS = (1.0, 1 / 3, 3.0, 1 / 10, 10.0)  # learning rates that are tried, in units of the strategy's own
-WARM_UP = 0.1  # share of the steps
-EVALUATED = 64  # samples a forward pass that trains nothing
-LOSS = "eval_cross_entropy"
-
-Adapt = Callable[[nn.Module, Effort, int], Sequence[TrainerCallback]]
-"""Makes a fresh classifier what the strategy trains: (model, effort, seed) -> callbacks of Trainer."""
+SLOWER = 0.1  # the rate behind the head's own phase, in units of the head's: what it goes on from knows the task
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One training.
+class FineTuning:
+    """Layers are frozen, tuned or reinitialised as a policy says; the new head trains in any case.
 
     Attributes:
-        rate: learning rate.
-        model: at its best epoch.
-        accuracy: on the validation samples; NaN without any.
-        loss: their cross entropy in nats; infinite without any.
-        epochs: that were trained.
-        stopped: why it ended before its time.
-    """
-
-    rate: float
-    model: nn.Module
-    accuracy: float
-    loss: float
-    epochs: float
-    stopped: str
-
-
-def fine_tune(
-    transfer: Transfer,
-    train: np.ndarray,
-    validation: np.ndarray,
-    *,
-    adapt: Adapt,
-    rate: tuple[float, float],
-    effort: Effort,
-    seed: int,
-) -> Fitted:
-    """Trains a fresh classifier once for each learning rate; of the highest validation accuracy, the lowest loss wins.
-
-    Args:
-        transfer: network and samples.
-        train: (n,) indices of samples.
-        validation: (m,) indices; where there are none, the first learning rate is taken and no epoch is chosen.
-        adapt: what the strategy does to the classifier.
+        policy: which layers, see `hf_tl.Policy`.
+        name: of the strategy; that of another policy should be another.
         rate: the first learning rate for a convolutional network, and for any other.
-        effort: what may be spent.
-        seed: of the head, the order of samples and dropout.
+        head_first: share of the epochs in which the head trains alone; the policy follows at a tenth of its rate.
+        cached: whether what frozen first layers say of a sample is kept from the first epoch on.
     """
-    trials: list[Trial] = []
-    for step in STEPS[: effort.trials if len(validation) else 1]:
-        if trials and effort.is_over:
-            break
-        trials.append(_train(transfer, train, validation, adapt, rate, step, effort, seed))
-    best = min(trials, key=lambda trial: (-trial.accuracy, trial.loss) if len(validation) else (0, 0))
-    collate = transfer.collator(transfer.network())
-    return Fitted(
-        lambda indices: predict(best.model, collate, indices),
-        setting=f"learning rate {best.rate:.2g}",
-        validation=best.accuracy,
-        trials=len(trials),
-        samples_seen=round(sum(trial.epochs * len(train) + (trial.epochs + 1) * len(validation) for trial in trials)),
-        stopped=next((trial.stopped for trial in trials if trial.stopped), ""),
-        model=best.model,
-    )
 
+    policy: str
+    name: str
+    rate: tuple[float, float] = (1e-3, 1e-4)
+    head_first: float = 0.0
+    cached: bool = False
 
-def predict(model: nn.Module, collate: Callable[[list], dict[str, Tensor]], indices: np.ndarray) -> np.ndarray:
-    """Indices of samples (n,) -> numbers of classes (n,)."""
-    found = []
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        for start in range(0, len(indices), EVALUATED):
-            batch = collate([{"index": int(i)} for i in indices[start : start + EVALUATED]])
-            inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-            found.append(model(**inputs).logits.argmax(dim=-1).cpu().numpy())
-    return np.concatenate(found) if found else np.zeros(0, dtype=int)
-
-
-def _train(
-    transfer: Transfer,
-    train: np.ndarray,
-    validation: np.ndarray,
-    adapt: Adapt,
-    rate: tuple[float, float],
-    step: float,
-    effort: Effort,
-    seed: int,
-) -> Trial:
-    network = transfer.network(seed=seed)
-    rate_here = step * rate[0 if transfer.is_convolutional(network.model) else 1]
-    collate, keep = transfer.collator(network), _KeepBest(effort)
-    n_steps = effort.epochs * math.ceil(len(train) / effort.batch_size)
-    with tempfile.TemporaryDirectory(prefix="hf-tl-run-") as folder:
-        callbacks = adapt(network.model, effort, seed)
-        arguments = TrainingArguments(
-            folder,
-            per_device_train_batch_size=effort.batch_size,
-            per_device_eval_batch_size=EVALUATED,
-            num_train_epochs=effort.epochs,
-            learning_rate=rate_here,
-            warmup_steps=round(WARM_UP * n_steps),
-            eval_strategy="epoch" if len(validation) else "no",
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
+    def fit(
+        self, transfer: Transfer, train: np.ndarray, validation: np.ndarray, *, effort: Effort, seed: int
+    ) -> Fitted:
+        """See `Strategy.fit`."""
+        return train_trials(
+            transfer,
+            train,
+            validation,
+            adapt=lambda model, effort, seed: [
+                PolicyCallback(self._scheduled(effort.epochs), seed=seed, cache=PrefixCache() if self.cached else None)
+            ],
+            rate=self.rate,
+            effort=effort,
             seed=seed,
         )
-        trainer = Trainer(
-            network.model,
-            arguments,
-            train_dataset=_as_dataset(train, transfer),
-            eval_dataset=_as_dataset(validation, transfer) if len(validation) else None,
-            data_collator=collate,
-            compute_metrics=compute_accuracy,
-            callbacks=[*callbacks, keep],
-        )
-        for shown in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(shown)
-        done = trainer.train()
-        if not math.isfinite(done.training_loss):
-            keep.stopped = keep.stopped or "its loss is not finite"
-    keep.restore(network.model)
-    return Trial(
-        rate_here, network.model.eval(), keep.accuracy, keep.loss, float(trainer.state.epoch or 0.0), keep.stopped
-    )
+
+    def code(self, transfer: Transfer, setting: str) -> str:
+        """See `Strategy.code`."""
+        policy = f"Policy('', {self._phases(EPOCHS)!r})" if self.head_first else repr(self.policy)
+        cache = ", cache=PrefixCache()" if self.cached else ""
+        names = ["PolicyCallback", *["Policy"] * bool(self.head_first), *["PrefixCache"] * self.cached]
+        callback = f"PolicyCallback({policy}{cache})"
+        return trainer_code(transfer, rate=setting, lines="", callbacks=callback, imports=names)
+
+    def _phases(self, epochs: int) -> tuple[tuple[str, str], ...]:
+        head = max(1, round(self.head_first * epochs))
+        return ("0", "tune: head"), (f"{head} epochs", f"{self.policy}; lr: x{SLOWER}")
+
+    def _scheduled(self, epochs: int) -> str | Policy:
+        return Policy("", self._phases(epochs)) if self.head_first else self.policy
 
 
-def _as_dataset(indices: np.ndarray, transfer: Transfer) -> Any:
-    """A list is all that Trainer asks of a dataset, whatever its types say."""
-    return items(indices, transfer.labels)
+def full_fine_tuning() -> FineTuning:
+    """All weights, from where pre-training left them."""
+    return FineTuning("tune: all", "full fine-tuning")
 
 
-class _KeepBest(TrainerCallback):
-    """Remembers the epoch of the lowest validation loss, stops when it does not come back, or when time is over."""
-
-    def __init__(self, effort: Effort):
-        self.effort, self.epochs_since = effort, 0
-        self.accuracy, self.loss = math.nan, math.inf
-        self.stopped = ""
-        self._state: dict[str, Tensor] | None = None
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Ends on time; what was learnt so far is evaluated."""
-        if self.effort.is_over:
-            self.stopped = f"the time was over after {state.epoch:.1f} of {args.num_train_epochs:g} epochs"
-            control.should_training_stop = True
-            control.should_evaluate = args.eval_strategy != "no"
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Keeps what trains, and the statistics of batch norms, when the loss is the lowest so far."""
-        metrics, model = kwargs["metrics"], kwargs["model"]
-        self.epochs_since += 1
-        if metrics[LOSS] < self.loss:
-            self.loss, self.accuracy, self.epochs_since = metrics[LOSS], metrics["eval_accuracy"], 0
-            self._state = {name: value.detach().clone() for name, value in _moving(model).items()}
-        if self.epochs_since >= self.effort.patience:
-            control.should_training_stop = True
-
-    def restore(self, model: nn.Module) -> None:
-        """Puts the best epoch back; without validation samples, the last one stays."""
-        if self._state is not None:
-            tensors = _moving(model)
-            with torch.no_grad():
-                for name, value in self._state.items():
-                    tensors[name].copy_(value)
+def from_scratch() -> FineTuning:
+    """The same architecture from random weights: what pre-training is worth is the distance from here."""
+    return FineTuning("tune: all; reinit: all", "from scratch", rate=(3e-3, 3e-4))
 
 
-def _moving(model: nn.Module) -> dict[str, Tensor]:
-    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    return {**trained, **dict(model.named_buffers())}
+def lp_ft() -> FineTuning:
+    """A linear probe first, so that the random head does not distort the features (Kumar et al., ICLR 2022)."""
+    return FineTuning("tune: all", "LP-FT", rate=(5e-3, 1e-3), head_first=0.3)
 
 
-def trainer_code(transfer: Transfer, *, rate: str, lines: str, callbacks: str, imports: Sequence[str]) -> str:
-    """A script that trains as a strategy did.
-
-    Args:
-        transfer: network and task.
-        rate: the setting, "learning rate 0.0005".
-        lines: what is done to `network.model` before the Trainer is built, and to it.
-        callbacks: of the Trainer, as code.
-        imports: names of hf_tl that those need.
-    """
-    if not rate.startswith("learning rate "):
-        raise InputError(f"a setting of fine-tuning is a learning rate, got {rate!r}")
-    names = sorted(
-        {"DataCollator", "TaskDataset", "compute_accuracy", "find_classes", "find_modality", "load_network",
-         "load_task", "run_trainer", *imports}
-    )  # fmt: skip
-    size = "" if transfer.image_size is None else f", image_size={transfer.image_size}"
-    return f"""\
-from transformers import Trainer, TrainingArguments
-
-from hf_tl import {", ".join(names)}
-
-name = {transfer.model!r}
-task = load_task({transfer.source!r}, modality=find_modality(name))
-classes = find_classes(task)
-network = load_network(name, classes=classes{size})
-{lines}arguments = TrainingArguments(
-    "out", learning_rate={rate.removeprefix("learning rate ")}, num_train_epochs=20, per_device_train_batch_size=32,
-    warmup_steps=0.1, remove_unused_columns=False, report_to=[],
-)
-trainer = Trainer(
-    network.model,
-    arguments,
-    train_dataset=TaskDataset(task.train, classes),
-    eval_dataset=TaskDataset(task.test, classes),
-    data_collator=DataCollator(network),
-    compute_metrics=compute_accuracy,
-    callbacks=[{callbacks}],
-)
-run_trainer(trainer)
-"""
+def split() -> FineTuning:
+    """The first three quarters of the layers stay frozen, the others are tuned."""
+    return FineTuning("freeze: ..75%", "split", cached=True)

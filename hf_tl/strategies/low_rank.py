@@ -8,9 +8,9 @@ import numpy as np
 from torch import nn
 
 from hf_tl.lora import LoraConfig, add_lora
-from hf_tl.strategies.fine_tuning import fine_tune, trainer_code
 from hf_tl.strategies.strategy import Effort, Fitted
 from hf_tl.strategies.transfer import Transfer
+from hf_tl.strategies.trials import train_trials, trainer_code
 
 
 R, ALPHA = 8, 16
@@ -41,7 +41,7 @@ class LowRank:
             add_lora(model, self._config(transfer.is_convolutional(model)), running_statistics="freeze")
             return []
 
-        return fine_tune(transfer, train, validation, adapt=adapt, rate=self.rate, effort=effort, seed=seed)
+        return train_trials(transfer, train, validation, adapt=adapt, rate=self.rate, effort=effort, seed=seed)
 
     def code(self, transfer: Transfer, setting: str) -> str:
         """See `Strategy.code`."""

@@ -17,21 +17,20 @@ from hf_tl.plugins import find_plugin, plugin_names
 
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from hf_tl.models import Network
     from hf_tl.strategies.transfer import Transfer
 
 Predict = Callable[[np.ndarray], np.ndarray]
-BUILT_IN = {  # name -> where it is made, and the group it belongs to in tables and plots
+BUILT_IN = {  # name -> what makes it
     "last layer": "hf_tl.strategies.feature_extraction:last_layer",
     "full network": "hf_tl.strategies.feature_extraction:full_network",
     "linear probe": "hf_tl.strategies.feature_extraction:linear_probe",
     "LoRA": "hf_tl.strategies.low_rank:lora",
     "DoRA": "hf_tl.strategies.low_rank:dora",
-    "split": "hf_tl.strategies.split_point:SplitPoint",
-    "LP-FT": "hf_tl.strategies.lp_ft:LinearProbeThenFineTuning",
-    "full fine-tuning": "hf_tl.strategies.full_fine_tuning:FullFineTuning",
-    "from scratch": "hf_tl.strategies.from_scratch:FromScratch",
+    "split": "hf_tl.strategies.fine_tuning:split",
+    "LP-FT": "hf_tl.strategies.fine_tuning:lp_ft",
+    "full fine-tuning": "hf_tl.strategies.fine_tuning:full_fine_tuning",
+    "from scratch": "hf_tl.strategies.fine_tuning:from_scratch",
 }
 
 
@@ -40,8 +39,9 @@ class Effort:
     """What every strategy may spend on one fit; the same for all, so that none wins by being tuned longer.
 
     Attributes:
-        epochs: passes over the samples, at most, for each setting that is tried.
+        epochs: that a training has at most, for each setting that is tried.
         trials: settings that are tried, such as learning rates or values of C; the validation samples choose.
+        steps: of a training, at least: where there are few samples, an epoch passes over them several times.
         patience: epochs without a lower validation loss after which a training stops.
         batch_size: samples a step.
         deadline: a reading of `time.monotonic` at which a training stops, whatever it has reached.
@@ -49,14 +49,19 @@ class Effort:
 
     epochs: int = 20
     trials: int = 3
+    steps: int = 100
     patience: int = 5
     batch_size: int = 16
     deadline: float = math.inf
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "trials", "patience", "batch_size"):
+        for name in ("epochs", "trials", "steps", "patience", "batch_size"):
             if vars(self)[name] < 1:
                 raise InputError(f"{name} should be at least 1, got {vars(self)[name]}")
+
+    def passes(self, n: int) -> int:
+        """How often an epoch passes over `n` samples."""
+        return math.ceil(self.steps / (self.epochs * math.ceil(n / self.batch_size)))
 
     @property
     def is_over(self) -> bool:
@@ -75,7 +80,7 @@ class Fitted:
         trials: settings that were tried.
         samples_seen: samples that went through the network, forward, of all settings together.
         stopped: why it ended before its time, in words; "" where it did not.
-        model: the trained network, where there is one.
+        network: the trained one, where there is one.
     """
 
     predict: Predict
@@ -84,7 +89,7 @@ class Fitted:
     trials: int
     samples_seen: int
     stopped: str = ""
-    model: nn.Module | None = field(default=None, repr=False)
+    network: Network | None = field(default=None, repr=False)
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from hf_tl.strategies.draws import draw, usable_samples
 from hf_tl.strategies.strategy import BUILT_IN
 
 
-EFFORT = Effort(epochs=2, trials=2, batch_size=9)
+EFFORT = Effort(epochs=2, trials=2, steps=1, batch_size=9)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_what_is_frozen_stays_and_what_trains_moves(transfer, drawn):
     moved = {}
     for name in ("split", "full fine-tuning", "from scratch"):
         fitted = find_strategy(name).fit(transfer, drawn.train, drawn.validation, effort=EFFORT, seed=0)
-        state = fitted.model.state_dict()
+        state = fitted.network.model.state_dict()
         moved[name] = {key for key, value in start.items() if not torch.equal(value, state[key])}
     stem = {key for key in start if key.startswith("timm_model.conv1")}
     assert stem
@@ -84,6 +84,13 @@ def test_the_same_seed_gives_the_same_predictions(transfer, drawn):
     ]
     assert (fits[0].predict(transfer.test) == fits[1].predict(transfer.test)).all()
     assert fits[0].validation == fits[1].validation
+
+
+@pytest.mark.parametrize(("n", "passes"), [(12, 5), (240, 1), (239, 1), (32, 3)])
+def test_few_samples_are_passed_over_until_there_are_steps_enough(n, passes):
+    effort = Effort(epochs=20, steps=100, batch_size=16)
+    assert effort.passes(n) == passes
+    assert effort.epochs * passes * -(-n // 16) >= 100
 
 
 def test_a_deadline_ends_a_training_with_what_it_has(transfer, drawn):
