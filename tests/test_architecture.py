@@ -121,6 +121,7 @@ STEPS = {  # what a process does, one after the other -> what it has not importe
 }
 
 
+@pytest.mark.slow
 def test_importing_costs_nothing():
     code = "import sys\n" + "".join(f"{step}\nprint(*sys.modules)\n" for step in STEPS)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

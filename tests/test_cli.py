@@ -42,6 +42,7 @@ def test_the_version_is_that_of_the_package(capsys):
     assert (stop.value.code, capsys.readouterr().out) == (0, f"hf-tl {hf_tl.__version__}\n")
 
 
+@pytest.mark.slow
 def test_the_examples_of_help_run_as_printed(tmp_path, timm_folder, text_folder, monkeypatch, capsys):
     """In a folder where the names of the examples are small models and data of the right kind."""
     for name in ("timm/mobilenetv2_100.ra_in1k", "path/to/model"):

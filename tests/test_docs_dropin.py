@@ -4,11 +4,14 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "dropin.md").read_text()
 
 
+@pytest.mark.slow
 def test_snippets_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"```python(?: continued)?\n(.*?)```", PAGE, re.DOTALL)

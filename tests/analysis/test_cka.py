@@ -37,6 +37,7 @@ def test_the_estimator_is_the_definition():
     assert cka(X, Y) == pytest.approx(hsic(X, Y) / np.sqrt(hsic(X, X) * hsic(Y, Y)))
 
 
+@pytest.mark.slow
 def test_layers_of_embeddings(tmp_path):
     rng = np.random.default_rng(0)
     values = rng.normal(size=(30, 9)).astype(np.float32)

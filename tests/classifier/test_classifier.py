@@ -56,6 +56,7 @@ def test_it_decides_as_the_svm_on_the_embedding_does(fitted, task, photos, timm_
     assert "5 folds of the 16 training samples" in str(fitted.calibration)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"recipe": "standardize"}, {"recipe": "l2", "taps": ["layer2*", "last"]}])
 def test_a_saved_embedding_answers_alike_as_files_and_as_a_module(timm_folder, task, photos, tmp_path, options):
     made = Classifier.fit(embedding_of(timm_folder, **options), task)

@@ -75,6 +75,7 @@ def cell(world, tmp_path, monkeypatch):
 CELLS = [(name, pillar) for name in ("own_trainer", "late_callback", "model_init") for pillar in PILLARS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pillar"), CELLS)
 def test_cells_are_as_they_should_be(name, pillar, cell):
     rank = cell(name, pillar)

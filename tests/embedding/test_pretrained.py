@@ -86,6 +86,7 @@ def test_a_pooling_of_ones_own_cannot_be_saved(network, tmp_path):
         fne.save_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_halves_are_merged_and_parts_are_added(network):
     rows = pictures(10)
     whole = FullNetworkEmbedding(network, progress=False, recipe="standardize").fit(rows)

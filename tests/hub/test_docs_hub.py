@@ -25,6 +25,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_the_page_runs_from_top_to_bottom(hub, timm_folder, tmp_path, monkeypatch, capfd):
     assert len(SNIPPETS) == 4
     assert len(LINES) == 2

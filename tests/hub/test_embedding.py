@@ -19,6 +19,7 @@ def network(timm_folder):
     return load_network(str(timm_folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hub", ["lfs", "xet"], indirect=True)
 def test_what_is_pushed_is_what_comes_back(hub, network):
     fne = FullNetworkEmbedding(network, progress=False).fit(pictures(6))

@@ -110,6 +110,7 @@ def test_a_server_that_dies(hub, tmp_path, impatient, case, state):
     assert len(hub.commits("me/adapter")) == (3 if state == "old" else 2)  # once, however often it was tried
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hub", ["xet"], indirect=True)
 @pytest.mark.parametrize("case", ["/xet-write-token/", "/preupload/", "/commit/"])
 def test_a_server_that_dies_with_xet(hub, tmp_path, impatient, case):
@@ -143,6 +144,7 @@ push(Path(sys.argv[2]), 2)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where", [*(pytest.param(at, marks=pytest.mark.slow) for at in ("/preupload/", "PUT /lfs/")), "/commit/"]
 )

@@ -259,6 +259,7 @@ def test_frozen_a_keeps_only_the_narrow_product():
     assert sizes == {False: 100 * 64, True: 64 * 64}  # with A frozen, nothing is larger than the frozen weight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_first_and_second_derivatives_by_differences(dropout):
     torch.manual_seed(0)

@@ -73,6 +73,7 @@ def test_one_line_says_what_was_done(caplog):
     assert caplog.records[-1].message.count("\n") == 0
 
 
+@pytest.mark.slow
 def test_the_line_is_shown_where_logging_is_not_set_up():
     code = (
         "import hf_tl; from torch import nn; "

@@ -157,6 +157,7 @@ def test_what_is_left_out_of_an_attention_adds_nothing(tmp_path):
     assert not any(p.any() for p in outer.values())
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_adapted_inside_its_wrapper(tmp_path):
     model = tiny_bert()
     wrapped = torch.compile(model, backend="eager")

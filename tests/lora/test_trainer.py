@@ -132,6 +132,7 @@ def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", lanes(KINDS, fast=("bert", "batch norm").__contains__))
 def test_resumed_is_straight_bit_for_bit(kind, tmp_path, caplog):
     straight = trainer(kind, tmp_path / "straight")
@@ -152,6 +153,7 @@ def test_resumed_is_straight_bit_for_bit(kind, tmp_path, caplog):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_decomposition_that_starts_the_adapter_is_resumed_too(tmp_path):
     """PiSSA by a randomised decomposition: the part it took out of the weight is in the checkpoint."""
 
@@ -172,6 +174,7 @@ def test_a_decomposition_that_starts_the_adapter_is_resumed_too(tmp_path):
     assert torch.allclose(logits(loaded.eval(), batch), logits(straight.model.eval(), batch), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_is_the_adapter_and_loads_as_one(kind, tmp_path):
     done = trainer(kind, tmp_path)
@@ -193,6 +196,7 @@ def test_a_checkpoint_is_the_adapter_and_loads_as_one(kind, tmp_path):
     assert size < sum(p.numel() * 4 for p in done.model.parameters()) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_best_comes_back_at_the_end(kind, tmp_path):
     done = trainer(
@@ -214,6 +218,7 @@ def test_the_best_comes_back_at_the_end(kind, tmp_path):
     assert equal(state(done.model), load_file(f"{best}/adapter_model.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_trainer_saves_at_the_end_is_the_adapter(kind, tmp_path):
     done = trainer(kind, tmp_path / "runs", save_strategy="no")

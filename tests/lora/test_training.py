@@ -60,6 +60,7 @@ def far(ours, theirs):
     return max(((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max()).item() for name in theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["mlp head", "bert dense", "conv2d and linear", "llama all-linear", "timm vit", "gpt2"]
 )
@@ -71,6 +72,7 @@ def test_twenty_steps_of_adamw_are_peft_s(name):
     assert far(trained(pair.ours), trained(pair.peft)) < 1e-3  # Adam's steps do not shrink with a small gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert dropout", "mlp dora", "mlp odd scaling"])
 def test_twenty_steps_that_round_differently_stay_close(name):
     pair = make_pair(row(name))

@@ -70,6 +70,7 @@ def test_a_policy_fits_or_is_answered_with_a_sentence(layers, text):
         assert all(plan.trained for plan in plans)
 
 
+@pytest.mark.slow
 @QUICK
 @given(scraps)
 def test_scraps_of_a_policy_are_answered_with_a_sentence(layers, text):

@@ -147,6 +147,7 @@ def test_epochs_then_a_plateau_counts_evaluations_after_the_epoch(layers):
     assert names == ["head", "blocks.5", "blocks.5", "stem"]
 
 
+@pytest.mark.slow
 def test_dry_run(vit, tmp_path):
     before = {name: (value.clone(), value.requires_grad) for name, value in vit.named_parameters()}
     policy = Policy("reinit: head", [("0", "freeze: ..3"), ("1 epoch", "freeze: 1, 2; lr: x0.5 head")])

@@ -21,6 +21,7 @@ def moved(model, before):
     return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ResNetForImageClassification", "MobileNetV2ForImageClassification"])
 def test_frozen_layers_stand_still_with_their_statistics(name, tmp_path):
     model = network(name)
@@ -81,6 +82,7 @@ def test_the_guard_survives_deepcopy_and_pickle():
         assert not any("embedder" in name for name in changed)
 
 
+@pytest.mark.slow
 def test_rates_equal_a_hand_built_optimizer(tmp_path):
     ours, theirs = bert(), bert()
     options = {"lr_scheduler_type": "cosine", "warmup_steps": 2, "max_steps": 6, "weight_decay": 0.1}
@@ -132,6 +134,7 @@ def test_rates_under_every_scheduler(scheduler, options, tmp_path):
     trainer(longer, tmp_path, [PolicyCallback("lr: x0.5 ..50%")], **optimizer | {"max_steps": 3}).train()
 
 
+@pytest.mark.slow
 def test_a_plain_trainer_resumes_a_checkpoint_with_rates(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     with_rates = trainer(bert(), tmp_path, [PolicyCallback("lr: decay 0.5")], **options)
@@ -157,6 +160,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", lanes(POLICIES, fast=("gradual", "plateau").__contains__))
 def test_straight_equals_resumed(name, tmp_path):
     options = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 3, "weight_decay": 0.1}
@@ -238,6 +242,7 @@ def first(output):
     return output if isinstance(output, torch.Tensor) else output[0]
 
 
+@pytest.mark.slow
 def test_backward_stops_below_the_lowest_layer_also_with_checkpointing(tmp_path):
     batch = {"input_ids": texts().inputs[:2], "labels": texts().labels[:2]}
     plain = bert()
@@ -347,6 +352,7 @@ def test_auto_rgn_scales_by_relative_gradients():
     assert step.item() == pytest.approx((ratios["bert.encoder.layer.1"] / max(ratios.values())).item(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_late_callbacks_and_model_init_are_refused(tmp_path):
     late = trainer(bert(), tmp_path)
     late.add_callback(PolicyCallback("freeze: 0"))
@@ -363,6 +369,7 @@ def test_late_callbacks_and_model_init_are_refused(tmp_path):
         PolicyCallback("freeze: 0").dry_run()
 
 
+@pytest.mark.slow
 def test_a_callback_is_for_one_trainer_and_a_model_for_the_last(tmp_path):
     model, callback = bert(), PolicyCallback("freeze: stem, 0; reinit: head")
     first = trainer(model, tmp_path, [callback], max_steps=1)
@@ -377,6 +384,7 @@ def test_a_callback_is_for_one_trainer_and_a_model_for_the_last(tmp_path):
     second.train()  # again, from where it stands
 
 
+@pytest.mark.slow
 def test_reinit_waits_for_training(tmp_path):
     """The script that trained a model, run again to evaluate it, evaluates what was trained."""
     policy = Policy("reinit: -1, head", [("0", "tune: head"), ("2 steps", "tune: all")])
@@ -510,6 +518,7 @@ def test_a_plateau_without_evaluations_is_refused(tmp_path):
         trainer(bert(), tmp_path, [PolicyCallback(Policy.lp_ft(probe="plateau eval_loss 2"))])
 
 
+@pytest.mark.slow
 def test_the_model_is_freed_with_its_trainer(tmp_path):
     model = bert()
     gone = weakref.ref(model)
@@ -560,6 +569,7 @@ def pairs_to_read(n=16):
 POSTPONED = Policy("reinit: head; lr: decay 0.5", [("0", "freeze: ..50%"), ("5 steps", "freeze: stem")])
 
 
+@pytest.mark.slow
 def test_where_there_is_no_dummy_input_the_first_samples_of_the_trainer_serve(tmp_path):
     """The same training, bit for bit, as with an example."""
     states, example = [], {key: torch.ones(1, n) for key, n in (("one", 3), ("other", 5))}
@@ -582,6 +592,7 @@ def test_where_there_is_no_dummy_input_the_first_samples_of_the_trainer_serve(tm
     assert largest_difference(*states) == 0.0
 
 
+@pytest.mark.slow
 def test_a_postponed_policy_resumes_and_keeps_its_rules(tmp_path):
     options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
     straight = trainer(Reader(), tmp_path, [PolicyCallback(POSTPONED)], pairs_to_read(), **options)

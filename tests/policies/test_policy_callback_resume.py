@@ -30,6 +30,7 @@ def resume(policy, checkpoint, folder, **options):
     return training
 
 
+@pytest.mark.slow
 def test_the_same_policy_written_otherwise_is_the_same(checkpoint, tmp_path):
     spaced = Policy(" reinit:head ;lr:  decay 0.50; ", PHASES, seed=3, l2_sp=0.1)
     assert resume(spaced, checkpoint, tmp_path).state.global_step == 4
@@ -59,6 +60,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_another_policy_is_refused_with_what_differs(case, checkpoint, tmp_path):
     policy, message = CASES[case]
@@ -78,6 +80,7 @@ def test_other_frozen_layers_are_refused_before_torch_sees_them(tmp_path):
         resume("freeze: ..75%", saved, tmp_path)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_a_plain_trainer_are_taken_and_given(checkpoint, tmp_path):
     plain = trainer(bert(), tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
     plain.train()
@@ -91,6 +94,7 @@ def test_checkpoints_of_a_plain_trainer_are_taken_and_given(checkpoint, tmp_path
     assert resume(None, checkpoint, tmp_path / "plain", **options, **restoring).state.global_step == 4
 
 
+@pytest.mark.slow
 def test_a_damaged_state_is_said(checkpoint, tmp_path):
     twin = shutil.copytree(checkpoint, tmp_path / "twin")
     path = twin / "trainer_state.json"

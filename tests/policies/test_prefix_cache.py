@@ -76,6 +76,7 @@ def test_losses_are_the_same_with_and_without(name, text, tmp_path):
     assert not list(tmp_path.glob("hf-tl-prefix-*"))
 
 
+@pytest.mark.slow
 def test_the_prefix_is_not_computed_again(tmp_path):
     model, calls = bert(), []
     attention = model.bert.encoder.layer[0].attention
@@ -89,6 +90,7 @@ def test_the_prefix_is_not_computed_again(tmp_path):
     assert len(calls) == 8 + 3  # the first epoch, and three passes to see that it holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", lanes([torch.float16, torch.bfloat16], fast=torch.bfloat16.__eq__))
 def test_half_the_size_and_nearly_the_same_losses(dtype, tmp_path):
     plain = train(bert(), tmp_path, "freeze: ..50%", None)
@@ -113,6 +115,7 @@ def test_augmentation_switches_it_off_with_a_message(tmp_path, caplog):
     assert not list(tmp_path.glob("hf-tl-prefix-*"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_seen_before_anything_is_written(tmp_path, caplog):
     cache = PrefixCache(folder=tmp_path, share=1e-12)
     with caplog.at_level(logging.WARNING):
@@ -122,6 +125,7 @@ def test_a_full_disk_is_seen_before_anything_is_written(tmp_path, caplog):
     assert losses == train(bert(), tmp_path / "out", "freeze: ..50%", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["tune: stem", "freeze: ..50%; dropout: on", "freeze: ..50%; norm: train"])
 def test_what_is_not_deterministic_is_not_kept(text, tmp_path, caplog):
     cache = PrefixCache()
@@ -329,6 +333,7 @@ def test_a_forward_of_ones_own_is_left_in_place():
     assert "forward" not in model.bert.encoder.layer[1].__dict__
 
 
+@pytest.mark.slow
 def test_a_new_phase_begins_anew(tmp_path):
     policy = Policy(phases=[("0", "tune: head"), ("2 epochs", "tune: -2.., head"), ("4 epochs", "tune: all")])
     cache = PrefixCache()

@@ -84,6 +84,7 @@ def test_the_old_recipe_does_nothing_and_this_one_does(tmp_path):
     assert not any((parameter == 7).any() for parameter in block.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["BertForSequenceClassification", "timm/resnet18"])
 def test_values_depend_on_seed_and_name_alone(name):
     def values(selection, seed=0):
@@ -192,6 +193,7 @@ def test_a_network_inside_another_module_has_its_own_initialiser():
         assert torch.equal(tensor, wrapped.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_timm_of_other_widths_initialises_itself():
     model = trained(timm.create_model("vit_tiny_patch16_224", embed_dim=96, depth=3, num_heads=3, img_size=32))
     reinit_layers(model, list(list_layers(model)))

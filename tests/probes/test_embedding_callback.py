@@ -21,6 +21,7 @@ from hf_tl import InputError, Samples
 from hf_tl.probes.embedding_callback import EmbeddingCallback, samples_of_loader
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log", [False, True])
 def test_accuracies_are_logged_every_so_many_steps_and_at_the_end(tmp_path, log):
     _, history = train(tmp_path, log=log)
@@ -30,6 +31,7 @@ def test_accuracies_are_logged_every_so_many_steps_and_at_the_end(tmp_path, log)
     assert all(entry["embedding/svm"] > 0.9 and entry["embedding/knn"] > 0.9 for entry in found)
 
 
+@pytest.mark.slow
 def test_training_is_as_if_nothing_had_happened(tmp_path):
     with_it, _ = train(tmp_path / "a")
     without, _ = train(tmp_path / "b", callback=False)
@@ -130,6 +132,7 @@ def test_pairs_and_a_function_of_the_batch():
     assert torch.equal(scaled([data(4)[1]])[0], data(4)[1]["x"] / 2)
 
 
+@pytest.mark.slow
 def test_a_trainers_own_samples(tmp_path):
     args = TrainingArguments(str(tmp_path), max_steps=5, use_cpu=True, per_device_train_batch_size=4, seed=2)
     histories, weights = [], []

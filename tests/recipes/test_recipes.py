@@ -60,6 +60,7 @@ def results(folder):
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_fine_tuning_under_a_policy(kind, worlds, run, tmp_path):
     run("finetune_policy", *worlds[kind], *TRAINING, "--policy", "freeze: ..50%", "--output_dir", tmp_path)
@@ -68,6 +69,7 @@ def test_fine_tuning_under_a_policy(kind, worlds, run, tmp_path):
     assert (tmp_path / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft 0.21 asks
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_is_saved_alone_and_loads_with_peft(kind, worlds, run, tmp_path):

@@ -92,6 +92,7 @@ def keep_comparing(folder, out):
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_killed_twenty_times_is_the_straight_run(straight, timm_folder, tmp_path):
     rng, context, killed = np.random.default_rng(0), multiprocessing.get_context("fork"), 0
     path = tmp_path / "ledger.jsonl"
