@@ -23,6 +23,7 @@ from hf_tl.cli import (
     quickstart,
     rank,
     similarity,
+    validate,
 )
 from hf_tl.errors import InputError
 
@@ -41,6 +42,7 @@ COMMANDS = {
     "adapter": adapter,
     "compare": compare,
     "advise": advise,
+    "validate": validate,
     "plugins": plugins,
 }
 QUIET = {  # standard error is for this program's progress bars and sentences

@@ -2,9 +2,13 @@ from .advice import Advice as Advice
 from .advise import advise as advise
 from .compare import compare as compare
 from .comparison import Comparison as Comparison
+from .published import read_ledgers as read_ledgers
+from .published import read_published as read_published
 from .report import write_report as write_report
 from .strategy import Effort as Effort
 from .strategy import Fitted as Fitted
 from .strategy import Strategy as Strategy
 from .strategy import find_strategy as find_strategy
 from .transfer import Transfer as Transfer
+from .validation import Validation as Validation
+from .validation import validate as validate

@@ -1,0 +1,126 @@
+"""validate: regrets on made-up results whose best strategy is known; tables that are read, and those that are not."""
+
+import json
+
+import numpy as np
+import pytest
+from test_ledger import RUN
+
+from hf_tl.cli.main import main
+from hf_tl.errors import InputError
+from hf_tl.strategies import Validation, read_ledgers, read_published, validate
+from hf_tl.strategies.ledger import Ledger
+from hf_tl.strategies.published import COSTS, FEATURES, FULL, Cell
+from hf_tl.strategies.validation import AVERAGE, EXPECTED, PILOTS
+
+
+def cells(gains, *, noise=0.2, seeds=5, benchmark="made up"):
+    """A cell for each gain of full fine-tuning over feature extraction, a dataset each."""
+    rng = np.random.default_rng(0)
+    return [
+        Cell(
+            benchmark,
+            f"set {i}",
+            "net",
+            {FEATURES: 70 + noise * rng.normal(size=seeds), FULL: 70 + gain + noise * rng.normal(size=seeds)},
+            {name: COSTS[name] for name in (FEATURES, FULL)},
+        )
+        for i, gain in enumerate(gains)
+    ]
+
+
+def row(found: Validation, rule: str) -> dict:
+    return next(row for row in found.summary() if row["rule"] == rule)
+
+
+def test_pilots_take_what_is_better_in_each_cell():
+    found = validate(cells([10, -10] * 6))
+    assert row(found, PILOTS)["all cells"] < 0.01
+    assert row(found, FEATURES)["all cells"] == pytest.approx(5, abs=0.2)
+    assert row(found, FULL)["all cells"] == pytest.approx(5, abs=0.2)
+    assert row(found, PILOTS)["spent"] == pytest.approx(1 / 5)
+    assert row(found, EXPECTED)["spent"] == pytest.approx(1 / 20)
+    assert found.losses(PILOTS) == []
+    assert len(found.losses(FULL)) == 6
+    assert found.losses(FULL)[0]["best"] == FEATURES
+
+
+def test_a_difference_that_does_not_matter_is_not_paid_for():
+    found = validate(cells([0.3] * 12, noise=0.1), delta=1.0)
+    taken = {choice.strategy for choice in found.choices if choice.rule == PILOTS}
+    assert taken == {FEATURES}
+    assert row(found, PILOTS)["within delta"] == 1
+
+
+def test_intervals_hold_as_often_as_they_say():
+    rng = np.random.default_rng(1)
+    found = validate(cells(rng.normal(2, 3, size=30), noise=1.0))
+    assert 0.72 <= row(found, PILOTS)["coverage"] <= 0.88
+    assert 0.65 <= row(found, EXPECTED)["coverage"] <= 0.92
+
+
+def test_cells_of_one_dataset_say_nothing_of_one_another():
+    pair = cells([5, 5], noise=0.0)
+    same = [Cell(one.benchmark, "one set", f"net {i}", one.results, one.costs) for i, one in enumerate(pair)]
+    with pytest.raises(InputError, match="no dataset beside one set"):
+        validate(same)
+    odd = [*cells([-5] * 6), Cell("made up", "other", "net", *[getattr(pair[0], n) for n in ("results", "costs")])]
+    found = validate(odd)
+    alone = [choice for choice in found.choices if choice.cell == 6 and choice.rule == AVERAGE]
+    assert {choice.strategy for choice in alone} == {FEATURES}  # what the others say, though it is wrong here
+
+
+def test_published_tables_are_read(tmp_path, capsys):
+    lines = ["dataset,Metric,backbone,strategy,Seed,test_metric"]
+    for dataset, gain in (("a", 0.1), ("b", 0.12), ("c", 0.08)):
+        for seed in range(3):
+            lines += [f"{dataset},Accuracy,net,frozen,{seed},{0.6 + seed / 1000}",
+                      f"{dataset},Accuracy,net,full_ft,{seed},{0.6 + gain + seed / 1000}",
+                      f"{dataset},RMSE,other,full_ft,{seed},3.5"]  # fmt: skip
+    (tmp_path / "runs.csv").write_text("\n".join(lines))
+    table = "**Method**,A,B,C\nLinear probing,50,60,70\nLoRA,70,75,80\nFull fine-tuning,60,70,75\nAdapter,1,1,1\n"
+    (tmp_path / "methods.csv").write_text(table)
+    (tmp_path / "curves.csv").write_text("learner,n\nsvm,3\n")
+    found = read_published(tmp_path)
+    assert len(found) == 6
+    assert found[0].results.keys() == {FEATURES, "LoRA", FULL}
+    assert found[3].results[FULL] == pytest.approx([70, 70.1, 70.2])
+    assert main(["validate", "--public", str(tmp_path), "--out", str(tmp_path / "found.json")]) == 0
+    assert "0 cells lose more than 1 points" in capsys.readouterr().out
+    said = json.loads((tmp_path / "found.json").read_text(), parse_constant=pytest.fail)
+    assert said["cells"] == 6
+    assert said["won"] == {"LoRA": 3, FULL: 3}
+
+
+def test_ledgers_are_read(tmp_path):
+    for name in ("one", "two"):
+        ledger = Ledger(tmp_path / f"{name}.jsonl")
+        for strategy, accuracy, flops in (("last layer", 0.5, 10), ("full", 0.7, 300)):
+            for seed in range(2 if strategy == "full" or name == "one" else 3):
+                fields = {**vars(RUN), "strategy": strategy, "seed": seed, "test_accuracy": accuracy}
+                fields |= {"key": f"{strategy}{seed}", "footprint": {"flops": {"value": flops}}}
+                ledger.append(type(RUN)(**fields))
+    (cell,) = read_ledgers([tmp_path / "one.jsonl"])
+    assert (cell.dataset, cell.network) == ("one", "2 a class")
+    assert cell.results["full"] == pytest.approx([70, 70])
+    assert cell.costs == {"last layer": 10, "full": 300}
+    assert read_ledgers([tmp_path / "two.jsonl"]) == []  # one strategy lacks a seed
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Method,A\nLinear probing,much\nLoRA,3\n", "a number for each result"),
+        ("Method,A\nLoRA,3\n", "holds no csv file of runs"),
+    ],
+)
+def test_tables_that_say_nothing_are_refused(tmp_path, capsys, text, message):
+    (tmp_path / "table.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_published(tmp_path)
+    with pytest.raises(InputError, match="no ledger of compare"):
+        read_ledgers([tmp_path / "nothing.jsonl"])
+    with pytest.raises(InputError, match="delta should be above 0"):
+        validate(cells([1, 2]), delta=0)
+    assert main(["validate"]) == 2
+    assert "--public or --ledgers" in capsys.readouterr().err
