@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_tl.analysis.energy import Amount, PowerModel
@@ -28,6 +29,9 @@ class FootprintCallback(TrainerCallback):
     Operations are counted in some steps, and taken for those between: counting all would slow the training. A
     checkpoint holds the footprint up to it, so that a resumed training has that of both parts. In several processes,
     each measures itself, and process 0 has the sum.
+
+    Trainer tells no callback of an error. A forward pass that fails ends the counting itself; after any other error it
+    ends with the next pass or training of the network, and with the Trainer.
 
     Args:
         name: of the work.
@@ -86,6 +90,13 @@ class FootprintCallback(TrainerCallback):
         if self._passes is not None:
             self._passes.begin_step()
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ends the counting: all gradients are there."""
+        if self._passes is not None:
+            self._passes.stop_counting()
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -134,6 +145,10 @@ class FootprintCallback(TrainerCallback):
             self._running.__exit__()
         self._running = self._passes = None
 
+    def __del__(self) -> None:  # the thread that looks at the memory would go on
+        if getattr(self, "_running", None) is not None:
+            self._stop()
+
 
 class _Passes:
     """The samples that go through a network, and the operations that this takes."""
@@ -145,7 +160,9 @@ class _Passes:
         self._each = {True: 0.0, False: 0.0}  # operations a sample, in the last pass that was counted
         self._in_step = 0
         self._counted = self._passed = 0
-        self._counter: FlopCounter | None = None
+        self._due = False
+        self._counter: FlopCounter | None = None  # on from the first forward pass of a step to its last backward pass
+        self._found: int | None = None  # operations of the step that was counted
         self._evaluation = ExitStack()
         self._hooks = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
@@ -160,19 +177,20 @@ class _Passes:
 
     def begin_step(self) -> None:
         self.end_step()
-        self._in_step = 0
-        if self._is_due(training=True):
-            self._counter = FlopCounter()
-            self._counter.__enter__()
+        self._due = self._is_due(training=True)
+
+    def stop_counting(self) -> None:
+        """What the counter has found is kept for the end of the step."""
+        if self._counter is not None:
+            if _get_current_dispatch_mode() is self._counter:  # not so in another thread
+                self._counter.__exit__(None, None, None)
+            self._found, self._counter = self._counter.total, None
 
     def end_step(self) -> None:
-        counted = None
-        if self._counter is not None:
-            self._counter.__exit__(None, None, None)
-            counted, self._counter = self._counter.total, None
+        self.stop_counting()
         if self._in_step:
-            self._book(self._in_step, counted, training=True)
-        self._in_step = 0
+            self._book(self._in_step, self._found, training=True)
+        self._in_step, self._found, self._due = 0, None, False
 
     def close(self) -> None:
         self.end_step()
@@ -193,10 +211,15 @@ class _Passes:
 
     def _enter(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         n = samples_in(args, kwargs)
+        self._evaluation.close()  # of a pass that was interrupted
         self.n_samples += n
         if model.training:
             self._in_step += n
+            if self._due and self._counter is None:
+                self._counter = FlopCounter()
+                self._counter.__enter__()
             return
+        self.stop_counting()  # of a step that failed
         due, counter = self._is_due(training=False), FlopCounter()
         self._evaluation.callback(lambda: self._book(n, counter.total if due else None, training=False) if n else None)
         if due:
@@ -204,6 +227,8 @@ class _Passes:
 
     def _leave(self, model: nn.Module, args: tuple, output: object) -> None:
         self._evaluation.close()
+        if output is None:  # it raised
+            self.stop_counting()
 
 
 def _as_one(total: Footprint, like: Footprint) -> Footprint:

@@ -1,5 +1,8 @@
 """FootprintCallback counts what a Trainer does: as it is, with evaluations, resumed, and after an error."""
 
+import gc
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -84,17 +87,64 @@ def test_two_trainings_add_up(tmp_path):
     assert callback.footprint.experiments == 2
 
 
-def test_after_an_error_the_next_training_is_counted_anew(tmp_path):
-    class Failing(Net):
-        def forward(self, x, labels=None):
-            raise RuntimeError("out of memory")
+class Failing(Net):
+    """Fails in its forward pass, in its backward pass, or is interrupted by its user."""
 
+    def __init__(self, where):
+        super().__init__()
+        self.where = where
+
+    def forward(self, x, labels=None):
+        if self.where == "forward":
+            raise RuntimeError("out of memory")
+        if self.where == "interrupted":
+            raise KeyboardInterrupt
+        output = super().forward(x, labels)
+        if self.training:
+            output["loss"].register_hook(self.fail)
+        return output
+
+    def fail(self, gradient):
+        raise RuntimeError("out of memory")
+
+
+def fail(folder, callback, where):
+    """A training that an error ends; the Trainer and its network."""
+    one = trainer(folder, callback, net=Failing(where))
+    with pytest.raises(KeyboardInterrupt if where == "interrupted" else RuntimeError):
+        one.train()
+    return one
+
+
+def test_a_failing_forward_pass_ends_the_counting(tmp_path):
+    fail(tmp_path, FootprintCallback(), "forward")
+    assert not _get_current_dispatch_mode_stack()
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", "interrupted"])
+def test_after_an_error_the_next_training_is_counted_anew(tmp_path, where):
     callback = FootprintCallback()
-    with pytest.raises(RuntimeError, match="out of memory"):
-        trainer(tmp_path, callback, net=Failing()).train()
+    fail(tmp_path, callback, where)
     trainer(tmp_path, callback).train()
     assert callback.footprint.samples == 40
+    assert callback.footprint.flops.value == pytest.approx(40 * STEP)
     assert not _get_current_dispatch_mode_stack()
+
+
+def test_after_an_error_the_next_pass_ends_the_counting(tmp_path):
+    failed = fail(tmp_path, FootprintCallback(), "backward")
+    failed.model.eval()(torch.zeros(1, 8), torch.tensor([0]))
+    assert not _get_current_dispatch_mode_stack()
+
+
+@pytest.mark.parametrize("where", ["backward", "interrupted"])
+def test_the_counting_ends_with_the_trainer(tmp_path, where):
+    threads = threading.active_count()
+    failed = fail(tmp_path, FootprintCallback(), where)
+    del failed
+    gc.collect()
+    assert not _get_current_dispatch_mode_stack()
+    assert threading.active_count() == threads
 
 
 def test_the_training_is_the_same(tmp_path):
