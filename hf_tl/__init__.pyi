@@ -13,6 +13,7 @@ from .analysis import find_twins as find_twins
 from .analysis import measure_change as measure_change
 from .analysis import rank_networks as rank_networks
 from .analysis import read_source_signs as read_source_signs
+from .analysis import twin_groups as twin_groups
 from .arguments import TaskArguments as TaskArguments
 from .arguments import parse_arguments as parse_arguments
 from .arguments import share_batch as share_batch

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 
@@ -118,6 +118,13 @@ class Task:
         return find_problem(np.asarray(self.train.labels))
 
 
+class GroupFinder(Protocol):
+    """Says which samples belong together, such as copies: `hf_tl.analysis.twin_groups`, or a function of your own."""
+
+    def __call__(self, samples: Samples, *, modality: str) -> np.ndarray:
+        """(n_samples,) int: samples of one number are on one side of every split."""
+
+
 def load_task(
     name: str,
     *,
@@ -126,6 +133,7 @@ def load_task(
     input_column: str | Sequence[str] | None = None,
     config: str | None = None,
     problem: Problem | None = None,
+    groups: GroupFinder | None = None,
 ) -> Task:
     """Loads a labelled dataset as training and test samples.
 
@@ -142,6 +150,7 @@ def load_task(
         config: the configuration of the dataset, where it has several.
         problem: "classification", "multilabel" (lists of classes, or several label columns) or "regression"; None to
             tell from the labels.
+        groups: finds the samples that are held out together, where some have to be, such as `twin_groups`.
 
     Raises:
         InputError: no such dataset, no label column, an empty split, one class only, or splits whose labels are not
@@ -184,8 +193,16 @@ def load_task(
     notes += [f"split {samples.name!r} has no labels and is not used" for samples in tests if samples.labels is None]
     test = next((samples for samples in tests if samples.labels is not None), None)
     if test is None:
-        train, test = _hold_out(train, train.labels)
-        notes.append(f"no labelled test split: {len(test)} of {len(test) + len(train)} training samples are held out")
+        together, of_groups = None, ""
+        if groups is not None:
+            try:
+                together = groups(train, modality=modality)
+                of_groups = ", copies and the like together" if len(np.unique(together)) < len(train) else ""
+            except InputError as error:  # what looks for copies is an extra
+                notes.append(f"copies among the samples were not looked for: {error}")
+        train, test = _hold_out(train, train.labels, together)
+        held_out = f"{len(test)} of {len(test) + len(train)} training samples are held out{of_groups}"
+        notes.append(f"no labelled test split: {held_out}")
     elif test.name != "test":
         notes.append(f"tested on split {test.name!r}")
     taught = train.label_table
@@ -419,19 +436,27 @@ def _undecoded(dataset: Dataset, column: str) -> Dataset:
     return dataset.cast_column(column, Audio(decode=False)) if isinstance(dataset.features[column], Audio) else dataset
 
 
-def _hold_out(samples: Samples, labels: np.ndarray) -> tuple[Samples, Samples]:
-    """Splits off a fifth, of each class where a sample has one, with a fixed seed; single samples stay in training."""
+def _hold_out(samples: Samples, labels: np.ndarray, groups: np.ndarray | None = None) -> tuple[Samples, Samples]:
+    """Splits off a fifth, of each class where a sample has one, with a fixed seed; single samples stay in training.
+
+    Of groups a fifth is split off, each as its first sample.
+    """
     from sklearn.model_selection import train_test_split
 
     strata = np.zeros(len(labels)) if find_problem(labels) != "classification" else labels
-    _, numbers, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    if groups.shape != (len(labels),):
+        raise InputError(f"groups should find one number a sample, ({len(labels)},), got shape {groups.shape}")
+    firsts = np.sort(np.unique(groups, return_index=True)[1])
+    _, numbers, counts = np.unique(strata[firsts], return_inverse=True, return_counts=True)
     several = np.flatnonzero(counts[numbers] > 1)
     if not len(several):
         raise InputError(f"there is no test split, and none can be held out: {len(samples)} samples, one per class")
     n_test = max(round(HELD_OUT * len(several)), int((counts > 1).sum()))
-    test = train_test_split(several, test_size=n_test, stratify=numbers[several], random_state=0)[1]
+    chosen = train_test_split(several, test_size=n_test, stratify=numbers[several], random_state=0)[1]
+    test = np.flatnonzero(np.isin(groups, groups[firsts[chosen]]))
 
     def part(indices: np.ndarray, name: str) -> Samples:
         return replace(samples, dataset=cast(Any, samples.dataset).select(indices), labels=labels[indices], name=name)
 
-    return part(np.setdiff1d(np.arange(len(samples)), test), samples.name), part(np.sort(test), "test")
+    return part(np.setdiff1d(np.arange(len(samples)), test), samples.name), part(test, "test")

@@ -16,6 +16,7 @@ from .training_change import TrainingChange as TrainingChange
 from .training_change import measure_change as measure_change
 from .twins import Twins as Twins
 from .twins import find_twins as find_twins
+from .twins import twin_groups as twin_groups
 from .units import draw_maximised_units as draw_maximised_units
 from .units import draw_top_images as draw_top_images
 from .units import maximise_units as maximise_units

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from hf_tl.analysis.transferability import SCORES, find_score
 from hf_tl.embedding.embedding import Embedding
 from hf_tl.errors import InputError
+from hf_tl.probes.grid_search import check_groups
 from hf_tl.table import format_table
 
 
@@ -90,6 +91,7 @@ def rank_networks(
     scores: Sequence[str] = tuple(SCORES),
     n_draws: int = DRAWS,
     random_state: int = 0,
+    groups: np.ndarray | None = None,
     progress: bool = True,
 ) -> Ranking:
     """Ranks networks by what their features tell of a task.
@@ -102,6 +104,8 @@ def rank_networks(
         scores: names, of `SCORES` or of plug-ins.
         n_draws: halves.
         random_state: decides them.
+        groups: (n_samples,) of samples of one number, such as copies (`twin_groups`), the first is used: a copy is the
+            nearest neighbour of all, whatever the network.
         progress: whether a progress bar is drawn.
 
     Raises:
@@ -116,7 +120,10 @@ def rank_networks(
             raise InputError(f"the samples of {name!r} have no labels, which every score compares the features with")
         if not np.array_equal(embedding.labels, np.asarray(first.labels)):
             raise InputError(f"{name!r} was read on other samples than {next(iter(embeddings))!r}; read the same ones")
-    _, labels = np.unique(np.asarray(first.labels), return_inverse=True)
+    kept = np.arange(len(first))
+    if check_groups(groups, len(first)) is not None:
+        kept = np.sort(np.unique(np.asarray(groups), return_index=True)[1])
+    _, labels = np.unique(np.asarray(first.labels)[kept], return_inverse=True)
     if first.labels is not None and (first.labels.ndim > 1 or first.labels.dtype.kind == "f" or labels.max() < 1):
         raise InputError("scores compare features with one class a sample, of two classes or more")
     halves = [_half(labels, np.random.default_rng((random_state, k))) for k in range(n_draws)]
@@ -124,7 +131,7 @@ def rank_networks(
     draws = {score: np.zeros((len(embeddings), n_draws)) for score in found}
     with tqdm(total=len(embeddings) * len(found), desc="scores", unit="score", disable=not progress) as bar:
         for i, (name, embedding) in enumerate(embeddings.items()):
-            features = np.asarray(embedding.values, dtype=np.float64)
+            features = np.asarray(embedding.values[kept], dtype=np.float64)
             for score, function in found.items():
                 values[score][i] = _number(function(features, labels), score, name)
                 for k, half in enumerate(halves):

@@ -120,6 +120,19 @@ def find_twins(splits: Sequence[Samples], *, modality: str) -> Twins:
     return Twins(tuple(pairs), sizes)
 
 
+def twin_groups(samples: Samples, *, modality: str) -> np.ndarray:
+    """(n_samples,) int: equal numbers are twins; what takes `groups=` keeps them on one side.
+
+    Args:
+        samples: of one split.
+        modality: see `find_twins`.
+
+    Raises:
+        InputError: `imagehash` or `datasketch` is not installed.
+    """
+    return find_twins([samples], modality=modality).groups[samples.name]
+
+
 Found = Iterator[tuple[int, int, Kind, float]]
 
 

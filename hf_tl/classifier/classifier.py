@@ -35,8 +35,8 @@ from hf_tl.models import Network
 from hf_tl.names import closest
 from hf_tl.preparation import MODALITIES, preparation_with
 from hf_tl.probes.evaluation import Evaluation
-from hf_tl.probes.grid_search import stratified_folds, usable_folds
-from hf_tl.probes.heads import HeadMaker, make_head
+from hf_tl.probes.grid_search import check_groups, stratified_folds, usable_folds
+from hf_tl.probes.heads import HeadMaker, fit_head, make_head
 from hf_tl.probes.svm import LinearSVM
 from hf_tl.table import as_html
 from hf_tl.training import DataCollator
@@ -84,6 +84,7 @@ class Classifier:
         *,
         head: str | HeadMaker = "svm",
         C: Cost = 1.0,
+        groups: np.ndarray | None = None,
         out: str | Path | None = None,
     ) -> Classifier:
         """A linear head on the full-network embedding, calibrated by cross-validation, scored on the test samples.
@@ -97,6 +98,8 @@ class Classifier:
             task: from `load_task`, or a name that it takes.
             head: "svm", "logreg", "ridge", "lda", or a function that makes another linear one.
             C: of the head, see `make_head`.
+            groups: (n_train,) samples of one number, such as copies (`twin_groups`), are in one fold: a head that has
+                seen the copy is surer than it will be of new samples.
             out: a folder for the features, in which a pass that was stopped resumes; without it they are in memory.
 
         Raises:
@@ -112,13 +115,15 @@ class Classifier:
         folders = [None if out is None else Path(out) / split for split in ("train", "test")]
         train = embedding.fit_transform(task.train, out=folders[0])
         names, numbers = _numbered(train.labels, train.class_names)
+        groups = check_groups(groups, len(task.train))
+        groups = None if groups is None else groups[train.indices]  # without those that cannot be read
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, message=".*can memorise.*")
             fitted = make_head(head, train.shape, C=C)
-        fitted.fit(train.values, numbers)
+        fit_head(fitted, train.values, numbers, groups=groups)
         scorer = EmbeddingScorer(embedding, linear_head(fitted))
         cost = fitted.C_ if isinstance(fitted, LinearSVM) else C
-        calibration = _cross_validated(train, numbers, lambda shape: make_head(head, shape, C=cost))
+        calibration = _cross_validated(train, numbers, lambda shape: make_head(head, shape, C=cost), groups)
         made = cls(
             scorer,
             names,
@@ -430,19 +435,22 @@ def _numbered(labels: np.ndarray | None, class_names: Sequence[str] | None) -> t
     return tuple(_values(found, class_names).tolist()), numbers
 
 
-def _cross_validated(train: Embedding, numbers: np.ndarray, make: Callable[[tuple[int, int]], Any]) -> Calibration:
+def _cross_validated(
+    train: Embedding, numbers: np.ndarray, make: Callable[[tuple[int, int]], Any], groups: np.ndarray | None
+) -> Calibration:
     """The temperature from the logits of folds that the head did not see."""
     n_folds = usable_folds(numbers)
     if not n_folds:
         return Calibration(how="not calibrated: too few training samples a class to hold some out")
-    fold = stratified_folds(numbers, n_splits=n_folds)
+    fold = stratified_folds(numbers, n_splits=n_folds, groups=groups)
     logits = np.full((len(train), numbers.max() + 1), np.nan)
     for k in range(n_folds):
         kept, out = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
         if len(np.unique(numbers[kept])) < logits.shape[1]:
             continue  # a class of one sample cannot be learnt here
         part = train[kept]
-        found = linear_head(make(part.shape).fit(part.values, numbers[kept]))
+        inside = None if groups is None else groups[kept]
+        found = linear_head(fit_head(make(part.shape), part.values, numbers[kept], groups=inside))
         logits[out] = found(np.asarray(train[out].values))
     used = np.isfinite(logits).all(axis=1)
     if not used.any():

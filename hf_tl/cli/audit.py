@@ -29,12 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     from hf_tl.analysis.audit import audit
+    from hf_tl.analysis.twins import twin_groups
     from hf_tl.data import find_data_modality, load_task
 
     start = time.perf_counter()
     modality = options.modality or find_data_modality(options.data, config=options.config)
     task = load_task(
-        options.data, modality=modality, label=options.label, input_column=options.input, config=options.config
+        options.data,
+        modality=modality,
+        label=options.label,
+        input_column=options.input,
+        config=options.config,
+        groups=twin_groups,
     )
     found = audit(task, modality=modality)
     print(found)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hf_tl.cli.arguments import DATA, MODEL, add_reading, make_folder
 from hf_tl.cli.probe import read_C
-from hf_tl.cli.reading import read_network_and_task
+from hf_tl.cli.reading import look_for_twins, read_network_and_task
 from hf_tl.errors import InputError
 
 
@@ -60,7 +60,8 @@ def run(options: argparse.Namespace) -> None:
         device=options.device,
         on_bad_samples=options.on_bad_samples,
     )
-    classifier = Classifier.fit(embedding, task, head=options.head, C=C, out=options.features)
+    groups = look_for_twins(task.train, modality=network.modality, notes=notes)
+    classifier = Classifier.fit(embedding, task, head=options.head, C=C, groups=groups, out=options.features)
     classifier.save_pretrained(options.out)
     for note in notes:
         print(f"note: {note}")

@@ -30,6 +30,8 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     from hf_tl.analysis.ranking import rank_networks
     from hf_tl.analysis.transferability import find_score
+    from hf_tl.analysis.twins import twin_groups
+    from hf_tl.cli.reading import look_for_twins
     from hf_tl.data import load_task
     from hf_tl.embedding.full_network import FullNetworkEmbedding
     from hf_tl.embedding.recipe import RECIPES
@@ -37,7 +39,10 @@ def run(options: argparse.Namespace) -> None:
 
     for score in options.scores:
         find_score(score)
-    names = list(dict.fromkeys(options.models))
+    names = list(options.models)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"network {twice!r} is given twice; give each once, and others to rank it among")
     modalities = {name: find_modality(name) for name in names}  # a name that is misspelt is found before time is spent
     if len(set(modalities.values())) > 1:
         raise InputError(f"networks that read different things cannot be ranked: {modalities}")
@@ -48,12 +53,15 @@ def run(options: argparse.Namespace) -> None:
         input_column=options.input,
         config=options.config,
         problem=options.problem,
+        groups=twin_groups,
     )
     samples = task.train
     if options.samples is not None:
         if options.samples < 2:
             raise InputError(f"--samples should be 2 or more, got {options.samples}")
         samples = samples.sample(options.samples)
+    notes = list(task.notes)
+    groups = look_for_twins(samples, modality=modalities[names[0]], notes=notes)
     embeddings, times = {}, []
     for name in names:
         start = time.perf_counter()
@@ -67,9 +75,10 @@ def run(options: argparse.Namespace) -> None:
         )
         embeddings[name] = reader.activations(samples)
         times.append(f"{Path(name).name} {time.perf_counter() - start:.0f} s")
-    ranking = rank_networks(embeddings, scores=options.scores)
+    groups = groups if groups is None else groups[next(iter(embeddings.values())).indices]
+    ranking = rank_networks(embeddings, scores=options.scores, groups=groups)
     print(ranking.table())
     print(f"\n{ranking}; {len(samples)} training samples, ± and ranks: 95 % of {ranking.n_draws} halves")
-    for note in task.notes:
+    for note in notes:
         print(f"note: {note}")
     print(f"read in {', '.join(times)}")

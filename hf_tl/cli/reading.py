@@ -13,7 +13,9 @@ from hf_tl.table import in_words
 
 
 if TYPE_CHECKING:
-    from hf_tl.data import Task
+    import numpy as np
+
+    from hf_tl.data import Samples, Task
     from hf_tl.embedding.embedding import Embedding
     from hf_tl.models import Network
 
@@ -63,6 +65,7 @@ def read_network_and_task(options: argparse.Namespace) -> tuple[Network, Task, l
     Args:
         options: the arguments that `add_reading` added.
     """
+    from hf_tl.analysis.twins import twin_groups
     from hf_tl.data import check_inputs, load_task
     from hf_tl.models import find_modality, load_network
 
@@ -74,6 +77,7 @@ def read_network_and_task(options: argparse.Namespace) -> tuple[Network, Task, l
             input_column=options.input,
             config=options.config,
             problem=options.problem,
+            groups=twin_groups,
         )
 
     network = None
@@ -88,3 +92,26 @@ def read_network_and_task(options: argparse.Namespace) -> tuple[Network, Task, l
     if network.modality != modality:
         task = load(network.modality)
     return network, task, notes
+
+
+def look_for_twins(samples: Samples, *, modality: str, notes: list[str]) -> np.ndarray | None:
+    """(n_samples,) int, equal for copies of one another; None where there are none, or what finds them is missing.
+
+    Args:
+        samples: to look at.
+        modality: of them.
+        notes: gets what there is to say, in a sentence.
+    """
+    import numpy as np
+
+    from hf_tl.analysis.twins import twin_groups
+
+    try:
+        groups = twin_groups(samples, modality=modality)
+    except InputError as error:  # an extra
+        notes.append(f"copies among the samples were not looked for: {error}")
+        return None
+    n = len(groups) - len(np.unique(groups))
+    if n:
+        notes.append(f"{n} of {len(groups)} {samples.name} samples are copies of others, which `hf-tl audit` shows")
+    return groups if n else None

@@ -86,6 +86,7 @@ def _few(n: int) -> list[int]:
 
 
 def _samples(name: str, modality: str, options: argparse.Namespace) -> Samples:
+    from hf_tl.analysis.twins import twin_groups
     from hf_tl.data import load_task
 
     task = load_task(
@@ -95,6 +96,7 @@ def _samples(name: str, modality: str, options: argparse.Namespace) -> Samples:
         input_column=options.input,
         config=options.config,
         problem=options.problem,
+        groups=twin_groups,
     )
     return task.train.sample(options.samples)
 

@@ -14,7 +14,7 @@ from hf_tl.labels import Problem
 from hf_tl.names import closest
 from hf_tl.plugins import find_plugin, plugin_names
 from hf_tl.probes.gram import Features
-from hf_tl.probes.grid_search import SCALE_FREE, Cost, find_grid
+from hf_tl.probes.grid_search import SCALE_FREE, Cost, check_groups, find_grid, stratified_folds, usable_folds
 from hf_tl.probes.kernel_svm import KernelSVM
 from hf_tl.probes.row_space import RowSpace
 from hf_tl.probes.svm import LinearSVM
@@ -86,6 +86,36 @@ def make_head(
             stacklevel=2,
         )
     return _MAKERS[name](_Options(C, shape, problem, hidden_layers, random_state))
+
+
+def fit_head(head: Head, X: Features, y: np.ndarray, *, groups: np.ndarray | None = None) -> Head:
+    """The head, fitted; where it chooses among several C, samples of one group are held out together.
+
+    Args:
+        head: from `make_head`; one of another make holds out what it likes.
+        X: (n_samples, n_features).
+        y: labels.
+        groups: (n_samples,) samples of one number, such as copies.
+
+    Raises:
+        InputError: groups of other samples.
+    """
+    from sklearn.linear_model import RidgeClassifierCV, RidgeCV
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import Pipeline
+
+    groups = check_groups(groups, len(y))
+    if groups is None:
+        return head.fit(X, y)
+    if isinstance(head, LinearSVM):
+        return head.fit(X, y, groups=groups)
+    search = head[-1] if isinstance(head, Pipeline) else None
+    if isinstance(search, (GridSearchCV, RidgeCV, RidgeClassifierCV)):
+        strata = y if y.ndim == 1 and y.dtype.kind != "f" else np.zeros(len(y))
+        n_folds = usable_folds(strata) or 2
+        fold = stratified_folds(strata, n_splits=n_folds, groups=groups)
+        search.set_params(cv=[(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in np.unique(fold)])
+    return head.fit(X, y)
 
 
 def default_head(problem: Problem) -> str:

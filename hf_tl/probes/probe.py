@@ -16,7 +16,7 @@ from hf_tl.embedding.taps import TapSelection
 from hf_tl.labels import find_problem
 from hf_tl.probes.evaluation import Evaluation, paired_labels
 from hf_tl.probes.grid_search import Cost
-from hf_tl.probes.heads import Head, HeadMaker, default_head, make_head
+from hf_tl.probes.heads import Head, HeadMaker, default_head, fit_head, make_head
 from hf_tl.probes.learning_curve import LearningCurve, learning_curve
 from hf_tl.probes.svm import LinearSVM
 from hf_tl.table import format_table
@@ -84,7 +84,13 @@ def compared_features(
 
 
 def fit_probe(
-    train: Embedding, test: Embedding, features: FeatureSet, *, head: str | HeadMaker | None = None, C: Cost = 1.0
+    train: Embedding,
+    test: Embedding,
+    features: FeatureSet,
+    *,
+    head: str | HeadMaker | None = None,
+    C: Cost = 1.0,
+    groups: np.ndarray | None = None,
 ) -> Probe:
     """Scales raw activations with the training samples' statistics, fits a head on them, and evaluates it.
 
@@ -94,6 +100,7 @@ def fit_probe(
         features: what is made of the activations.
         head: see `make_head`; None for "svm", or for numbers "ridge".
         C: see `make_head`.
+        groups: (n_train,) samples of one number, such as copies, are held out together in a search for C.
 
     Raises:
         InputError: no labels, test samples labelled in another way, or a head that cannot learn these labels.
@@ -106,7 +113,7 @@ def fit_probe(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         made = make_head(head or default_head(problem), learnt.shape, C=C, problem=problem)
-        made.fit(learnt.values, taught.labels)
+        fit_head(made, learnt.values, taught.labels, groups=groups)
     predicted = np.asarray(made.predict(evaluated.values))
     said = [str(made.search_)] if isinstance(made, LinearSVM) and made.search_ is not None else []
     notes = [f"{features.name}: {note}" for note in (*said, *(warning.message for warning in caught))]
@@ -148,6 +155,7 @@ def compare_curves(
     *,
     head: str | HeadMaker | None = None,
     C: Cost = "auto",
+    groups: np.ndarray | None = None,
 ) -> LearningCurve:
     """The learning curves of several features side by side, each scaled with the few samples of a draw alone.
 
@@ -157,6 +165,7 @@ def compare_curves(
         features: what is compared, one or more.
         head: see `make_head`; None for "svm", or for numbers "ridge".
         C: see `make_head`.
+        groups: (n_train,) of samples of one number, such as copies, a draw has one at most.
     """
     curves = []
     for choice in features:
@@ -173,7 +182,8 @@ def compare_curves(
             )
             return np.asarray(fne.fit_transform(few)), np.asarray(fne.transform(many))
 
-        curves.append(learning_curve(raw, evaluated, head=head, C=C, prepare=prepare, method=choice.name))
+        made = learning_curve(raw, evaluated, head=head, C=C, prepare=prepare, method=choice.name, groups=groups)
+        curves.append(made)
     together = curves[0]
     for curve in curves[1:]:
         together = together.beside(curve)

@@ -70,10 +70,10 @@ class FeatureExtraction:
         size = "" if transfer.image_size is None else f", image_size={transfer.image_size}"
         recipe = next(name for name, one in RECIPES.items() if one == self.recipe)
         return f"""\
-from hf_tl import FullNetworkEmbedding, find_modality, load_task, make_head
+from hf_tl import FullNetworkEmbedding, find_modality, load_task, make_head, twin_groups
 
 name = {transfer.model!r}
-task = load_task({transfer.source!r}, modality=find_modality(name))
+task = load_task({transfer.source!r}, modality=find_modality(name), groups=twin_groups)
 fne = FullNetworkEmbedding.from_pretrained(name{size}, recipe={recipe!r}, taps={self.taps!r})
 train = fne.fit_transform(task.train)
 head = make_head({self.head!r}, train.shape, C="auto").fit(train.values, train.labels)

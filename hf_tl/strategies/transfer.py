@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from hf_tl.analysis.flops import count_flops
 from hf_tl.analysis.footprint import Footprint
+from hf_tl.analysis.twins import twin_groups
 from hf_tl.architectures import is_convolution, n_parameters
 from hf_tl.data import Samples, Task, load_task
 from hf_tl.embedding.embedding import Embedding
@@ -67,7 +68,7 @@ class Transfer:
                 f"save it first, with save_pretrained or timm.models.save_for_hf, and give the folder"
             )
         source = task if isinstance(task, str) else "DATA"
-        loaded = load_task(task, modality=find_modality(model)) if isinstance(task, str) else task
+        loaded = load_task(task, modality=find_modality(model), groups=twin_groups) if isinstance(task, str) else task
         for samples in (loaded.train, loaded.test):
             labels = None if samples.labels is None else np.asarray(samples.labels)
             if labels is None or labels.ndim != 1 or labels.dtype.kind == "f":

@@ -225,7 +225,7 @@ def trainer_code(transfer: Transfer, *, rate: str, lines: str, callbacks: str, i
         raise InputError(f"a setting of fine-tuning is a learning rate, got {rate!r}")
     names = sorted(
         {"DataCollator", "TaskDataset", "compute_accuracy", "find_classes", "find_modality", "load_network",
-         "load_task", "run_trainer", *imports}
+         "load_task", "run_trainer", "twin_groups", *imports}
     )  # fmt: skip
     size = "" if transfer.image_size is None else f", image_size={transfer.image_size}"
     return f"""\
@@ -234,7 +234,7 @@ from transformers import Trainer, TrainingArguments
 from hf_tl import {", ".join(names)}
 
 name = {transfer.model!r}
-task = load_task({transfer.source!r}, modality=find_modality(name))
+task = load_task({transfer.source!r}, modality=find_modality(name), groups=twin_groups)
 classes = find_classes(task)
 network = load_network(name, classes=classes{size})
 {lines}arguments = TrainingArguments(
