@@ -1,4 +1,4 @@
-"""What following the rules of `advise` loses where results are known: published tables, and the ledgers that there are.
+"""What following the rules of `advise` loses where results are known: published tables, and ledgers of `compare`.
 
 HF_TL_REAL_DATA=path/to/data python recipes/benchmarks/check_advice.py
 """
