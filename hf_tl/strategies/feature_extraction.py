@@ -6,17 +6,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hf_tl.classifier import Classifier
+from hf_tl.data import Task
 from hf_tl.embedding.embedding import Embedding
 from hf_tl.embedding.full_network import FullNetworkEmbedding
 from hf_tl.embedding.recipe import RECIPES, Recipe
+from hf_tl.models import load_network
 from hf_tl.probes.heads import Head, make_head
-from hf_tl.strategies.strategy import Effort, Fitted
+from hf_tl.strategies.strategy import SAVE_AND_PREDICT, Effort, Fitted
 from hf_tl.strategies.transfer import Transfer
 
 
 RELATIVE_C = {  # over the mean squared norm of a sample, in the order of trials
     "svm": (10.0, 100.0, 1.0, 1000.0, 0.1),
-    "logreg": (1e3, 1e4, 1e2, 1e5, 10.0),
+    "logreg": (100.0, 1000.0, 10.0, 1e4, 1.0),
 }
 
 
@@ -56,13 +59,15 @@ class FeatureExtraction:
             chosen, best = settings[int(np.argmax(scores))], max(scores)
         everything = np.sort(np.concatenate([train, validation]))
         reader, features = self._read(raw, everything)
-        head = self._head(chosen, features, labels[everything])
+        cost = self._cost(chosen, features)
+        head = make_head(self.head, features.shape, C=cost).fit(features, labels[everything])
         return Fitted(
             lambda indices: np.asarray(head.predict(reader.transform(raw[indices]).values)),
             setting=f"C {chosen:g} over the mean squared norm",
             validation=best,
             trials=len(settings) if len(validation) else 1,
             samples_seen=len(everything),
+            to_classifier=lambda: self._classifier(transfer, everything, cost),
         )
 
     def code(self, transfer: Transfer, setting: str) -> str:
@@ -70,23 +75,33 @@ class FeatureExtraction:
         size = "" if transfer.image_size is None else f", image_size={transfer.image_size}"
         recipe = next(name for name, one in RECIPES.items() if one == self.recipe)
         return f"""\
-from hf_tl import FullNetworkEmbedding, find_modality, load_task, make_head, twin_groups
+from hf_tl import Classifier, FullNetworkEmbedding, find_modality, load_task, twin_groups
 
 name = {transfer.model!r}
 task = load_task({transfer.source!r}, modality=find_modality(name), groups=twin_groups)
-fne = FullNetworkEmbedding.from_pretrained(name{size}, recipe={recipe!r}, taps={self.taps!r})
-train = fne.fit_transform(task.train)
-head = make_head({self.head!r}, train.shape, C="auto").fit(train.values, train.labels)
-print(head.score(fne.transform(task.test).values, task.test.labels))
-"""
+embedding = FullNetworkEmbedding.from_pretrained(name{size}, recipe={recipe!r}, taps={self.taps!r})
+groups = twin_groups(task.train, modality=find_modality(name))
+classifier = Classifier.fit(embedding, task, head={self.head!r}, C="auto", groups=groups)
+{SAVE_AND_PREDICT}"""
+
+    def _classifier(self, transfer: Transfer, indices: np.ndarray, C: float) -> Classifier:
+        embedding = FullNetworkEmbedding(
+            load_network(transfer.model, image_size=transfer.image_size), recipe=self.recipe, taps=self.taps
+        )
+        task = Task(transfer.part(indices, name=transfer.task.train.name), transfer.task.test)
+        return Classifier.fit(embedding, task, head=self.head, C=C)
 
     def _read(self, raw: Embedding, indices: np.ndarray) -> tuple[FullNetworkEmbedding, np.ndarray]:
         reader = FullNetworkEmbedding(recipe=self.recipe, taps=self.taps)
         return reader, np.asarray(reader.fit_transform(raw[indices]).values)
 
     def _head(self, relative_C: float, features: np.ndarray, labels: np.ndarray) -> Head:
-        squares = float(np.square(features, dtype=np.float64).sum(axis=1).mean())
-        return make_head(self.head, features.shape, C=relative_C / max(squares, 1e-12)).fit(features, labels)
+        return make_head(self.head, features.shape, C=self._cost(relative_C, features)).fit(features, labels)
+
+    def _cost(self, relative_C: float, features: np.ndarray) -> float:
+        if self.head != "svm":
+            return relative_C  # `make_head` has these for samples of mean squared norm 1 already
+        return relative_C / max(float(np.square(features, dtype=np.float64).sum(axis=1).mean()), 1e-12)
 
 
 def last_layer() -> FeatureExtraction:

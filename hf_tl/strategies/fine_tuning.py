@@ -9,7 +9,7 @@ import numpy as np
 from hf_tl.policies import Policy, PolicyCallback, PrefixCache
 from hf_tl.strategies.strategy import Effort, Fitted
 from hf_tl.strategies.transfer import Transfer
-from hf_tl.strategies.trials import EPOCHS, train_trials, trainer_code
+from hf_tl.strategies.trials import script_epochs, train_trials, trainer_code
 
 
 SLOWER = 0.1  # the rate behind the head's own phase, in units of the head's: what it goes on from knows the task
@@ -47,11 +47,12 @@ class FineTuning:
             rate=self.rate,
             effort=effort,
             seed=seed,
+            name=self.name,
         )
 
     def code(self, transfer: Transfer, setting: str) -> str:
         """See `Strategy.code`."""
-        policy = f"Policy('', {self._phases(EPOCHS)!r})" if self.head_first else repr(self.policy)
+        policy = f"Policy('', {self._phases(script_epochs(transfer))!r})" if self.head_first else repr(self.policy)
         cache = ", cache=PrefixCache()" if self.cached else ""
         names = ["PolicyCallback", *["Policy"] * bool(self.head_first), *["PrefixCache"] * self.cached]
         callback = f"PolicyCallback({policy}{cache})"

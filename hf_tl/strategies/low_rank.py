@@ -41,7 +41,9 @@ class LowRank:
             add_lora(model, self._config(transfer.is_convolutional(model)), running_statistics="freeze")
             return []
 
-        return train_trials(transfer, train, validation, adapt=adapt, rate=self.rate, effort=effort, seed=seed)
+        return train_trials(
+            transfer, train, validation, adapt=adapt, rate=self.rate, effort=effort, seed=seed, name=self.name
+        )
 
     def code(self, transfer: Transfer, setting: str) -> str:
         """See `Strategy.code`."""

@@ -17,6 +17,7 @@ from hf_tl.plugins import find_plugin, plugin_names
 
 
 if TYPE_CHECKING:
+    from hf_tl.classifier import Classifier
     from hf_tl.models import Network
     from hf_tl.strategies.transfer import Transfer
 
@@ -32,6 +33,12 @@ BUILT_IN = {  # name -> what makes it
     "full fine-tuning": "hf_tl.strategies.fine_tuning:full_fine_tuning",
     "from scratch": "hf_tl.strategies.fine_tuning:from_scratch",
 }
+
+SAVE_AND_PREDICT = """\
+classifier.save_pretrained("classifier")
+print(classifier)
+print(Classifier.from_pretrained("classifier").predict([task.test[0]]))
+"""
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ class Fitted:
         samples_seen: samples that went through the network, forward, of all settings together.
         stopped: why it ended before its time, in words; "" where it did not.
         network: the trained one, where there is one.
+        to_classifier: makes the artefact that is saved and predicts new samples; None where a strategy has none.
     """
 
     predict: Predict
@@ -90,6 +98,7 @@ class Fitted:
     samples_seen: int
     stopped: str = ""
     network: Network | None = field(default=None, repr=False)
+    to_classifier: Callable[[], Classifier] | None = field(default=None, repr=False)
 
 
 @runtime_checkable
@@ -118,7 +127,7 @@ class Strategy(Protocol):
         """
 
     def code(self, transfer: Transfer, setting: str) -> str:
-        """A script that does the same outside, with the setting that was chosen."""
+        """A script that does the same on all training samples with a setting, saves the classifier and predicts."""
 
 
 def find_strategy(name: str | Strategy) -> Strategy:

@@ -101,6 +101,12 @@ class Transfer:
         rows = _Rows((self.task.train, self.task.test))
         return Samples(rows, "input", self.labels, self.classes, name="samples")
 
+    def part(self, indices: np.ndarray, *, name: str = "samples") -> Samples:
+        """Some of them, in this order."""
+        return Samples(
+            _Rows((self.task.train, self.task.test), indices), "input", self.labels[indices], self.classes, name=name
+        )
+
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the network's name, the samples and how they are prepared."""
@@ -163,14 +169,17 @@ class Transfer:
 
 @dataclass(frozen=True)
 class _Rows(Sequence[Mapping[str, object]]):
-    """Several samples, one behind the other."""
+    """Several samples, one behind the other; all of them, or some."""
 
     parts: tuple[Samples, ...]
+    indices: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return sum(map(len, self.parts))
+        return sum(map(len, self.parts)) if self.indices is None else len(self.indices)
 
     def __getitem__(self, index: int) -> Mapping[str, object]:  # type: ignore[override]  # nobody asks for a slice
+        if self.indices is not None:
+            index = int(self.indices[index])
         for part in self.parts:
             if index < len(part):
                 return {"input": part[index]}

@@ -21,16 +21,16 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_tl.classifier import Classifier
 from hf_tl.errors import InputError
 from hf_tl.models import Network
-from hf_tl.strategies.strategy import Effort, Fitted
+from hf_tl.strategies.strategy import SAVE_AND_PREDICT, Effort, Fitted
 from hf_tl.strategies.transfer import Transfer, items
 from hf_tl.training import compute_accuracy
 
 
 STEPS = (1.0, 1 / 3, 3.0, 1 / 10, 10.0)  # learning rates that are tried, in units of the strategy's own
 WARM_UP = 0.1  # share of the steps
-EPOCHS = 20  # of the scripts that are written
 EVALUATED = 64  # samples a forward pass that trains nothing
 LOSS = "eval_cross_entropy"
 
@@ -68,6 +68,7 @@ def train_trials(
     rate: tuple[float, float],
     effort: Effort,
     seed: int,
+    name: str,
 ) -> Fitted:
     """Trains a fresh classifier once for each learning rate; of the highest validation accuracy, the lowest loss wins.
 
@@ -79,6 +80,7 @@ def train_trials(
         rate: the first learning rate for a convolutional network, and for any other.
         effort: what may be spent.
         seed: of the head, the order of samples and dropout.
+        name: of the strategy.
     """
     trials: list[Trial] = []
     repeated = np.tile(train, effort.passes(len(train)))
@@ -96,6 +98,14 @@ def train_trials(
         samples_seen=round(sum(trial.epochs * (len(repeated) + len(validation)) for trial in trials)),
         stopped=next((trial.stopped for trial in trials if trial.stopped), ""),
         network=best.network,
+        to_classifier=lambda: Classifier.from_network(
+            best.network,
+            class_names=transfer.classes,
+            held_out=transfer.part(validation, name="validation samples") if len(validation) else None,
+            test=transfer.task.test,
+            train=transfer.part(train, name=transfer.task.train.name),
+            method=f"{name}, learning rate {best.rate:.2g}",
+        ),
     )
 
 
@@ -211,21 +221,27 @@ def _moving(model: nn.Module) -> dict[str, Tensor]:
     return {**trained, **dict(model.named_buffers())}
 
 
+def script_epochs(transfer: Transfer) -> int:
+    """Epochs on all training samples in the scripts that are written."""
+    effort = Effort()
+    return effort.epochs * effort.passes(transfer.n_train)
+
+
 def trainer_code(transfer: Transfer, *, rate: str, lines: str, callbacks: str, imports: Sequence[str]) -> str:
-    """A script that trains as a strategy did.
+    """A script that trains as a strategy did, saves and predicts.
 
     Args:
         transfer: network and task.
         rate: the setting, "learning rate 0.0005".
-        lines: what is done to `network.model` before the Trainer is built, and to it.
+        lines: what is done to `network.model` before the Trainer is built.
         callbacks: of the Trainer, as code.
         imports: names of hf_tl that those need.
     """
     if not rate.startswith("learning rate "):
         raise InputError(f"a setting of fine-tuning is a learning rate, got {rate!r}")
     names = sorted(
-        {"DataCollator", "TaskDataset", "compute_accuracy", "find_classes", "find_modality", "load_network",
-         "load_task", "run_trainer", "twin_groups", *imports}
+        {"Classifier", "DataCollator", "TaskDataset", "find_classes", "find_modality", "load_network", "load_task",
+         "twin_groups", *imports}
     )  # fmt: skip
     size = "" if transfer.image_size is None else f", image_size={transfer.image_size}"
     return f"""\
@@ -238,17 +254,16 @@ task = load_task({transfer.source!r}, modality=find_modality(name), groups=twin_
 classes = find_classes(task)
 network = load_network(name, classes=classes{size})
 {lines}arguments = TrainingArguments(
-    "out", learning_rate={rate.removeprefix("learning rate ")}, num_train_epochs={EPOCHS}, warmup_steps=0.1,
-    per_device_train_batch_size=16, remove_unused_columns=False, report_to=[],
+    "checkpoints", learning_rate={rate.removeprefix("learning rate ")}, num_train_epochs={script_epochs(transfer)},
+    warmup_steps=0.1, per_device_train_batch_size={Effort().batch_size}, remove_unused_columns=False, report_to=[],
 )
 trainer = Trainer(
     network.model,
     arguments,
     train_dataset=TaskDataset(task.train, classes),
-    eval_dataset=TaskDataset(task.test, classes),
     data_collator=DataCollator(network),
-    compute_metrics=compute_accuracy,
     callbacks=[{callbacks}],
 )
-run_trainer(trainer)
-"""
+trainer.train()
+classifier = Classifier.from_trainer(trainer, train=task.train, test=task.test)
+{SAVE_AND_PREDICT}"""

@@ -10,6 +10,7 @@ from one_comparison import CLASSES, Guess, task
 from hf_tl.errors import InputError
 from hf_tl.strategies import Effort, Transfer, find_strategy
 from hf_tl.strategies.draws import draw, usable_samples
+from hf_tl.strategies.feature_extraction import RELATIVE_C, last_layer, linear_probe
 from hf_tl.strategies.strategy import BUILT_IN
 
 
@@ -42,6 +43,17 @@ def test_each_strategy_learns(transfer, drawn, name):
     assert fitted.samples_seen >= len(drawn.train)
     assert 0 <= fitted.validation <= 1
     compile(strategy.code(transfer, fitted.setting), "code", "exec")
+
+
+def test_settings_of_a_probe_do_not_depend_on_the_scale_of_features():
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(60, 200)), np.repeat([0, 1, 2], 20)
+    features[np.arange(60), labels] += 6
+    for strategy in (last_layer(), linear_probe()):
+        chosen = RELATIVE_C[strategy.head][0]
+        for scale in (0.01, 1, 100):
+            head = strategy._head(chosen, scale * features, labels)
+            assert (head.predict(scale * features) == labels).all(), (strategy.name, scale)
 
 
 def test_each_share_of_the_reading_costs_the_same(transfer):

@@ -1,0 +1,55 @@
+"""The script that advice gives runs as it stands, and leaves a classifier that predicts; so does what was fitted."""
+
+import re
+
+import numpy as np
+import pytest
+from one_comparison import task
+
+from hf_tl import Classifier
+from hf_tl.strategies import Effort, Transfer, find_strategy
+from hf_tl.strategies.strategy import BUILT_IN
+
+
+EFFORT = Effort(epochs=1, trials=1, steps=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("full network", "C 1"),
+        ("linear probe", "C 1"),
+        ("split", "learning rate 0.001"),
+        ("LP-FT", "learning rate 0.001"),
+        ("LoRA", "learning rate 0.001"),
+    ],
+)
+def test_scripts_run_save_and_predict(name, setting, timm_folder, image_folder, monkeypatch, capsys):
+    monkeypatch.chdir(image_folder.parent)
+    transfer = Transfer.of(str(timm_folder), image_folder.name, image_size=32)
+    code = find_strategy(name).code(transfer, setting)
+    code = re.sub(r"num_train_epochs=\d+", "max_steps=2", code)
+    exec(compile(code, "advice.py", "exec"), {})
+    found = Classifier.from_pretrained("classifier")
+    assert found.predict([transfer.task.test[0]])[0] in transfer.classes
+    assert "accuracy" in found.record.scores
+    assert "accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["last layer", "full fine-tuning", "LoRA"])
+def test_what_was_fitted_is_a_classifier(name, timm_folder, tmp_path):
+    assert name in BUILT_IN
+    transfer = Transfer.of(str(timm_folder), task(), image_size=32)
+    train, validation = np.arange(0, 24, 2), np.arange(1, 24, 4)
+    fitted = find_strategy(name).fit(transfer, train, validation, effort=EFFORT, seed=0)
+    assert fitted.to_classifier is not None
+    made = fitted.to_classifier()
+    made.save_pretrained(tmp_path / "made")
+    again = Classifier.from_pretrained(tmp_path / "made")
+    numbers = {name: number for number, name in enumerate(transfer.classes)}
+    inputs = [transfer.samples[int(i)] for i in transfer.test]
+    for classifier in (made, again):
+        assert [numbers[said] for said in classifier.predict(inputs)] == fitted.predict(transfer.test).tolist()
+    assert again.record.method
