@@ -136,11 +136,6 @@ def test_mistakes():
         pass
 
 
-def test_countries_by_code_and_by_name():
-    assert find_intensity("esp") == find_intensity("Spain")
-    assert "2023" in find_intensity("ESP").source
-
-
 @pytest.mark.parametrize("train", [True, False])
 def test_an_estimate_is_that_of_the_steps(train):
     model, batch = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2)), torch.randn(4, 8)
