@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_tl.errors import InputError, in_one_line
 
@@ -54,6 +55,25 @@ def read_untrusted(path: Path, *, largest: int) -> bytes:
     if status.st_size > largest:
         raise InputError(f"{str(path)!r} has {status.st_size:,} bytes; hf_tl reads at most {largest:,}")
     return data
+
+
+def parse_json(data: bytes, path: Path) -> dict[str, Any]:
+    """The object that a JSON file is, once it was read.
+
+    Args:
+        data: its content.
+        path: what messages call it.
+
+    Raises:
+        InputError: no JSON, JSON that is nested too deeply, or anything but an object.
+    """
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{str(path)!r} is not JSON: {in_one_line(error)}") from error
+    if not isinstance(said, dict):
+        raise InputError(f"{str(path)!r} should be a JSON object, got a {type(said).__name__}")
+    return said
 
 
 def leads_out(path: Path, *, root: Path | None = None) -> bool:

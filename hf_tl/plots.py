@@ -130,6 +130,11 @@ def curve(
     )
 
 
+def points(panel: Axes, x: ArrayLike, y: ArrayLike, *, color: str, marker: str, label: str | None = None) -> None:
+    """Single points, through which those below are seen."""
+    panel.scatter(x, y, s=14, color=color, marker=marker, label=label, alpha=0.5, linewidths=0)
+
+
 def band(panel: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, *, color: str) -> None:
     """A shaded range around a curve."""
     panel.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
@@ -194,6 +199,13 @@ def scaled_image(panel: Axes, values: ArrayLike, *, between: tuple[float, float]
     """Values as colours with a scale beside them: `values[row][column]`, the first row at the bottom."""
     image = panel.imshow(values, origin="lower", cmap="viridis", vmin=between[0], vmax=between[1], aspect="auto")
     panel.figure.colorbar(image, ax=panel, fraction=0.05, pad=0.02).ax.tick_params(labelsize=8)
+
+
+def layer_ticks(panel: Axes, *, rows: Sequence[str], columns: Sequence[str], most: int = 12) -> None:
+    """Names of layers, some of many, beside and below a `scaled_image`."""
+    for names, place, turned in ((columns, panel.set_xticks, 90), (rows, panel.set_yticks, 0)):
+        at = sorted({round(float(k)) for k in np.linspace(0, len(names) - 1, min(most, len(names)))})
+        place(at, [names[i] for i in at], fontsize=7, rotation=turned)
 
 
 def axes(

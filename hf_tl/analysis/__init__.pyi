@@ -11,6 +11,7 @@ from .footprint_callback import FootprintCallback as FootprintCallback
 from .ranking import rank_networks as rank_networks
 from .similarity import Reference as Reference
 from .similarity import compare_domains as compare_domains
+from .similarity import plot_domains as plot_domains
 from .similarity import read_source_signs as read_source_signs
 from .training_change import TrainingChange as TrainingChange
 from .training_change import measure_change as measure_change

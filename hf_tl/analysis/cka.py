@@ -63,9 +63,10 @@ class LayerSimilarity:
             names: of the two embeddings.
         """
         caption = f"unbiased linear CKA of {self.n_samples} samples"
-        with plots.picture(path, title=title, size=(6.4, 5.8), caption=caption) as (panel,):
+        with plots.picture(path, title=title, size=(7.4, 6.8), caption=caption) as (panel,):
             plots.scaled_image(panel, self.values, between=(0, 1))
-            plots.axes(panel, x=f"layer of {names[1]}, from data to task", y=f"layer of {names[0]}", whole=True)
+            plots.layer_ticks(panel, rows=self.rows, columns=self.columns)
+            plots.axes(panel, x=f"{names[1]}: layer, from data to task", y=f"{names[0]}: layer, from data to task")
         return Path(path)
 
 

@@ -19,7 +19,7 @@ from hf_tl.analysis.grid_intensity import GridIntensity, find_intensity
 from hf_tl.analysis.meters import EVERY, Meters
 from hf_tl.card import in_bytes, in_time
 from hf_tl.errors import InputError
-from hf_tl.files import read_untrusted, write_whole
+from hf_tl.files import parse_json, read_untrusted, write_whole
 from hf_tl.table import format_table
 
 
@@ -252,11 +252,7 @@ class Footprint:
             content = read_untrusted(Path(path), largest=LARGEST_FILE)
         except FileNotFoundError as error:
             raise InputError(f"there is no footprint {str(path)!r}") from error
-        try:
-            said = json.loads(content)
-        except ValueError as error:
-            raise InputError(f"{str(path)!r} is not JSON: {error}") from error
-        return cls.from_dict(said)
+        return cls.from_dict(parse_json(content, Path(path)))
 
     def card_emissions(self, *, training_type: Literal["pre-training", "fine-tuning"] = "fine-tuning") -> dict:
         """The field `co2_eq_emissions` of a model card, in grams, as the Hub wants it: `CardInfo(emissions=...)`.

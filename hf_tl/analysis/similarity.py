@@ -12,11 +12,12 @@ import torch
 from safetensors.numpy import load, save
 from torch.nn.modules.batchnorm import _NormBase
 
+from hf_tl import plots
 from hf_tl.architectures import has_running_statistics
 from hf_tl.data import Samples
 from hf_tl.embedding.embedding import Embedding
 from hf_tl.errors import InputError, in_one_line
-from hf_tl.files import read_untrusted, write_whole
+from hf_tl.files import parse_json, read_untrusted, write_whole
 from hf_tl.intervals import wilson
 from hf_tl.models import Network
 from hf_tl.trace import evaluating, first_float, forward
@@ -84,7 +85,7 @@ class Reference:
         try:
             tensors = load(content)
             size = int.from_bytes(content[:8], "little")
-            about = json.loads(content[8 : 8 + size])["__metadata__"]
+            about = parse_json(content[8 : 8 + size], Path(path))["__metadata__"]
             found = cls(
                 features=tensors["features"].astype(np.float64),
                 mean=tensors["mean"].astype(np.float64),
@@ -163,6 +164,37 @@ def compare_domains(target: Embedding, source: Embedding | Reference, *, random_
     return DomainDistance(proxy, interval, mmd, p_value, _frechet(own, reference), n)
 
 
+def plot_domains(
+    path: str | Path, target: Embedding, source: Embedding | Reference, *, title: str, random_state: int = 0
+) -> Path:
+    """Draws target and source samples in the two directions in which both together vary most (PCA).
+
+    Args:
+        path: of a PNG, SVG or PDF file.
+        target: see `compare_domains`.
+        source: see `compare_domains`.
+        title: above it.
+        random_state: see `compare_domains`.
+
+    Raises:
+        InputError: see `compare_domains`.
+    """
+    distance = compare_domains(target, source, random_state=random_state)
+    reference = source if isinstance(source, Reference) else Reference.of(source, random_state=random_state)
+    own = Reference.of(target, random_state=random_state + 1).features
+    both = np.concatenate([own, reference.features])
+    _, sizes, directions = np.linalg.svd(both - both.mean(axis=0), full_matrices=False)
+    shown = np.square(sizes[:2]).sum() / np.square(sizes).sum()
+    places = (both - both.mean(axis=0)) @ directions[:2].T
+    caption = f"{distance}\nthe two directions hold {shown:.0%} of the variance"
+    with plots.picture(path, title=title, size=(7, 6), caption=caption) as (panel,):
+        plots.points(panel, *places[len(own) :].T, color=plots.ORANGE, marker="s", label="source")
+        plots.points(panel, *places[: len(own)].T, color=plots.BLUE, marker="o", label="target")
+        plots.axes(panel, x="first principal component", y="second principal component")
+        plots.legend(panel)
+    return Path(path)
+
+
 def mmd_test(
     first: np.ndarray, second: np.ndarray, *, n_permutations: int = PERMUTATIONS, random_state: int = 0
 ) -> tuple[float, float]:
@@ -212,6 +244,29 @@ class SourceSigns:
     norm_ratio: dict[str, float]
     entropy: float | None
     n_samples: int
+
+    def plot(self, path: str | Path, *, title: str) -> Path:
+        """Draws both against the depth of the normalisations.
+
+        Args:
+            path: of a PNG, SVG or PDF file.
+            title: above it.
+
+        Raises:
+            InputError: a network without running statistics.
+        """
+        if not self.mean_shift:
+            raise InputError("there is nothing to draw: the network has no running statistics of its source")
+        caption = f"{len(self.mean_shift)} normalisations with running statistics, {self.n_samples} samples"
+        with plots.picture(path, title=title, size=(10, 4), n_panels=2, caption=caption) as panels:
+            for panel, values, color, same, y in (
+                (panels[0], self.mean_shift, plots.BLUE, 0.0, "shift of a channel's mean / source's deviation"),
+                (panels[1], self.norm_ratio, plots.ORANGE, 1.0, "norm of the normalised channels, source's = 1"),
+            ):
+                plots.curve(panel, range(len(values)), list(values.values()), color=color, marker="o")
+                plots.level(panel, same)
+                plots.axes(panel, x="normalisation, from data to task (dashed: the source)", y=y, whole=True)
+        return Path(path)
 
     def __str__(self) -> str:
         said = []

@@ -6,9 +6,11 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import nn
 
 from hf_tl import plots
@@ -19,6 +21,9 @@ from hf_tl.layers import list_layers
 from hf_tl.lora.adapted import record_of
 from hf_tl.lora.merge import delete_adapter
 from hf_tl.table import format_table
+
+
+FEWEST, TREND = 4, 0.5  # layers for a rank correlation, and from which on it is called a trend
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,29 @@ class TrainingChange:
                 f"1 - CKA of {self.n_samples} samples is "
                 f"{_thirds(self.read_depths, 1 - self.cka, lambda value: f'{value:.2f}')}"
             )
-        return "; ".join(said) + " (means of the lower, middle and upper third of the depth)"
+        said.append(f"medians of the lower, middle and upper third of the depth; {self._trend()}")
+        return "; ".join(said)
+
+    def _trend(self) -> str:
+        """Whether training changed more towards the task, by Spearman's rank correlation with depth."""
+        kinds = {"weights": (self.depths, self.relative)}
+        if self.cka is not None and self.read_depths is not None:
+            kinds["features"] = (self.read_depths, 1 - self.cka)
+        rhos = {}
+        for kind, (depths, change) in kinds.items():
+            known = np.isfinite(change)
+            if known.sum() >= FEWEST and np.ptp(change[known]) > 0 and np.ptp(depths[known]) > 0:
+                rhos[kind] = float(spearmanr(depths[known], change[known]).statistic)
+        if not rhos:
+            return "too few layers for a trend"
+        verdict = "no clear trend with depth"
+        for sign, words in (
+            (1, "the effect of training diminishes towards the data"),
+            (-1, "the effect of training diminishes towards the task"),
+        ):
+            if all(sign * rho >= TREND for rho in rhos.values()):
+                verdict = words
+        return f"{verdict} (rank correlation with depth: {', '.join(f'{k} {rho:+.2f}' for k, rho in rhos.items())})"
 
     def plot(self, path: str | Path, *, title: str) -> Path:
         """Draws the change of weights, and of features where samples were read, against depth.
@@ -69,7 +96,10 @@ class TrainingChange:
         with plots.picture(path, title=title, size=(5.5 * n_panels, 4), n_panels=n_panels) as panels:
             kept = np.isfinite(self.relative)
             plots.curve(panels[0], self.depths[kept], self.relative[kept], color=plots.BLUE, marker="o")
-            plots.axes(panels[0], x="depth, from data to task", y="change of the weights / weights")
+            log: Literal["y", ""] = (
+                "y" if (self.relative[kept] > 0).all() and kept.any() else ""
+            )  # a new head is far off
+            plots.axes(panels[0], x="depth, from data to task", y="relative change of the weights", log=log)
             if self.cka is not None and self.read_depths is not None:
                 plots.curve(panels[1], self.read_depths, 1 - self.cka, color=plots.ORANGE, marker="o")
                 plots.axes(panels[1], x="depth, from data to task", y=f"1 - CKA of {self.n_samples} samples")
@@ -133,11 +163,11 @@ def _merged(model: nn.Module) -> nn.Module:
 
 
 def _thirds(depths: np.ndarray, values: np.ndarray, words: Callable[[float], str]) -> str:
-    means = []
+    medians = []
     for low, high in ((0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.01)):
         part = values[(depths >= low) & (depths < high) & np.isfinite(values)]
-        means.append(words(float(part.mean())) if len(part) else "-")
-    return " / ".join(means)
+        medians.append(words(float(np.median(part))) if len(part) else "-")
+    return " / ".join(medians)
 
 
 def _percent(value: float) -> str:

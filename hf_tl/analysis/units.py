@@ -19,6 +19,7 @@ from hf_tl.errors import InputError
 from hf_tl.example import dummy_batch
 from hf_tl.inputs import read_image
 from hf_tl.names import closest
+from hf_tl.probes.grid_search import check_groups
 from hf_tl.trace import evaluating, forward
 
 
@@ -27,7 +28,15 @@ DECAY = 0.01  # of the image a step, Yosinski's L2 decay
 
 
 def draw_top_images(
-    path: str | Path, embedding: Embedding, samples: Samples, *, layer: str, units: Sequence[int] = (), top: int = 9
+    path: str | Path,
+    embedding: Embedding,
+    samples: Samples,
+    *,
+    layer: str,
+    units: Sequence[int] = (),
+    top: int = 9,
+    groups: np.ndarray | None = None,
+    title: str = "",
 ) -> Path:
     """Writes a sheet of the images that excite each unit most, a row a unit; nothing is optimised, nothing assumed.
 
@@ -38,6 +47,8 @@ def draw_top_images(
         layer: one of the embedding's.
         units: channels of the layer; the eight that vary most, relative to their mean, by default.
         top: images a unit.
+        groups: (n_samples,) of samples of one number, such as copies (`twin_groups`), a unit shows one.
+        title: of the sheet, such as the names of the dataset and the network; by default what the embedding knows.
 
     Raises:
         InputError: a layer or a unit that the embedding does not have.
@@ -54,11 +65,16 @@ def draw_top_images(
     if wrong:
         raise InputError(f"layer {layer!r} has units 0 .. {values.shape[1] - 1}, got {wrong[0]}")
     strips = []
+    groups = check_groups(groups, len(samples))
+    own = np.arange(len(values)) if groups is None else groups[embedding.indices]
     for unit in units:
-        order = np.argsort(-values[:, unit])[:top]
+        order = np.argsort(-values[:, unit])
+        order = order[np.sort(np.unique(own[order], return_index=True)[1])][:top]
         images = [read_image(samples[int(embedding.indices[i])]) for i in order]
-        strips.append(Strip(f"unit {unit}: {values[order[0], unit]:.3g} .. {values[order[-1], unit]:.3g}", images))
-    return write_contact_sheet(path, strips, title=f"{layer}: the images that excite a unit most")
+        first, last = values[order[0], unit], values[order[-1], unit]
+        strips.append(Strip(f"unit {unit}: mean activation {first:.3g} to {last:.3g}", images))
+    named = title or f"{samples.name} samples, {Path(embedding.network).name}"
+    return write_contact_sheet(path, strips, title=f"{named}: the images that excite units of {layer} most")
 
 
 def maximise_units(
@@ -134,6 +150,7 @@ def draw_maximised_units(
     *,
     side: int = 128,
     n_steps: int = STEPS,
+    title: str = "",
 ) -> Path:
     """Writes a sheet of images that excite units of a layer, one a network beside one another: before and after.
 
@@ -144,10 +161,13 @@ def draw_maximised_units(
         units: channels.
         side: see `maximise_units`.
         n_steps: see `maximise_units`.
+        title: of the sheet, such as the names of the network and of the dataset it was trained on.
     """
     made = [maximise_units(model, layer, units, side=side, n_steps=n_steps) for model in networks.values()]
     strips = [Strip(f"unit {unit}", [images[i] for images in made]) for i, unit in enumerate(units)]
-    return write_contact_sheet(path, strips, title=f"{layer}: {' | '.join(networks)}", columns=4)
+    named = f"{title}: images made to excite units of {layer}" if title else f"images made to excite units of {layer}"
+    sides = f", {' | '.join(networks)}" if len(networks) > 1 else ""
+    return write_contact_sheet(path, strips, title=f"{named}{sides}", columns=4 if len(networks) < 3 else 2)
 
 
 def _has_fixed_size(model: nn.Module) -> bool:

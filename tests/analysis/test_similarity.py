@@ -7,7 +7,7 @@ from scipy.stats import kstest
 from torch import nn
 
 from hf_tl import Network, compare_domains
-from hf_tl.analysis.similarity import Reference, mmd_test, read_source_signs
+from hf_tl.analysis.similarity import Reference, mmd_test, plot_domains, read_source_signs
 from hf_tl.embedding.embedding import Embedding, LayerColumns
 from hf_tl.errors import InputError
 
@@ -46,6 +46,13 @@ def test_the_same_domain_and_another():
     assert "differ" in str(other)
 
 
+def test_domains_are_drawn(tmp_path):
+    source = embedding(seed=3)
+    for kind in (source, Reference.of(source)):
+        path = plot_domains(tmp_path / "domains.png", embedding(shift=2.0), kind, title="a set")
+        assert path.stat().st_size > 1000
+
+
 def test_a_reference_survives_its_file(tmp_path):
     source = embedding(seed=3)
     reference = Reference.load(Reference.of(source).save(tmp_path / "source.safetensors"))
@@ -73,7 +80,7 @@ def test_mistakes():
 
 
 @pytest.mark.parametrize("shift", [0.0, 2.0])
-def test_running_statistics_tell_of_the_source(shift):
+def test_running_statistics_tell_of_the_source(tmp_path, shift):
     torch.manual_seed(0)
     norm = nn.BatchNorm1d(6).eval()
     network = Network(nn.Sequential(norm, nn.Linear(6, 4)), torch.stack)
@@ -83,6 +90,7 @@ def test_running_statistics_tell_of_the_source(shift):
     assert found.entropy is None
     assert "standard deviations of the source" in str(found)
     assert not norm._forward_pre_hooks
+    assert found.plot(tmp_path / "signs.png", title="a set").stat().st_size > 1000
 
 
 def test_a_source_head_is_sure_or_not():
@@ -93,3 +101,9 @@ def test_a_source_head_is_sure_or_not():
     assert 0 < found.entropy < 1
     nn.init.zeros_(model.classifier.weight)
     assert read_source_signs(Network(model, torch.stack), [torch.randn(3, 32, 32)]).entropy == pytest.approx(1)
+
+
+def test_a_network_without_running_statistics_has_no_picture(tmp_path):
+    found = read_source_signs(Network(nn.Linear(3, 2), torch.stack), [torch.zeros(3)])
+    with pytest.raises(InputError, match="nothing to draw"):
+        found.plot(tmp_path / "signs.png", title="a set")

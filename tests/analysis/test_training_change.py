@@ -8,7 +8,7 @@ import torch
 from peft_zoo import randomise, tiny_bert
 
 from hf_tl import LoraConfig, add_lora, delete_adapter
-from hf_tl.analysis.training_change import measure_change
+from hf_tl.analysis.training_change import TrainingChange, measure_change
 from hf_tl.embedding.embedding import Embedding, LayerColumns
 from hf_tl.errors import InputError
 
@@ -49,6 +49,20 @@ def test_features_and_a_picture(tmp_path):
     assert found.cka == pytest.approx([1, 1])
     assert "1 - CKA of 20 samples is 0.00 / - / 0.00" in str(found)
     assert found.plot(tmp_path / "change.png", title="change").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("relative", "said"),
+    [
+        ([0.01, 0.02, 0.03, 0.5], "diminishes towards the data (rank correlation with depth: weights +1.00)"),
+        ([0.5, 0.03, 0.02, 0.01], "diminishes towards the task"),
+        ([0.1, 0.3, 0.2, 0.1], "no clear trend with depth"),
+        ([0.1, np.nan, 0.2, 0.1], "too few layers for a trend"),
+    ],
+)
+def test_the_trend_with_depth_is_a_sentence(relative, said):
+    found = TrainingChange(tuple("abcd"), np.linspace(0, 1, 4), np.array(relative))
+    assert said in str(found)
 
 
 def test_mistakes():

@@ -1,12 +1,10 @@
-"""Scores against their definitions, and rankings that know how sure they are."""
+"""Scores against their definitions."""
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from hf_tl import rank_networks
 from hf_tl.analysis.transferability import SCORES, find_score, score_hscore, score_knn, score_logme, score_ridge
-from hf_tl.embedding.embedding import Embedding, LayerColumns
 from hf_tl.errors import InputError
 
 
@@ -85,35 +83,6 @@ def test_better_features_score_higher(score):
     assert values[0] < values[1] < values[2]
 
 
-def embedding(values, labels):
-    layers = (LayerColumns("last", 0, values.shape[1], 1.0),)
-    return Embedding(values.astype(np.float32), layers, np.arange(len(values)), labels)
-
-
-def test_a_ranking_knows_how_sure_it_is():
-    made = {
-        name: embedding(*classes(n=90, shift=shift, seed=seed))
-        for name, shift, seed in (("noise", 0.0, 1), ("good", 3.0, 1), ("alike", 3.0, 1))
-    }
-    ranking = rank_networks(made, progress=False)
-    assert ranking.order[-1] == "noise"
-    assert (ranking.rank_interval("knn")[0] == 3).all()
-    assert ranking.ranks("knn").tolist() == [3.0, 1.5, 1.5]
-    assert "its first place is not sure" in str(ranking)
-    two = rank_networks({name: made[name] for name in ("noise", "good")}, progress=False)
-    assert "good comes first by every score" in str(two)
-    assert two.table().splitlines()[2].startswith("good")
-
-
-def test_mistakes():
-    F, labels = classes()
+def test_an_unknown_score():
     with pytest.raises(InputError, match="score 'knnn' is none of"):
         find_score("knnn")
-    with pytest.raises(InputError, match="no network to rank"):
-        rank_networks({})
-    with pytest.raises(InputError, match="have no labels"):
-        rank_networks({"a": embedding(F, None)})
-    with pytest.raises(InputError, match="read on other samples"):
-        rank_networks({"a": embedding(F, labels), "b": embedding(F[1:], labels[1:])}, progress=False)
-    with pytest.raises(InputError, match="one class a sample"):
-        rank_networks({"a": embedding(F, np.zeros(len(F)))}, progress=False)

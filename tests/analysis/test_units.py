@@ -55,6 +55,17 @@ def test_the_sheet_of_top_images(tmp_path):
     assert shown == [110, 100, 90]
 
 
+def test_copies_are_shown_once(tmp_path):
+    images = [Image.new("RGB", (20, 20), (10 * i, 0, 0)) for i in range(12)]
+    embedding = Embedding(np.arange(12.0)[:, None], (LayerColumns("conv", 0, 1, 0.0),), np.arange(12))
+    samples = Samples([{"image": image} for image in images], "image")
+    groups = np.arange(12) // 2
+    path = draw_top_images(tmp_path / "top.png", embedding, samples, layer="conv", units=[0], top=3, groups=groups)
+    with Image.open(path) as sheet:
+        shown = [sheet.getpixel((4 + k * 116 + 56, 24 + 16 + 56))[0] for k in range(3)]
+    assert shown == [110, 90, 70]
+
+
 def test_mistakes(network, tmp_path):
     embedding = Embedding(np.zeros((2, 3)), (LayerColumns("conv", 0, 3, 0.0),), np.arange(2))
     with pytest.raises(InputError, match="layer 'con' is none of the 1"):
