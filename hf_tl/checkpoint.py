@@ -95,6 +95,29 @@ def save_model(
     path.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 
+def name_outputs(model: nn.Module, names: Sequence[str] = ()) -> tuple[str, ...]:
+    """The names of a classifier's outputs, empty where nobody named them.
+
+    Args:
+        model: a network; one of transformers keeps them in its configuration.
+        names: those to give them, in their order.
+
+    Raises:
+        InputError: another number of names than of outputs.
+    """
+    names = tuple(map(str, names))
+    n_outputs = model.config.num_labels if is_transformers(model) else model.num_classes if is_timm(model) else None
+    if names and n_outputs not in (None, len(names)):
+        raise InputError(f"the network has {n_outputs} outputs, but there are {len(names)} names: {list(names)}")
+    if not is_transformers(model):
+        return names
+    if names:
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: number for number, name in enumerate(names)}
+    own = tuple(str(name) for _, name in sorted((model.config.id2label or {}).items()))
+    return () if own == tuple(f"LABEL_{i}" for i in range(len(own))) else own
+
+
 def save_processor(name: str, folder: str | Path, *, model: nn.Module) -> None:
     """Copies the tokenizer, image processor or feature extractor of a network that is named.
 

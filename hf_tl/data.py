@@ -86,9 +86,16 @@ class Samples:
         """
         if n >= len(self):
             return self
-        chosen = np.sort(np.random.default_rng(random_state).permutation(len(self))[:n])
-        labels = None if self.labels is None else self.labels[chosen]
-        return replace(self, dataset=cast(Any, self.dataset).select(chosen), labels=labels)
+        return self.select(np.sort(np.random.default_rng(random_state).permutation(len(self))[:n]))
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> Samples:
+        """Some of them, with their labels.
+
+        Args:
+            indices: (n,) which, in the order that is wanted.
+        """
+        labels = None if self.labels is None else self.labels[indices]
+        return replace(self, dataset=cast(Any, self.dataset).select(indices), labels=labels)
 
     def __getitem__(self, index: int) -> object:
         """The raw input of one sample; a corrupt image raises here."""
@@ -268,9 +275,32 @@ def check_inputs(task: Task, *, modality: str, on_bad_samples: Literal["raise", 
                 f"{in_words(list(bad.values()), most=20)}; mend or remove them, or leave them out with "
                 f"on_bad_samples='skip' (--on-bad-samples skip)"
             )
-        if bad:
-            notes.append(f"{samples.name} samples that cannot be read: {in_words(list(bad.values()), most=20)}")
+        notes += _unreadable(samples, bad)
     return notes
+
+
+def drop_unreadable(task: Task, *, modality: str) -> Task:
+    """The task without the samples that cannot be read, which its notes name: for a training, which ends at one.
+
+    Args:
+        task: whose samples are looked at, at headers and ends of files.
+        modality: what the network reads.
+
+    Raises:
+        InputError: none can be read.
+    """
+    kept, notes = [], list(task.notes)
+    for samples in (task.train, task.test):
+        bad = find_bad_samples(samples.dataset, samples.input_column, modality=modality)
+        notes += _unreadable(samples, bad)
+        if len(bad) == len(samples):
+            raise InputError(f"none of the {len(bad)} {samples.name} samples can be read: {bad[0]}")
+        kept.append(samples.select([i for i in range(len(samples)) if i not in bad]))
+    return Task(kept[0], kept[1], tuple(notes))
+
+
+def _unreadable(samples: Samples, bad: Mapping[int, str]) -> list[str]:
+    return [f"{samples.name} samples that cannot be read: {in_words(list(bad.values()), most=20)}"] if bad else []
 
 
 def as_samples(
@@ -456,7 +486,5 @@ def _hold_out(samples: Samples, labels: np.ndarray, groups: np.ndarray | None = 
     chosen = train_test_split(several, test_size=n_test, stratify=numbers[several], random_state=0)[1]
     test = np.flatnonzero(np.isin(groups, groups[firsts[chosen]]))
 
-    def part(indices: np.ndarray, name: str) -> Samples:
-        return replace(samples, dataset=cast(Any, samples.dataset).select(indices), labels=labels[indices], name=name)
-
-    return part(np.setdiff1d(np.arange(len(samples)), test), samples.name), part(test, "test")
+    train = samples.select(np.setdiff1d(np.arange(len(samples)), test))
+    return train, replace(samples.select(test), name="test")

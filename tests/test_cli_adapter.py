@@ -200,3 +200,37 @@ def test_a_damaged_adapter_is_refused(folders, capsys):
     (folders / "bad/adapter_model.safetensors").write_bytes(b"not tensors")
     assert main(["adapter", "inspect", "bad"]) == 2
     assert "is damaged or not a safetensors file" in capsys.readouterr().err
+
+
+def test_a_merged_network_answers_in_transformers_pipeline(tmp_path, text_folder, capsys):
+    """With the tokenizer of its base and the names of its classes."""
+    from transformers import pipeline
+
+    from hf_tl import LoraConfig, add_lora, load_network, save_adapter
+
+    network = load_network(str(text_folder), classes=["bad", "good", "so-so"])
+    add_lora(network.model, LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
+    randomise(network.model)
+    save_adapter(network.model, tmp_path / "adapter")
+    command = [
+        "adapter",
+        "merge",
+        str(tmp_path / "adapter"),
+        "--model",
+        str(text_folder),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(command) == 0
+    assert "its classes have no names, which --class-names gives" in capsys.readouterr().out
+    assert main([*command, "--class-names", "bad", "good"]) == 2
+    assert "the network has 3 outputs, but there are 2 names" in capsys.readouterr().err
+    assert main([*command, "--class-names", "bad", "good", "so-so"]) == 0
+    texts = ["the film was very good", "a dull film"]
+    with torch.no_grad():
+        expected = network.model(**network.prepare(texts)).logits.softmax(dim=1)
+    for answer, shares in zip(
+        pipeline("text-classification", model=str(tmp_path / "out"))(texts, top_k=3), expected, strict=True
+    ):
+        found = {each["label"]: each["score"] for each in answer}
+        assert [found[name] for name in ("bad", "good", "so-so")] == pytest.approx(shares.tolist(), abs=1e-4)

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from odd_photos import odd_photos
 from scipy.io import wavfile
 from tiny import save_wav2vec2
 
@@ -22,26 +22,6 @@ def read_rows(path):
 def probabilities(row):
     numbers = ["", "_2", "_3"]
     return {row[f"class{i}"]: float(row[f"probability{i}"]) for i in numbers if f"class{i}" in row}
-
-
-def odd_photos(folder, source):
-    """The same photo as its camera, scanner and editor may have saved it."""
-    folder.mkdir()
-    photo = Image.open(source).convert("RGB")
-    photo.save(folder / "plain.png")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
-    photo.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png", exif=exif)
-    (folder / "deep" / "er").mkdir(parents=True)
-    photo.convert("RGBA").save(folder / "deep" / "rgba.png")
-    photo.convert("CMYK").save(folder / "deep" / "er" / "cmyk.tiff")
-    grey = np.asarray(photo.convert("L"))
-    Image.fromarray(grey).save(folder / "grey.png")
-    Image.fromarray(grey.astype(np.uint16) * 256).save(folder / "grey16.png")
-    photo.quantize(64).save(folder / "palette.png")
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
-    (folder / "notes.txt").write_text("of the trip")
-    return folder
 
 
 def test_photos_from_folders_to_predictions(timm_folder, image_folder, tmp_path, capsys):
@@ -62,11 +42,17 @@ def test_photos_from_folders_to_predictions(timm_folder, image_folder, tmp_path,
         "turned.png",
         "grey.png",
         "grey16.png",
+        "float.tiff",
         "palette.png",
         "deep/rgba.png",
         "deep/er/cmyk.tiff",
     }
-    for same, other in (("plain.png", "turned.png"), ("plain.png", "deep/rgba.png"), ("grey.png", "grey16.png")):
+    for same, other in (
+        ("plain.png", "turned.png"),
+        ("plain.png", "deep/rgba.png"),
+        ("grey.png", "grey16.png"),
+        ("grey.png", "float.tiff"),
+    ):
         assert probabilities(rows[same]) == probabilities(rows[other])
     classifier = Classifier.from_pretrained(tmp_path / "pets", execution=Execution(progress=False))
     expected = dict(zip(classifier.class_names, classifier.predict_proba([str(photos / "plain.png")])[0], strict=True))

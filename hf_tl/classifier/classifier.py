@@ -14,7 +14,9 @@ import numpy as np
 from torch import nn
 
 from hf_tl.architectures import is_transformers, unwrapped
+from hf_tl.checkpoint import name_outputs
 from hf_tl.classifier.calibration import Calibration, calibrate, cross_entropy
+from hf_tl.classifier.export import export_classifier
 from hf_tl.classifier.linear_head import linear_head
 from hf_tl.classifier.predictions import Prediction, batches_in_order
 from hf_tl.classifier.raw_samples import RawSamples, read_raw
@@ -263,6 +265,7 @@ class Classifier:
         return save_classifier(self, folder, with_network=with_network)
 
     push_to_hub = push_classifier
+    export = export_classifier
 
     def predict(self, inputs: object) -> np.ndarray:
         """The most probable class of each input: (n,) of names; "" for one that was left out.
@@ -480,22 +483,15 @@ def _merged(model: nn.Module) -> nn.Module:
 
 def _class_names(network: Network, given: Sequence[str]) -> tuple[str, ...]:
     """The names of a network's outputs; they are also written into its configuration."""
-    names, model = tuple(map(str, given)), network.model
-    if is_transformers(model):
-        own = tuple(str(name) for _, name in sorted((model.config.id2label or {}).items()))
-        unnamed = own == tuple(f"LABEL_{i}" for i in range(len(own)))
-        if names and len(names) != len(own):
-            raise InputError(
-                f"{network.name!r} has {len(own)} outputs, but class_names has {len(names)}: {list(names)}"
-            )
-        if names and not unnamed and names != own:
-            raise InputError(f"the outputs of {network.name!r} are of {list(own)}, but class_names is {list(names)}")
-        names = names or own
-        model.config.id2label = dict(enumerate(names))
-        model.config.label2id = {name: number for number, name in enumerate(names)}
-    if not names:
+    names, own = tuple(map(str, given)), name_outputs(network.model)
+    if names and own and len(names) == len(own) and names != own:
+        raise InputError(f"the outputs of {network.name!r} are of {list(own)}, but class_names is {list(names)}")
+    named = name_outputs(network.model, names)
+    if not named and is_transformers(network.model):
+        named = tuple((network.model.config.id2label or {}).values())  # LABEL_0, LABEL_1
+    if not named:
         raise InputError(f"{network.name!r} does not name its outputs; give class_names=[...], in their order")
-    return names
+    return named
 
 
 def _network_of(model: nn.Module, processor: object) -> Network:

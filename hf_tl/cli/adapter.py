@@ -41,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = action("merge", "the network with the adapter in its weights", _merge).add_argument
     add("--model", required=True, help=f"the network it is for: {MODEL}")
     add("--out", type=Path, required=True, help="folder for the network")
+    names_help = "names of the classes, in the order of the outputs, where the base network does not name them"
+    add("--class-names", nargs="+", metavar="NAME", help=names_help)
     add = action("resize", "the adapter cut to a smaller rank, and the error of that", _resize).add_argument
     add("--rank", type=int, help="the new rank of every layer")
     add("--keep", type=float, help="instead, the share of every update's squared norm to keep, such as 0.99")
@@ -125,7 +127,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from hf_tl.checkpoint import save_model, save_processor
+    from hf_tl.checkpoint import name_outputs, save_model, save_processor
     from hf_tl.example import dummy_batch
     from hf_tl.lora.adapter import read_adapter
     from hf_tl.lora.load import load_base, put_adapter
@@ -133,16 +135,17 @@ def _merge(options: argparse.Namespace) -> None:
 
     adapter = read_adapter(options.adapter)
     model = load_base(options.model, adapter, dtype="auto")
+    named = name_outputs(model, options.class_names or ())
     put_adapter(model, adapter)
     make_folder(options.out)
     merge = merge_adapter(model, safe_merge=True, reversible=False, example=dummy_batch(model))
     delete_adapter(model, merge=True)
-    save_model(model, options.out, n_labels=adapter.n_labels)
+    save_model(model, options.out, n_labels=adapter.n_labels, class_names=options.class_names or ())
+    note = "" if named or adapter.n_labels is None else "; its classes have no names, which --class-names gives"
     try:
         save_processor(options.model, options.out, model=model)
-        note = ""
     except InputError as error:
-        note = f"; {error}, so none stands beside it"
+        note += f"; {error}, so none stands beside it"
     print(f"merged {merge.layers} layers; on a dummy batch the output moved by {merge.largest_change:.2e} at most")
     print(f"wrote {options.out}{note}")
 

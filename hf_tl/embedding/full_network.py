@@ -30,7 +30,7 @@ from hf_tl.embedding.store import STATISTICS, Store, writing
 from hf_tl.embedding.stored_array import Codec
 from hf_tl.embedding.taps import Tap, TapSelection, describe_taps, with_pooling
 from hf_tl.errors import InputError
-from hf_tl.example import dummy_batch
+from hf_tl.example import dummy_batch, dummy_inputs
 from hf_tl.models import Network, load_network
 from hf_tl.trace import Batch
 
@@ -300,7 +300,12 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         """
         self.check_fitted()
         if "taps_" not in vars(self):
-            self.taps_ = tuple(self._find_taps(dummy_batch(self.require_network().model))[0])
+            network = self.require_network()
+            if network.modality == "array":
+                example = dummy_batch(network.model)
+            else:  # with the mask of a padded batch, which the network alone does not tell
+                example = network.prepare(dummy_inputs(network.modality))
+            self.taps_ = tuple(self._find_taps(example)[0])
         layers = [(tap.name, tap.n_features) for tap in self.taps_]
         if layers != [(layer.name, layer.stop - layer.start) for layer in self.layers_]:
             raise InputError(

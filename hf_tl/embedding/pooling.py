@@ -173,7 +173,7 @@ def positions_mask(
             return mask
         along = [-1 if length == mask.shape[1] else 1 for length in axes]
         return mask.view(n, *along).expand(n, *axes).reshape(n, -1)
-    if bool(mask.all()) or (shape[0] == n and math.prod(axes) == 1):
+    if (shape[0] == n and math.prod(axes) == 1) or bool(mask.all()):  # in this order: no graph can hold the second
         return None
     raise ValueError(f"positions of shape {tuple(shape)} cannot be matched with tokens {tuple(mask.shape)}")
 
@@ -194,7 +194,7 @@ def resample(mask: Tensor, strides: Sequence[Stride]) -> Tensor:
     Raises:
         ValueError: padding on the left, which moves the frames themselves.
     """
-    if not bool(mask[:, 0].all()):
+    if not torch.compiler.is_exporting() and not bool(mask[:, 0].all()):
         raise ValueError("a signal that convolutions shorten must be padded on the right; set padding_side='right'")
     lengths, positions = mask.sum(dim=1), mask.shape[1]
     for kernel, stride, padding, dilation in strides:

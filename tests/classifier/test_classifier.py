@@ -1,6 +1,7 @@
 """One artefact, whatever it is made of: what is saved, loaded, exported and run by transformers answers alike."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -254,7 +255,7 @@ def test_other_linear_heads_decide_as_scikit_learn_does(timm_folder, task, photo
 
 def test_classes_must_be_the_networks(tmp_path, timm_folder, text_folder):
     made = trained("bert", folder=tmp_path, timm_folder=timm_folder, text_folder=text_folder)
-    with pytest.raises(InputError, match="has 3 outputs, but class_names has 2"):
+    with pytest.raises(InputError, match="has 3 outputs, but there are 2 names"):
         Classifier.from_network(made.network, class_names=["a", "b"])
     with pytest.raises(InputError, match=r"outputs of .* are of \['low', 'middle', 'high'\]"):
         Classifier.from_network(made.network, class_names=["high", "middle", "low"])
@@ -263,3 +264,25 @@ def test_classes_must_be_the_networks(tmp_path, timm_folder, text_folder):
 def test_pictures_of_any_size_are_read_as_at_training(fitted):
     assert fitted.network.image_size == 48
     assert fitted.predict_proba(pictures(2, side=90)).shape == (2, 2)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_answers_as_predict_does(fitted, photos, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(fitted.export(tmp_path / "pets.onnx")))
+    assert [one.name for one in session.get_inputs()] == ["pixel_values"]
+    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == ["cat", "dog"]
+    batch = fitted.network.prepare(photos[:5]).numpy()
+    (logits,) = session.run(["logits"], {"pixel_values": batch})
+    assert np.abs(softmax(logits, axis=1) - fitted.predict_proba(photos[:5])).max() < 1e-4
+
+
+def test_an_export_that_cannot_be_ends_in_a_sentence(fitted, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"exported to a \.onnx or \.pt2 file, got .*pets\.bin"):
+        fitted.export(tmp_path / "pets.bin")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(InputError, match=r"pip install 'hf-tl\[onnx\]'"):
+        fitted.export(tmp_path / "pets.onnx")
+    own = Network(nn.Flatten(), torch.stack)
+    with pytest.raises(InputError, match=r"has no dummy inputs; give some: export\(path, inputs="):
+        Classifier.from_network(own, class_names=["a", "b"]).export(tmp_path / "own.pt2")
