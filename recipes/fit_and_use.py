@@ -4,9 +4,10 @@
     python recipes/fit_and_use.py --model path/to/text-model --dataset reviews.csv --inputs new.csv --tune 200
     python recipes/fit_and_use.py --model path/to/audio-model --dataset tones --inputs new-tones --repo_id me/tones
 
-`hf-tl fit` and `hf-tl predict` are all that most need. The rest shows that it answers alike wherever it is taken: read from its folder, as one torch module, as a program of torch.export, as ONNX (`pip install 'hf-tl[onnx]'`),
-and, with --repo_id, from the Hub in another process (the token is that of HF_TOKEN or of `hf auth login`). With --tune
-the network is fine-tuned for so many steps too, and answers in `transformers.pipeline`. One process; on a GPU, too.
+`hf-tl fit` and `hf-tl predict` are all that most need. The rest shows that it answers alike wherever it is taken: read
+from its folder, as one module, exported (ONNX takes `pip install 'hf-tl[onnx]'`) and, with --repo_id, from the Hub in
+another process (the token is that of HF_TOKEN or of `hf auth login`). With --tune the network is tuned for so many
+steps too, and answers in `transformers.pipeline`. One process; on a GPU, too.
 """
 
 import csv
