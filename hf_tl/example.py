@@ -255,13 +255,18 @@ def _look_up(config: Mapping[str, Any], key: str, inner: tuple[str, ...], *, def
 
 def timm_size(model: nn.Module) -> tuple[int, ...]:
     """(channels, height, width): of the patch embedding if it insists on a size, else of pre-training."""
-    from timm.layers import PatchEmbed
+    from timm.layers import PatchEmbed, SpaceToDepth
 
+    config = timm_config(model)
     first = next((module for module in model.modules() if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED))), None)
+    folds = [module.bs**2 for module in model.modules() if isinstance(module, SpaceToDepth)]  # as TResNet begins
     embed = next((module for module in model.modules() if isinstance(module, PatchEmbed)), None)
-    trained = tuple(timm_config(model).get("input_size") or (3, 224, 224))
-    channels = trained[0] if first is None else first.in_channels * (first.groups if first.in_channels == 1 else 1)
-    return (channels, *(trained[1:] if embed is None or embed.img_size is None else embed.img_size))
+    channels, *sides = config.get("input_size") or (3, 224, 224)
+    if embed is not None and embed.img_size is not None and embed.proj is first:  # Visformer has a stem before it
+        sides = embed.img_size
+    if first is not None and config.get("first_conv") != []:  # there is one that reads the image
+        channels = first.in_channels * (first.groups if first.in_channels == 1 else 1) // (folds or [1])[0]
+    return (channels, *sides)
 
 
 def _for_the_network_in(model: nn.Module, network: nn.Module, n: int) -> Batch:

@@ -69,6 +69,11 @@ def peft_matcher(wanted: Sequence[str] | str) -> Matcher:
     return lambda name: name in exact or name.endswith(endings)
 
 
+def peft_saves(names: Iterable[str], wanted: Sequence[str]) -> list[str]:
+    """The modules that PEFT takes for those named in modules_to_save: all whose names end so, dot or no dot."""
+    return [name for name in names if name and name.endswith(tuple(wanted))]
+
+
 def exact_names(names: Sequence[str], known: Iterable[str]) -> list[str] | str:
     """What PEFT takes for exactly these of the known names: a list, or a pattern where that would choose more.
 

@@ -94,6 +94,14 @@ def test_timm_networks_are_read_at_the_size_they_were_trained_at():
     assert dummy_batch(timm.create_model("test_resnet", in_chans=1)).shape == (2, 1, 160, 160)
 
 
+@pytest.mark.parametrize("name", ["tresnet_m", "visformer_tiny", "csatv2"])
+def test_what_stands_before_the_first_convolution_of_a_timm_network_is_no_image(name):
+    """Pixels folded into channels, a stem before the patch embedding, a cosine transform."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert dummy_batch(model).shape == (2, *model.pretrained_cfg["input_size"])
+
+
 def test_plain_modules_are_read_at_their_first_layer():
     assert dummy_batch(nn.Sequential(nn.Linear(7, 2))).shape == (2, 7)
     assert dummy_batch(nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten())).shape == (2, 2, 64)

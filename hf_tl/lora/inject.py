@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -33,7 +33,9 @@ from hf_tl.names import is_inside
 from hf_tl.trace import Batch, evaluating, forward
 
 
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole part of a name
+_NUMBER = re.compile(r"(\d+)")
+_PEFT_HAS = frozenset({"bias", "in_features", "out_features"})  # beside `weight`, as attributes of its layers
+_MOST = 8  # of anything, in the line that says what was done
 KINDS = "nn.Linear, Conv1D of transformers, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.MultiheadAttention"
 
 
@@ -91,6 +93,8 @@ def _check_reach(network: nn.Module, adapter: str, batch: Batch) -> None:
         InputError: on no adapter; the network is then what it was.
     """
     record = record_of(network)
+    for layer in record.layers.values():
+        layer.asked.clear()
     try:
         with evaluating(network), torch.enable_grad(), torch.random.fork_rng():
             output = forward(network, batch)
@@ -124,6 +128,14 @@ def _check_reach(network: nn.Module, adapter: str, batch: Batch) -> None:
             f"{_listed(read)}",
             stacklevel=3,
         )
+    strange = {n: layer.asked - _PEFT_HAS for n, layer in layers.items() if layer.asked - _PEFT_HAS}
+    if strange:
+        warnings.warn(
+            f"the network reads {', '.join(sorted(set().union(*strange.values())))} of {len(strange)} adapted layers, "
+            f"which PEFT's layers have not: PEFT cannot run this adapter; merge it first, or leave out "
+            f"{_listed(list(strange))}",
+            stacklevel=3,
+        )
 
 
 def _trained(module: nn.Module) -> Iterator[nn.Parameter]:
@@ -154,23 +166,37 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names for a message; those that differ in numbers alone come as one, as in "layer.0-11.query"."""
-    kinds: dict[str, list[str]] = {}
+    """Names for a message, all of them."""
+    return ", ".join(_runs(names))
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first few names."""
+    return ", ".join(names[:_MOST]) + (f" and {len(names) - _MOST} more" if len(names) > _MOST else "")
+
+
+def _block(name: str) -> str:
+    """The part of a network that a layer lies in: its name up to the first part with a number, or what holds it."""
+    above = name.rpartition(".")[0]
+    found = re.match(r"[^\d]*\d[^.]*", above)
+    return found.group() if found else above or name
+
+
+def _runs(names: Sequence[str]) -> list[str]:
+    """Those that differ in numbers alone come as one, as in "layer.0-11.query"."""
+    kinds: dict[str, list[list[str]]] = {}
     for name in names:
-        kinds.setdefault(_NUMBER.sub("*", name), []).append(name)
+        kinds.setdefault(_NUMBER.sub("*", name), []).append(re.split(_NUMBER, name))
     shown = []
-    for kind, found in kinds.items():
-        numbers = [int(number) for name in found for number in _NUMBER.findall(name)]
-        if len(found) == 1:
-            shown.append(found[0])
-        elif kind.count("*") == 1:
-            shown.append(kind.replace("*", _ranges(numbers)))
-        else:
-            shown.append(f"{kind} ({len(found)})")
-    return ", ".join(shown)
+    for found in kinds.values():
+        pieces = [list(dict.fromkeys(column)) for column in zip(*found, strict=True)]
+        several = sum(len(piece) > 1 for piece in pieces)
+        spots = ["*" if len(p) > 1 and several > 1 else p[0] if len(p) == 1 else _ranges(map(int, p)) for p in pieces]
+        shown.append("".join(spots) + (f" ({len(found)})" if several > 1 else ""))
+    return shown
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def _ranges(numbers: Iterable[int]) -> str:
     """[0, 1, 2, 5] -> "0-2,5"."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
@@ -186,13 +212,12 @@ def _announce(network: nn.Module, adapter: str) -> None:
     record = record_of(network)
     layers = [n for n, layer in record.layers.items() if adapter in layer.r and ".base_layer." not in n]
     kinds = dict.fromkeys(name.rpartition(".")[2] for name in layers)
-    inner = {name: _NUMBER.search(name) for name in layers}
-    blocks = dict.fromkeys(name if found is None else name[: found.end()] for name, found in inner.items())
+    blocks = dict.fromkeys(_block(name) for name in layers)
     whole = [name for name, saved in record.saved.items() if saved.trains.get(adapter)]
     trained = sum(p.numel() for p in _trained(network))
     total = sum(p.numel() for p in network.parameters())
     inform(
-        f"adapter {adapter!r}: {len(layers)} layers ({', '.join(kinds)}) in {_listed(list(blocks))}; "
+        f"adapter {adapter!r}: {len(layers)} layers ({_first(list(kinds))}) in {_first(_runs(list(blocks)))}; "
         f"in full: {_listed(whole) or 'nothing'}; {trained:,} of {total:,} parameters train ({trained / total:.2%})"
     )
 

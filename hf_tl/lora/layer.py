@@ -68,6 +68,7 @@ class LoraLayer(nn.Module):
         weight_name: the frozen layer's parameter that is adapted.
         transposed: whether that parameter is laid out as (k, d).
         called: whether the network ever called the layer; it may read `weight` instead.
+        asked: what was read through from the frozen layer.
         originals: the frozen layer's parameters that a merge replaced, by name.
     """
 
@@ -98,6 +99,7 @@ class LoraLayer(nn.Module):
         self.originals: dict[str, nn.Parameter] = {}
         self.disable_adapters = False
         self.called = False
+        self.asked: set[str] = set()
         self.training = base_layer.training
         self.register_state_dict_post_hook(_give_originals)
         self.register_load_state_dict_pre_hook(_refuse_if_merged)
@@ -108,6 +110,8 @@ class LoraLayer(nn.Module):
         except AttributeError:
             if name.startswith("__") or "base_layer" not in self.__dict__.get("_modules", {}):
                 raise
+            if not torch.compiler.is_compiling():
+                self.asked.add(name)
             return getattr(self.base_layer, name)
 
     def add_adapter(self, adapter: str, *, config: LoraConfig, rank: int, alpha: float) -> None:

@@ -29,8 +29,9 @@ from hf_tl.lora.trained_modules import (
     output_embeddings,
     resized_vocabulary,
     saved_names,
+    whole_names,
 )
-from hf_tl.names import closest, exact_names, is_inside, match_pattern, peft_matcher
+from hf_tl.names import closest, exact_names, is_inside, match_pattern, peft_matcher, peft_saves
 from hf_tl.trace import Batch
 
 
@@ -94,7 +95,7 @@ def plan_adapter(
     modules = base_modules(model)
     heads, new = find_head(model, modules, example=example), find_new(model, modules)
     if config.modules_to_save is None:
-        saved = [*heads, *(name for name in new if not is_inside(name, heads))]
+        saved = whole_names(modules, [*heads, *new])
     else:
         saved = saved_names(modules, config.modules_to_save)
         new = [name for name in new if not is_inside(name, saved)]
@@ -121,6 +122,7 @@ def plan_adapter(
         config = replace(config, target_modules=exact, layers=None, layers_to_transform=None, layers_pattern=None)
     moving = [name for name in with_running_statistics(modules) if not is_inside(name, saved)]
     statistics, frozen = (tuple(moving) if running_statistics == word else () for word in ("save", "freeze"))
+    statistics += tuple(_taken_besides(modules, (*saved, *statistics), [target.name for target in targets]))
     vocabulary = [name for name in resized_vocabulary(model) if not is_inside(name, saved)]
     if vocabulary:
         warnings.warn(
@@ -129,6 +131,26 @@ def plan_adapter(
             stacklevel=3,
         )
     return Plan(config, targets, tuple(saved), statistics, frozen, vocabulary)
+
+
+def _taken_besides(modules: Mapping[str, nn.Module], saved: Sequence[str], targets: Sequence[str]) -> list[str]:
+    """What PEFT would look for in the file too, as its names end like those of `saved`; it is saved, and not trained.
+
+    What holds an adapter, or a part of `saved`, cannot be saved whole: a warning names it.
+    """
+    more = [name for name in peft_saves(modules, saved) if not is_inside(name, saved)] if saved else []
+    mixed = [name for name in more if any(is_inside(other, [name]) for other in (*targets, *saved))]
+    if mixed:
+        warnings.warn(
+            f"PEFT cannot load this adapter: by {_ending_of(mixed[0], saved)!r} in modules_to_save it means "
+            f"{mixed[0]!r} as well, which stays as it is here; name both in modules_to_save",
+            stacklevel=4,
+        )
+    return [name for name in more if name not in mixed and not is_inside(name, mixed)]
+
+
+def _ending_of(name: str, saved: Sequence[str]) -> str:
+    return next(one for one in saved if name.endswith(one))
 
 
 def find_targets(
@@ -143,7 +165,7 @@ def find_targets(
 
     Args:
         modules: the network's modules by name (`base_modules`).
-        config: what to adapt.
+        config: what to adapt, with whole names in `modules_to_save`.
         heads: names of modules that "all-linear" and the defaults spare, beside `modules_to_save`.
         within: names of the modules in the layers that the config keeps to (`in_layers`); None for all.
         experts: last names that a file cannot hold for this network (`names_of_experts`).
@@ -151,7 +173,7 @@ def find_targets(
     Raises:
         InputError: nothing is chosen, or a module that other loaders would take for experts.
     """
-    saved = saved_names(modules, config.modules_to_save or ())
+    saved = config.modules_to_save or ()
     named = _named(modules, config, heads=(*heads, *saved), saved=saved, experts=experts)
     excluded = peft_matcher(config.exclude_modules or ())
     chosen = [n for n in named if not excluded(n) and _in_blocks(n, config)]
@@ -163,6 +185,14 @@ def find_targets(
     chosen = [n for n in chosen if within is None or n in within]
     if not chosen:
         wanted, names = config.target_modules or (), [name for name in modules if name]
+        whole = [name for name in saved if wanted not in ((), ALL_LINEAR) and peft_matcher(wanted)(name)]
+        if whole:
+            raise InputError(
+                f"target_modules={wanted!r} chooses only modules that train in full ({', '.join(whole)}); "
+                "leave them out of modules_to_save, () for none, or choose others"
+            )
+        if wanted == ALL_LINEAR:
+            raise InputError("target_modules='all-linear': there is no linear layer but in the head; leave it out")
         first = wanted if isinstance(wanted, str) else next(iter(wanted), "")
         raise InputError(
             f"target_modules={config.target_modules!r} chooses none of the {len(names)} modules; "

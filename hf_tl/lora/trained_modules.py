@@ -17,7 +17,7 @@ from hf_tl.architectures import (
 )
 from hf_tl.errors import InputError
 from hf_tl.layers import head_names
-from hf_tl.names import closest, is_inside, peft_matcher
+from hf_tl.names import closest, is_inside, peft_saves
 from hf_tl.trace import Batch, trace
 
 
@@ -90,14 +90,19 @@ def _below(outer: str, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]
 def _children_of_the_task(model: PreTrainedModel) -> list[str]:
     """The head of a transformers network that is its own base model, such as CLIP's or Whisper's classifiers.
 
-    It is what stands beside other networks of transformers, or else what has an output for each label.
+    It is what stands beside other networks of transformers, or else what has an output for each label: Perceiver's
+    lies deep in its decoder.
     """
     children = {name: child for name, child in model.named_children() if n_parameters(child)}
     beside = [name for name, child in children.items() if not is_transformers(child)]
-    if len(beside) < len(children):
+    if beside and len(beside) < len(children):
         return beside
     n = model.config.num_labels
-    return [name for name, child in children.items() if _last_width(child) == n]
+    wide = [name for name, child in children.items() if len(children) > 1 and _last_width(child) == n]
+    last = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module.out_features == n
+    ]
+    return wide or (last if len(last) == 1 else [])
 
 
 def _last_width(module: nn.Module) -> int | None:
@@ -159,16 +164,30 @@ def resized_vocabulary(model: nn.Module) -> list[str]:
 
 
 def saved_names(modules: Mapping[str, nn.Module], wanted: Sequence[str]) -> list[str]:
-    """The modules that the names of modules_to_save mean: whole names or their last parts."""
+    """The modules that the names of modules_to_save mean, as PEFT takes them: all that end so."""
     if not wanted:
         return []
-    matches = peft_matcher(tuple(wanted))
-    found = [name for name in modules if name and matches(name)]
     for name in wanted:
-        if not any(n == name or n.endswith(f".{name}") for n in found):
+        if not any(n == name or n.endswith(f".{name}") for n in modules):
             raise InputError(f"modules_to_save names {name!r}, which is no module; {closest(name, list(modules))}")
-    found = [name for name in found if not is_inside(name, [other for other in found if other != name])]
-    return [part for name in found for part in _called(name, modules)]
+    return whole_names(modules, peft_saves(modules, wanted))
+
+
+def whole_names(modules: Mapping[str, nn.Module], names: Sequence[str]) -> list[str]:
+    """Modules to train in full, none inside another, under names for which PEFT takes no part of them besides.
+
+    "head" means "head.head" too: of a head that has such a part, the parts that have parameters are named.
+    """
+    found = [name for name in names if not is_inside(name, [other for other in names if other != name])]
+    plain = []
+    for name in found:
+        inner = [part for part in modules if part != name and is_inside(part, [name])]
+        own = next(modules[name].parameters(recurse=False), None)
+        if own is None and peft_saves(inner, [name]):
+            plain += [f"{name}.{child}" for child, part in modules[name].named_children() if n_parameters(part)]
+        else:
+            plain.append(name)
+    return [part for name in plain for part in _called(name, modules)]
 
 
 def _called(name: str, modules: Mapping[str, nn.Module]) -> list[str]:

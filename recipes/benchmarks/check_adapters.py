@@ -3,45 +3,53 @@
 python recipes/benchmarks/check_adapters.py [--families timm image ...] [--seconds 600]
 
 Each network is adapted by default and with "all-linear", trained for one step, saved, and loaded by PEFT on a base
-whose new weights (the head) were drawn with another seed. A run is kept with those before it in results/adapters.json,
-so that a long sweep can be made in parts.
+whose new weights (the head) were drawn with another seed. Each has a process of its own, with limits of time and
+memory. A run is kept with those before it in results/adapters.json, so that a long sweep can be made in parts.
 
-    right     every trained parameter has a gradient and moves, and PEFT's outputs are within 1e-5 of ours
-    said      the same, but for what a warning names: layers that are not reached, or that PEFT reads past
-    refused   add_lora or save_adapter ends in a sentence
-    wrong     anything else
+    right      every trained parameter has a gradient and moves, and PEFT's outputs are within 1e-5 of ours
+    said       the same, but for what a warning names: layers that are not reached, or that PEFT reads past
+    refused    add_lora or save_adapter ends in a sentence
+    wrong      anything else
+    not built  it cannot be built small, does not run by itself, or takes too long
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+import multiprocessing
 import random
 import re
+import resource
 import sys
 import tempfile
 import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from multiprocessing.connection import Connection
+from typing import Literal, get_args
 
 import torch
 from machine import RESULTS, keep
-from sweep import FAMILIES, SECONDS, Specimen, specimens, time_limit
+from sweep import FAMILIES, Specimen, specimens
 from torch import Tensor, nn
 
 from hf_tl import InputError, LoraConfig, add_lora, save_adapter
 from hf_tl.errors import in_one_line
 from hf_tl.example import dummy_batch
 from hf_tl.layers import head_names
+from hf_tl.lora.adapted import record_of
 from hf_tl.table import format_table
 from hf_tl.trace import Batch, first_float, forward
 
 
-Outcome = Literal["right", "said", "refused", "wrong", "not run"]
+Outcome = Literal["right", "said", "refused", "wrong", "not built"]
 TARGETS = {"default": None, "all-linear": "all-linear"}
 CLOSE = 1e-5
+SECONDS = 60  # of the processor's time, for one network
+MEMORY = 6 * 2**30  # bytes, likewise
 
 
 def check(specimen: Specimen, targets: str) -> tuple[Outcome, str]:
@@ -52,9 +60,8 @@ def check(specimen: Specimen, targets: str) -> tuple[Outcome, str]:
         with torch.no_grad():
             _output(model, batch)
     except Exception as error:  # of transformers or timm
-        return "not run", in_one_line(error)
+        return "not built", in_one_line(error)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    new = [] if specimen.family == "causal" else list(head_names(model))  # words are not new to a language model
     try:
         with warnings.catch_warnings(record=True) as caught, tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("always")
@@ -64,7 +71,11 @@ def check(specimen: Specimen, targets: str) -> tuple[Outcome, str]:
             except InputError as error:
                 return "refused", str(error)
             told = " ".join(str(one.message) for one in caught)
-            problem = _still(model, batch, told) or _headless(specimen, model, new)
+            whole = [name for name, saved in record_of(model).saved.items() if any(saved.trains.values())]
+            new = [*whole, *(head_names(model) if specimen.family != "causal" else ())]
+            problem = _still(model, batch, told)
+            if not whole and specimen.family != "causal":  # words are not new to a language model
+                problem = problem or f"no head is trained; {new} was expected"
             if problem:
                 return "wrong", problem
             with torch.no_grad():
@@ -73,11 +84,12 @@ def check(specimen: Specimen, targets: str) -> tuple[Outcome, str]:
                 save_adapter(model, folder)
             except InputError as error:
                 return "refused", str(error)
+            if "PEFT cannot" in told:
+                return "said", told
             apart = _apart(specimen, folder, batch, expected, before=before, new=new, merged="PEFT leaves" in told)
-    except TimeoutError:
-        raise
     except Exception as error:  # a sentence would have been an InputError
-        return "wrong", in_one_line(error)
+        outcome = "not built" if isinstance(error, MemoryError) or "allocate memory" in str(error) else "wrong"
+        return outcome, in_one_line(error)
     if not apart <= CLOSE:
         return "wrong", f"PEFT's copy differs by {apart:.2g}"
     named = "PEFT leaves" in told or "does not depend" in told
@@ -123,11 +135,6 @@ def _named(module: str, told: str) -> bool:
     return re.search(rf"(?<![\w.]){pattern}(?![\w.])", told) is not None
 
 
-def _headless(specimen: Specimen, model: nn.Module, new: Sequence[str]) -> str:
-    whole = any(".modules_to_save." in name for name, _ in model.named_parameters())
-    return "" if whole or specimen.family == "causal" else f"no head is trained; {list(new)} was expected"
-
-
 def _apart(
     specimen: Specimen,
     folder: str,
@@ -150,36 +157,46 @@ def _apart(
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
 
 
-def check_all(chosen: Sequence[Specimen], seconds: float) -> dict[str, dict[str, str]]:
-    """Network -> targets -> outcome and why, for as many as the time allows."""
-    results: dict[str, dict[str, str]] = {}
-    stop = time.monotonic() + seconds
-    for specimen in chosen:
-        if time.monotonic() > stop:
-            break
-        found = {}
-        for targets in TARGETS:
-            try:
-                with time_limit(4 * SECONDS):  # four passes and more, on a machine that may be busy
-                    outcome, why = check(specimen, targets)
-            except TimeoutError as error:
-                outcome, why = "not run", str(error)
+def check_apart(specimen: Specimen) -> dict[str, str]:
+    """Targets -> outcome and why, of a process of its own."""
+    context = multiprocessing.get_context("fork")  # which has imported everything
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_check_and_send, args=(specimen, sender))
+    process.start()
+    sender.close()
+    found: dict[str, str] = {}
+    try:
+        while receiver.poll(5 * SECONDS):  # of the clock's time, on a machine that may be busy
+            targets, outcome, why = receiver.recv()
             found[targets] = f"{outcome}: {why[:300]}".rstrip(": ")
-            if outcome == "wrong":
-                print(f"{specimen} {targets}: {why[:300]}", flush=True)
-            if outcome == "not run":
-                break
-        results[str(specimen)] = found
-    return results
+    except EOFError:  # it has ended
+        pass
+    else:
+        process.kill()
+    process.join()
+    if process.exitcode != 0:
+        found |= dict.fromkeys(TARGETS.keys() - found, f"not built: ended by its limits ({process.exitcode})")
+    return found
 
 
-def count(results: dict[str, dict[str, str]]) -> dict[str, Counter[str]]:
-    """Family and targets -> outcome -> how many."""
+def _check_and_send(specimen: Specimen, sender: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    for targets in TARGETS:
+        outcome, why = check(specimen, targets)
+        sender.send((targets, outcome, why))
+        if outcome == "not built":
+            break
+
+
+def table(results: dict[str, dict[str, str]]) -> str:
+    """Counts of networks by family and targets."""
     counts: dict[str, Counter[str]] = {}
     for name, found in results.items():
         for targets, outcome in found.items():
             counts.setdefault(f"{name.partition('/')[0]}, {targets}", Counter())[outcome.partition(":")[0]] += 1
-    return counts
+    outcomes = get_args(Outcome)
+    return format_table(["networks", *outcomes], [[name, *(c[o] for o in outcomes)] for name, c in counts.items()])
 
 
 def main() -> None:
@@ -188,9 +205,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
     parser.add_argument("--only", help="networks whose names hold this, which are checked again")
     options = parser.parse_args()
+    import peft  # noqa: F401  # here, rather than in each process
     import transformers
 
     transformers.logging.set_verbosity_error()
+    logging.getLogger("hf_tl").setLevel("WARNING")
     torch.set_num_threads(1)
     path = RESULTS / "adapters.json"
     results = json.loads(path.read_text())["results"] if path.exists() else {}
@@ -201,15 +220,17 @@ def main() -> None:
         todo = [one for one in candidates if str(one) not in results]
     random.Random(0).shuffle(todo)  # so that a part of the sweep is a sample of all
     stop = time.monotonic() + options.seconds
-    for start in range(0, len(todo), 10):
+    for i, specimen in enumerate(todo):
         if time.monotonic() > stop:
             break
-        results |= check_all(todo[start : start + 10], stop - time.monotonic())
-        keep("adapters", {"results": dict(sorted(results.items()))})
-    outcomes = ("right", "said", "refused", "wrong", "not run")
-    counts = count(results)
-    print(format_table(["networks", *outcomes], [[name, *(c[o] for o in outcomes)] for name, c in counts.items()]))
-    sys.exit(any(c["wrong"] for c in counts.values()))
+        results[str(specimen)] = found = check_apart(specimen)
+        for targets, outcome in found.items():
+            if outcome.startswith("wrong"):
+                print(f"{specimen} {targets}: {outcome}", flush=True)
+        if i % 10 == 9 or specimen is todo[-1]:
+            keep("adapters", {"results": dict(sorted(results.items()))})
+    print(table(results))
+    sys.exit(any(outcome.startswith("wrong") for found in results.values() for outcome in found.values()))
 
 
 if __name__ == "__main__":

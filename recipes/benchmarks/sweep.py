@@ -20,6 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_tl.example import dummy_batch
+from hf_tl.trace import forward
+
 
 TASKS = {
     "image": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
@@ -152,7 +155,7 @@ GIVEN: dict[str, dict[str, Any]] = {  # what a configuration insists on besides,
     "BitConfig": {"num_groups": 4},
     "BltConfig": {"encoder_hash_byte_group_vocab": 64},
     "DonutSwinConfig": {"num_heads": [2, 2, 4, 4], "image_size": 64},
-    "EfficientNetConfig": {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 64},
+    "EfficientNetConfig": {"width_coefficient": 0.25, "depth_coefficient": 1.0, "hidden_dim": 320},
     "Dots1Config": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "EsmConfig": {"vocab_size": WORDS},
     "HunYuanDenseV1Config": {"head_dim": 8},
@@ -168,6 +171,17 @@ GIVEN: dict[str, dict[str, Any]] = {  # what a configuration insists on besides,
     "TimmWrapperConfig": {"architecture": "resnet18"},
     "ZambaConfig": {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"]},
 }
+NARROWER: dict[str, dict[str, Any]] = {  # by the beginning of the name, of the largest networks of timm
+    "beit": {"depth": 4},
+    "csatv2": {"dims": (16, 32, 48, 64)},
+    "deepseek_vit": {"depth": 2},
+    "gemma4_vit": {"depth": 2},
+    "mobilenetv5": {"channel_multiplier": 0.25},
+    "naflexvit": {"depth": 4},
+    "qwen3_vit": {"depth": 2},
+    "vgg": {"mlp_ratio": 1 / 64},  # its first fully connected layer has 100 million parameters
+}
+IMAGE_SIDES = (64, 96, None)
 LARGER = {"hidden_size": 64, "intermediate_size": 128, "d_model": 64, "n_embd": 64}  # what some rotations ask for
 
 
@@ -234,9 +248,6 @@ def _of_timm() -> list[Specimen]:
     """The smallest model of each of timm's files, going by its name."""
     import timm
 
-    def build(name: str) -> nn.Module:
-        return timm.create_model(name, num_classes=N_LABELS, **_timm_options(name))
-
     small = ("atto", "femto", "pico", "nano", "xxs", "_xs", "tiny", "zepto", "small", "_s", "_050", "18", "_t", "_b0")
     chosen = []
     for module in timm.list_modules():
@@ -244,12 +255,28 @@ def _of_timm() -> list[Specimen]:
         if names:
             hints = {name: next((i for i, hint in enumerate(small) if hint in name), len(small)) for name in names}
             chosen.append(min(names, key=lambda name: (hints[name], len(name), name)))
-    return [Specimen("timm", name, lambda name=name: build(name)) for name in sorted(chosen)]
+    return [Specimen("timm", name, lambda name=name: _build_of_timm(name)) for name in sorted(chosen)]
 
 
-def _timm_options(name: str) -> dict[str, Any]:
-    """What makes a model of timm smaller: VGG's first fully connected layer has 100 million parameters."""
-    return {"mlp_ratio": 1 / 64} if name.startswith("vgg") else {}
+def _build_of_timm(name: str) -> nn.Module:
+    """A model of timm at the first size of images that it can read."""
+    import timm
+
+    narrow = next((options for family, options in NARROWER.items() if name.startswith(family)), {})
+    config = timm.get_pretrained_cfg(name)
+    for side in IMAGE_SIDES:
+        small: dict[str, Any] = {} if side is None else {"pretrained_cfg_overlay": {"input_size": (3, side, side)}}
+        if side is not None and config is not None and config.fixed_input_size:
+            small["img_size"] = side
+        try:
+            model = timm.create_model(name, num_classes=N_LABELS, **narrow, **small)
+            with torch.no_grad():
+                forward(model.eval(), dummy_batch(model, n=1))
+            return model.train()
+        except Exception:  # whatever it objects to
+            if side is None:
+                raise
+    raise AssertionError("the last size is the network's own")
 
 
 def _build(name: str) -> nn.Module:

@@ -66,6 +66,27 @@ def test_a_layer_that_the_output_does_not_depend_on_is_named():
     assert all(p.requires_grad for p in model.parameters())
 
 
+class Strided(nn.Module):
+    """Pads by the stride of its convolution, as MobileNet does in transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(2, 3, 3, stride=2)
+
+    def forward(self, x):
+        return self.conv(nn.functional.pad(x, (0, self.conv.stride[0] - 1)))
+
+
+def test_what_the_network_reads_of_a_layer_and_peft_s_has_not_is_named():
+    with pytest.warns(UserWarning, match="reads stride of 1 adapted layers.* PEFT cannot run this adapter.* conv$"):
+        add_lora(Strided(), LoraConfig(r=2, target_modules=["conv"], modules_to_save=[]), example=torch.randn(1, 2, 9))
+
+
+def test_targets_that_all_train_in_full_are_named():
+    with pytest.raises(InputError, match=r"chooses only modules that train in full \(conv\); .* modules_to_save"):
+        add_lora(Strided(), LoraConfig(r=2, target_modules=["conv"]), example=torch.randn(1, 2, 9))
+
+
 def test_one_line_says_what_was_done(caplog):
     add_lora(bert(), LoraConfig(r=2))
     said = "adapter 'default': 4 layers (query, value) in bert.encoder.layer.0-1; in full: classifier; "

@@ -5,9 +5,10 @@ import warnings
 import peft
 import pytest
 import torch
+from torch import nn
 
 from hf_tl import LoraConfig, add_lora, load_adapter, save_adapter
-from hf_tl.lora.adapted import base_modules
+from hf_tl.lora.adapted import base_modules, record_of
 from hf_tl.lora.trained_modules import find_new
 
 
@@ -63,3 +64,77 @@ def test_transformers_marks_what_it_loads(without_pooler):
     assert find_new(model, base_modules(model)) == ["bert.pooler.dense", "classifier"]
     made = type(model)(model.config)
     assert find_new(made, base_modules(made)) == []
+
+
+class Headed(nn.Module):
+    """Names of which PEFT takes one for the other: it asks whether a name ends so, dot or no dot."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.head = nn.ModuleDict({"head": nn.Linear(4, 3), "other": nn.Linear(4, 3)})
+        self.after = nn.Module()
+        self.after.head, self.after.forehead = nn.LayerNorm(3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.after.forehead(self.after.head(self.head["head"](x) + self.head["other"](x)))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "saved"),
+    [
+        (["head.head"], {"head.head"}),
+        (["head.head", "head.other"], {"head.head", "head.other"}),
+        (["after.head"], {"after.head"}),
+        (["head"], {"head.head", "head.other", "after.head", "after.forehead"}),
+    ],
+)
+def test_modules_to_save_are_those_that_peft_takes(wanted, saved, tmp_path):
+    def base(seed):
+        torch.manual_seed(0)
+        model = Headed().eval()
+        torch.manual_seed(seed)
+        for name in saved:
+            model.get_submodule(name).reset_parameters()
+        return model
+
+    settings = LoraConfig(r=2, target_modules=["body.0"], modules_to_save=wanted, init_lora_weights="random")
+    model, x = add_lora(base(1), settings), torch.randn(2, 4)
+    assert {*record_of(model).saved} == saved
+    save_adapter(model, tmp_path)
+    torch.testing.assert_close(peft.PeftModel.from_pretrained(base(2), tmp_path)(x), model(x))
+
+
+def test_what_peft_takes_besides_is_saved_and_not_trained_or_named(tmp_path):
+    def base():
+        torch.manual_seed(0)
+        return nn.ModuleDict({"classifier": nn.Linear(4, 2), "pre_classifier": nn.Linear(4, 4), "a": nn.Linear(4, 4)})
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, module in base().items():
+                self.add_module(name, module)
+
+        def forward(self, x):
+            return self.classifier(self.pre_classifier(self.a(x)))
+
+    x = torch.randn(2, 4)
+    model = add_lora(Model(), LoraConfig(r=2, target_modules=["a"], init_lora_weights="random"), example=x)
+    assert record_of(model).saved["classifier"].trains == {"default": True}
+    assert record_of(model).saved["pre_classifier"].trains == {"default": False}
+    save_adapter(model, tmp_path)
+    torch.testing.assert_close(peft.PeftModel.from_pretrained(Model(), tmp_path)(x), model(x))
+    with pytest.warns(UserWarning, match="PEFT cannot load this adapter: by 'classifier' .* 'pre_classifier' as well"):
+        add_lora(Model(), LoraConfig(r=2, target_modules=["pre_classifier"]), example=x)
+
+
+def test_the_head_of_perceiver_lies_in_its_decoder():
+    from transformers import PerceiverConfig, PerceiverForImageClassificationConvProcessing
+
+    sizes = dict.fromkeys(("num_latents", "num_self_attends_per_block", "num_cross_attention_heads"), 1)
+    config = PerceiverConfig(d_latents=8, num_self_attention_heads=1, num_labels=3, **sizes)
+    with torch.device("meta"):
+        model = add_lora(PerceiverForImageClassificationConvProcessing(config), LoraConfig(r=2))
+    assert "perceiver.decoder.decoder.final_layer" in record_of(model).saved
