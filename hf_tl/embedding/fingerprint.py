@@ -73,7 +73,7 @@ def fingerprint_samples(samples: Samples) -> str:
 def fingerprint_pooling(pool: str | Pooling) -> str:
     """The name of a pooling of hf_tl; of any other a digest of its code, its defaults and the values that it holds.
 
-    What its code calls by a global name is not covered.
+    What its code calls by a global name is not covered; a pass that resumes sees a change in the rows it reads again.
     """
     if isinstance(pool, str):
         return pool if pool in POOLINGS else plugin_origin("pooling", pool)

@@ -240,7 +240,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         with _writing(out, planned.processes):
             store = planned.into_store(out)
             self._fitted(planned.columns, _statistics_of_store(store, planned.processes))
-            return self._features(store, planned.processes, keep_raw)
+            return self._features(planned, store, keep_raw)
 
     def transform(self, samples: Data, *, out: str | Path | None = None, keep_raw: bool = True) -> Embedding:
         """The features of further samples, scaled with the training statistics.
@@ -263,7 +263,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
             scaler = self.scaler()
             return planned.into_memory(scaler, dtype=scaler.recipe.dtype)
         with _writing(out, planned.processes):
-            return self._features(planned.into_store(out), planned.processes, keep_raw)
+            return self._features(planned, planned.into_store(out), keep_raw)
 
     def stream(self, samples: Samples | Sequence) -> Iterator[Chunk]:
         """The features of further samples, batch by batch: nothing is kept, however many they are.
@@ -415,15 +415,18 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
             values[n : (n := n + len(chunk))] = scaler(chunk)
         return replace(raw, values=values)
 
-    def _features(self, store: Store, processes: Processes, keep_raw: bool) -> Embedding:
+    def _features(self, planned: Pass, store: Store, keep_raw: bool) -> Embedding:
         """The features of a store, made where they are not there yet; when it returns, all processes have."""
-        scaler = self.scaler()
+        processes, scaler = planned.processes, self.scaler()
         state = {name: values.tolist() for name, values in self.statistics_.state().items()}
         thresholds = scaler.recipe.thresholds
         recipe = asdict(scaler.recipe) | {"thresholds": None if thresholds is None else list(thresholds)}
         about = processes.gather({"recipe": recipe, "statistics": fingerprint_json(state)})[0]
         codec = Codec("float32" if thresholds is None else self.codec, store.width)
+        dropped = not store.has_raw
         store.make_features(scaler, about, codec=codec, processes=processes)
+        if processes.main and dropped:
+            planned.check_features(store, scaler)
         if processes.main and not keep_raw:
             store.drop_raw()
         processes.wait()

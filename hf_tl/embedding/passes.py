@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from hf_tl.trace import Batch
 
 
 LOOKED_AT = 16  # samples, for some of different lengths
+SAME = {True: 0.01, False: 0.1}  # relative difference that rounding explains, in float32 or not
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,9 @@ class Pass:
         self.choice.update(store.choice)
         done = np.ones(store.n_rows, bool)
         if store.has_raw:
-            done = store.verify() if self.processes.main else done
+            if self.processes.main:
+                done = store.verify()
+                self._check_raw(store, done)
             done = self.processes.gather(done)[0]
         missing = [wanted for wanted in self._execution.batches(store.n_rows) if not done[wanted].all()]
         for chunk in self._read(self.processes.share(missing)):
@@ -220,6 +224,42 @@ class Pass:
             store.write_tensors(INDEX, index_tensors(np.arange(store.n_rows), self.samples.labels))
         self.processes.wait()
         return store
+
+    def check_features(self, store: Store, scale: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Refuses features that the network does not give any more, where no raw activations are left to tell it."""
+        positions, values = self._read_again(store, np.ones(store.n_rows, bool))
+        self._check_same(store, scale(values), store.features(positions)[:])
+
+    def _check_raw(self, store: Store, done: np.ndarray) -> None:
+        positions, values = self._read_again(store, done)
+        self._check_same(store, values, store.raw(positions)[:])
+
+    def _read_again(self, store: Store, done: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The first rows that a store holds, read anew: their positions (n,) and raw activations (n, n_features)."""
+        first = next((wanted for wanted in self._execution.batches(store.n_rows) if done[wanted].any()), None)
+        quiet = copy.copy(self)
+        quiet.execution, quiet.choice = replace(self.execution, progress=False), Choice(**self.choice)
+        for chunk in quiet._read([first] if first else []):
+            held = np.isin(chunk.indices, store.positions)
+            return chunk.indices[held], chunk.values[held]
+        return np.empty(0, np.int64), np.empty((0, store.width), np.float32)
+
+    def _check_same(self, store: Store, now: np.ndarray, then: np.ndarray) -> None:
+        """Holds rows that were read anew against those of a store.
+
+        No digest covers all that a network computes with: hooks, attributes, globals of its code. What it gives for
+        samples that were read before shows a change of any of them, as far as those samples do.
+        """
+        limit = SAME[self.execution.dtype_name == "float32"]
+        for layer in self.columns if len(now) else ():
+            new, old = (rows[:, layer.start : layer.stop] for rows in (now, then))
+            share = np.mean(new != old) / 5 if old.dtype.kind == "i" else _distance(new, old)
+            if share > limit:
+                raise InputError(
+                    f"{str(store.folder)!r} holds an embedding that {self.network.name} does not give any more: layer "
+                    f"{layer.name!r} differs, though weights, preprocessing and samples are the same; nothing was "
+                    f"changed: choose another folder, delete this one, or repeat what made it"
+                )
 
     def _read(self, batches: Sequence[range], *, into: np.ndarray | None = None) -> Iterator[Chunk]:
         if not len(batches):
@@ -353,6 +393,10 @@ def move(model: nn.Module, device: str) -> None:
         raise InputError(
             f"device {device!r} cannot be used here: {in_one_line(error)}; use 'cpu', or 'cuda' where there is one"
         ) from error
+
+
+def _distance(new: np.ndarray, old: np.ndarray) -> float:
+    return float(np.linalg.norm(new - old) / max(np.linalg.norm(old), np.finfo(np.float32).tiny))
 
 
 def _reading(tap: Tap) -> list:

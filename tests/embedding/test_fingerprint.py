@@ -104,3 +104,41 @@ def test_every_item_of_a_list_counts(n):
     before = fingerprint_samples(Samples([{"x": value} for value in values], "x"))
     values[n // 2 + 1] = values[n // 2 + 1] + 1
     assert fingerprint_samples(Samples([{"x": value} for value in values], "x")) != before
+
+
+class Scaled(nn.Module):
+    """What no digest of weights sees: an attribute, a buffer that is not saved, a hook, a global of its code."""
+
+    factor = 1.0  # stands for a global
+
+    def __init__(self, by="", factor=1.0):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.attribute = factor if by == "attribute" else 1.0
+        self.register_buffer("unsaved", torch.tensor(factor if by == "buffer" else 1.0), persistent=False)
+        if by == "hook":
+            self.conv.register_forward_hook(lambda module, inputs, output: output * factor)
+
+    def forward(self, images):
+        return torch.relu(self.conv(images * self.attribute * self.unsaved * Scaled.factor))
+
+
+@pytest.mark.parametrize("keep_raw", [True, False])
+@pytest.mark.parametrize("by", ["attribute", "buffer", "hook", "global"])
+def test_what_no_digest_sees_is_seen_in_what_the_network_gives(tmp_path, monkeypatch, by, keep_raw):
+    images = list(torch.randn(20, 3, 8, 8))
+
+    def read(model):
+        fne = FullNetworkEmbedding(Network(model.eval(), prepare=torch.stack), progress=False)
+        return np.asarray(fne.fit_transform(images, out=tmp_path, keep_raw=keep_raw))
+
+    one, other = Scaled(), Scaled(by, -2.0)
+    other.load_state_dict(one.state_dict())
+    features = read(one)
+    assert np.array_equal(read(one), features)
+    if by == "global":
+        monkeypatch.setattr(Scaled, "factor", -2.0)
+    with pytest.raises(InputError, match=r"does not give any more: layer 'conv' differs.*choose another folder"):
+        read(other)
+    monkeypatch.undo()
+    assert np.array_equal(read(one), features)
