@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
-BLUE, SKY, GREEN, ORANGE, GREY = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#C8CDD2"
+BLUE, SKY, GREEN, ORANGE, GREY, DARK_GREY = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#C8CDD2", "#666666"
 SERIES = (("#1f4e8c", "D"), ("#d1752b", "^"), ("#3f8f5f", "v"), ("#8e5ea2", "P"), ("#5b9bd5", "o"), ("#8c8c8c", "s"))
 ENDINGS = (".png", ".svg", ".pdf")
 TALLEST = 40  # inches
@@ -111,7 +111,7 @@ def curve(
     color: str,
     label: str | None = None,
     marker: str = "",
-    dashed: bool = False,
+    style: Literal["solid", "dashed", "dashdot", "dotted"] = "solid",
     errors: ArrayLike | None = None,
 ) -> None:
     """A line through points, with an interval of half widths `errors` at each."""
@@ -124,7 +124,7 @@ def curve(
         marker=marker,
         markersize=5,
         linewidth=1.6,
-        linestyle="--" if dashed else "-",
+        linestyle=style,
         elinewidth=1,
         capsize=3,
     )
@@ -214,6 +214,7 @@ def axes(
     x: str,
     y: str = "",
     x_at: Sequence[float] = (),
+    x_names: Sequence[str] = (),
     log: Literal["x", "y", ""] = "",
     between: tuple[float, float] | None = None,
     shortened: bool = False,
@@ -226,6 +227,7 @@ def axes(
         x: name of the horizontal axis.
         y: name of the vertical one.
         x_at: where the horizontal axis has numbers; by default matplotlib chooses.
+        x_names: what stands at 0, 1, 2, ... instead of numbers; upright where there are many.
         log: which of them is logarithmic.
         between: ends of the vertical axis.
         shortened: whether numbers on the horizontal axis are written as 1.5M.
@@ -239,6 +241,8 @@ def axes(
         panel.set_xscale("log")
     elif log == "y":
         panel.set_yscale("log")
+    if x_names:
+        panel.set_xticks(range(len(x_names)), x_names, rotation=90 if len(x_names) > 12 else 0)
     if x_at:
         panel.set_xticks(x_at, [f"{number:g}" for number in x_at])
         panel.minorticks_off()

@@ -39,8 +39,17 @@ def in_words(names: Collection[str], *, most: int = 5) -> str:
     return ", ".join(islice(names, most)) + (f" and {more} more" if more > 0 else "")
 
 
-def as_html(text: str) -> str:
-    """A text or a table for a notebook, which shows it as it is, in one width."""
+def as_html(text: str, *, most: int = 60) -> str:
+    """A text or a table for a notebook, which shows it as it is, in one width.
+
+    Args:
+        text: of one line or more.
+        most: lines that are shown; of a longer text the middle is left out.
+    """
+    lines = text.split("\n")
+    if len(lines) > most:
+        half = most // 2
+        text = "\n".join([*lines[:half], f"... {len(lines) - 2 * half} more ...", *lines[-half:]])
     return f'<pre style="line-height: 1.25">{escape(text)}</pre>'
 
 

@@ -67,7 +67,7 @@ def main() -> None:
         fne = features[0].embedding
         found = layer_probes(fne.fit_transform(train), fne.transform(test))
         print(f"\n{found.table()}\n\n{found}")
-        found.plot(out / "layers.png", title=f"{Path(args.model).name}, layer by layer")
+        found.plot(out / "layers.png", title=f"{Path(args.model).name} on {Path(args.dataset).name}")
     state.wait_for_everyone()
     state.destroy_process_group()
 

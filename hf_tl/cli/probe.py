@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
     print(compare_probes(probes))
     for note in (*notes, *dict.fromkeys(note for probe in probes for note in probe.notes)):
         print(f"note: {note}")
-    _print_classes(probes[0], options)
+    _print_classes(probes[0], train, options)
     if options.layers:
         _print_layers(train, test, options)
     if options.curve:
@@ -111,7 +111,12 @@ def _load(folder: str) -> tuple[Embedding, Embedding]:
     return Embedding.load(Path(folder) / "train"), Embedding.load(Path(folder) / "test")
 
 
-def _print_classes(probe: Probe, options: argparse.Namespace) -> None:
+def _title(train: Embedding, options: argparse.Namespace, what: str) -> str:
+    """Of a picture: the network, the dataset, and what is shown."""
+    return f"{Path(train.network).name} on {Path(options.data or options.model).name}: {what}"
+
+
+def _print_classes(probe: Probe, train: Embedding, options: argparse.Namespace) -> None:
     """What the scores are worth: beside always saying the same, and class by class."""
     evaluation = probe.evaluation
     print(f"\n{probe.features.name}: {evaluation}\n\n{evaluation.table()}")
@@ -119,7 +124,7 @@ def _print_classes(probe: Probe, options: argparse.Namespace) -> None:
         print(f"\n{evaluation.confusion_table()}")
     if options.confusion:
         path, score = options.out / "confusion.png", f"{evaluation.metric} {evaluation.score:.3f}"
-        evaluation.plot(path, title=f"{Path(options.model).name}, {probe.features.name}: {score}")
+        evaluation.plot(path, title=_title(train, options, f"{probe.features.name}: {score}"))
         print(f"wrote {path}")
 
 
@@ -134,7 +139,7 @@ def _print_layers(train: Embedding, test: Embedding, options: argparse.Namespace
     untrained = None if options.against is None else scaled(*_load(str(options.against)))
     probes = layer_probes(*scaled(train, test), untrained=untrained)
     path = options.out / "layers.png"
-    probes.plot(path, title=f"{Path(train.network).name}, layer by layer")
+    probes.plot(path, title=_title(train, options, "block by block"))
     print(f"\n{probes.table()}\n\n{probes}\nwrote {path}")
 
 
@@ -145,7 +150,5 @@ def _print_curve(train: Embedding, test: Embedding, options: argparse.Namespace,
     curve = compare_curves(train, test, features, head=options.head, C="auto" if C == 1.0 else C)
     path = options.out / "curve.png"
     note = "scaled with, and chosen on, the samples alone"
-    curve.plot(
-        path, title=f"{Path(train.network).name}, {options.head or 'default head'}", note=note, extrapolate=True
-    )
+    curve.plot(path, title=_title(train, options, options.head or "default head"), note=note, extrapolate=True)
     print(f"\n{curve.table()}\n{curve.compare(*curve.accuracy)}\n{curve.outlook()}\nwrote {path}")

@@ -16,6 +16,7 @@ from hf_tl.embedding.store import INDEX, MANIFEST, ROWS_AT_ONCE, Store, writing
 from hf_tl.embedding.stored_array import Codec, LazyArray
 from hf_tl.embedding.taps import TapSelection, select_names
 from hf_tl.errors import InputError
+from hf_tl.table import as_html, format_table, in_words
 
 
 if TYPE_CHECKING:
@@ -122,6 +123,20 @@ class Embedding:
         else:
             values = np.concatenate([self.values[:, layer.start : layer.stop] for layer in kept], axis=1)
         return replace(self, values=values, layers=moved_together(kept))
+
+    def __str__(self) -> str:
+        (n, d), layers = self.shape, self.layers
+        labelled = "no labels" if self.labels is None else "labelled"
+        if self.class_names is not None:
+            labelled = f"{len(self.class_names)} classes: {in_words(self.class_names)}"
+        return (
+            f"embedding of {n:,} samples by {self.network}: {d:,} features ({self.dtype}) of {len(layers)} layers, "
+            f"{layers[0].name} to {layers[-1].name}; {labelled}"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [[layer.name, layer.place, layer.kind, layer.stop - layer.start] for layer in self.layers]
+        return as_html(f"{self}\n\n{format_table(['layer', 'place', 'kind', 'features'], rows)}", most=24)
 
     def chunks(self, n: int = ROWS_AT_ONCE) -> Iterator[np.ndarray]:
         """The values, `n` samples at a time."""

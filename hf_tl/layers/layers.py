@@ -17,6 +17,7 @@ from hf_tl.example import dummy_batch, shapes_of
 from hf_tl.layers.blocks import Blocks, find_blocks
 from hf_tl.layers.partition import Kind, Segment, head_names, partition, split_by_leaf
 from hf_tl.names import closest, is_inside, match_names
+from hf_tl.table import as_html, format_table
 from hf_tl.trace import Batch, Trace, trace
 
 
@@ -112,6 +113,20 @@ class Layers(Sequence[Layer]):
     def n_parameters(self) -> int:
         """Number of scalars in the parameters of all layers."""
         return sum(layer.n_parameters for layer in self.items)
+
+    def table(self) -> str:
+        """One row a layer: its place, name, depth and parameters."""
+        rows = [
+            [layer.kind if layer.index is None else str(layer.index), layer.name, layer.depth, layer.n_parameters]
+            for layer in self
+        ]
+        return format_table(["layer", "name", "depth", "parameters"], rows)
+
+    def __str__(self) -> str:
+        return f"{self.table()}\n\n{len(self)} layers, {self.n_parameters:,} parameters; found by {self.detector}"
+
+    def _repr_html_(self) -> str:
+        return as_html(str(self))
 
     def plot(self, path: str | Path, *, title: str, frozen: Collection[Layer] = ()) -> None:
         """Draws a bar of the number of parameters for each layer, the data at the bottom, the task on top.

@@ -14,7 +14,7 @@ from hf_tl.errors import InputError
 from hf_tl.layers import Layer, Layers, select_layers
 from hf_tl.policies.grammar import SELECTING, Clause
 from hf_tl.policies.phases import PhaseStart
-from hf_tl.table import format_table
+from hf_tl.table import as_html, format_table
 
 
 COLUMNS = 5  # phases that stand beside one another in a table
@@ -136,6 +136,9 @@ class DryRun:
             where = f", backward stops at {lowest.name!r}" if lowest is not None else ""
             lines.append(f"from {when}: {count:,} of {total:,} parameters train ({count / total:.1%}){where}")
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+    def _repr_html_(self) -> str:
+        return as_html(str(self))
 
     def _cell(self, plan: Plan, number: int) -> str:
         setting = plan.settings[number]

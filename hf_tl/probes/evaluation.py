@@ -14,7 +14,7 @@ from hf_tl.embedding.embedding import Embedding
 from hf_tl.errors import InputError
 from hf_tl.intervals import wilson
 from hf_tl.labels import LabelTable, Problem, find_problem
-from hf_tl.table import format_table, in_words
+from hf_tl.table import as_html, format_table, in_words
 
 
 METRICS: dict[Problem, str] = {"classification": "accuracy", "multilabel": "F1", "regression": "R2"}
@@ -165,6 +165,9 @@ class Evaluation:
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value:.3f}" for name, value in self.scores.items())
+
+    def _repr_html_(self) -> str:
+        return as_html(f"{self}\n\n{self.table()}")
 
     def _table_of_labels(self) -> str:
         from sklearn.metrics import precision_recall_fscore_support

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -16,7 +17,7 @@ from hf_tl.intervals import mean_interval, paired_gain, simultaneous_confidence
 from hf_tl.probes.evaluation import METRICS
 from hf_tl.probes.gram_probe import GramProbe, Grams
 from hf_tl.probes.grid_search import N_SPLITS
-from hf_tl.table import format_table
+from hf_tl.table import as_html, format_table
 
 
 RELATIVE_C = 10.0  # C times the mean squared L2 norm of a sample: the same for a narrow and a wide layer
@@ -63,6 +64,7 @@ class LayerProbes:
         evaluated_on: which samples, in words.
         metric: what is measured: "accuracy", "F1" or "R2".
         untrained: the same layers of the same network with random weights, or None.
+        places: of each layer in the network, see `LayerColumns.place`; empty where they are not known.
     """
 
     single: tuple[Probed, ...]
@@ -73,6 +75,7 @@ class LayerProbes:
     evaluated_on: str
     metric: str = "accuracy"
     untrained: LayerProbes | None = None
+    places: tuple[str, ...] = ()
 
     @property
     def whole(self) -> Probed:
@@ -139,35 +142,63 @@ class LayerProbes:
             )
         return "\n".join(lines)
 
-    def plot(self, path: str | Path, *, title: str) -> None:
+    def _repr_html_(self) -> str:
+        return as_html(f"{self.table()}\n\n{self}")
+
+    def plot(self, path: str | Path, *, title: str, level: Literal["block", "layer"] = "block") -> None:
         """Draws the score against depth.
 
         Args:
             path: of the picture; its ending says which kind, ".png" or ".svg".
             title: above it.
+            level: "block" for the last layer of each block, with all up to and all from that block on; or "layer".
         """
-        at, alone = np.arange(len(self.single)), [probed.score for probed in self.single]
-        low, high = np.array([probed.interval for probed in self.single]).T
+        blocks = _blocks(self.places) if level == "block" else []
+        what = "block" if blocks else "layer"
+        blocks = blocks or [(str(i), i, i) for i in range(len(self.single))]
+        at = np.arange(len(blocks))
+        last, first = [end for _, _, end in blocks], [start for _, start, _ in blocks]
+        alone = [self.single[i].score for i in last]
+        low, high = np.array([self.single[i].interval for i in last]).T
         kind = "ridge regression, 1 / alpha" if self.metric == "R2" else "linear SVM, C"
         caption = f"bands: 95 % intervals; {kind} = {RELATIVE_C:g} / mean squared norm; {self.evaluated_on}"
-        with plots.picture(path, title=title, size=(8, 5.2), caption=caption) as (panel,):
+        with plots.picture(path, title=title, size=(8, 5.4), caption=caption) as (panel,):
             plots.band(panel, at, low, high, color=plots.SKY)
-            plots.curve(panel, at, alone, color=plots.BLUE, marker="o", label="one layer alone")
-            for probes, color, label in (
-                (self.first_to, plots.GREEN, "first layer .. this one"),
-                (self.to_last, plots.ORANGE, "this layer .. last"),
-            ):
-                plots.curve(panel, at, [probed.score for probed in probes], color=color, label=label)
+            one = "last layer of one block" if what == "block" else "one layer alone"
+            plots.curve(panel, at, alone, color=plots.BLUE, marker="o", label=one)
+            below, above = [self.first_to[i].score for i in last], [self.to_last[i].score for i in first]
+            plots.curve(panel, at, below, color=plots.GREEN, style="dashed", label=f"first {what} .. this one")
+            plots.curve(panel, at, above, color=plots.ORANGE, style="dashdot", label=f"this {what} .. last")
             plots.level(panel, self.whole.score, color="#1f3864", label="all layers", interval=self.whole.interval)
             if self.untrained is not None:
-                accuracies = [probed.score for probed in self.untrained.single]
-                plots.curve(panel, at, accuracies, color=plots.GREY, label="one layer alone, random weights")
-            plots.level(panel, self.chance, label="chance")
+                scores = [self.untrained.single[i].score for i in last]
+                plots.curve(panel, at, scores, color=plots.DARK_GREY, style="dotted", label=f"{one}, random weights")
+            plots.level(panel, self.chance, color=plots.DARK_GREY, label="chance")
             best, lowest = int(np.argmax(alone)), max(-1.0, min(0.0, *alone))
-            named = f"best alone: {self.single[best].name}, {alone[best]:.3f}"
+            named = f"best alone: {self.single[last[best]].name}, {alone[best]:.3f}"
             plots.curve(panel, [best], [alone[best]], color="#1f3864", marker="*", label=named)
-            plots.axes(panel, x="layer, from data to task", y=self.metric, between=(lowest, 1), whole=True)
+            names = [name for name, _, _ in blocks] if what == "block" else []
+            plots.axes(
+                panel,
+                x=f"{what}, from data to task",
+                y=self.metric,
+                x_names=names,
+                between=(lowest, 1),
+                whole=what == "layer",
+            )
             plots.legend(panel)
+
+
+def _blocks(places: Sequence[str]) -> list[tuple[str, int, int]]:
+    """(name, its first layer, its last) of each block, in order; empty where places are unknown or all are one."""
+    blocks: list[tuple[str, int, int]] = []
+    for i, place in enumerate(places):
+        name = place.partition("/")[0] or (blocks[-1][0] if blocks else "stem")
+        if blocks and blocks[-1][0] == name:
+            blocks[-1] = (name, blocks[-1][1], i)
+        else:
+            blocks.append((name, i, i))
+    return blocks if len(blocks) > 1 else []
 
 
 def layer_probes(
@@ -242,6 +273,7 @@ def layer_probes(
         evaluated_on=probe.evaluated_on,
         metric=METRICS[probe.problem],
         untrained=baseline,
+        places=tuple(span.place for span in probe.spans),
     )
 
 

@@ -18,7 +18,7 @@ from hf_tl.probes.evaluation import chance, label_table, paired_labels, score_sa
 from hf_tl.probes.grid_search import Cost, check_groups
 from hf_tl.probes.heads import HeadMaker, default_head, make_head
 from hf_tl.probes.power_law import PowerLaw, fit_power_law
-from hf_tl.table import format_table, in_words
+from hf_tl.table import as_html, format_table, in_words
 
 
 SHOTS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100)  # samples per class
@@ -120,6 +120,9 @@ class LearningCurve:
                 lines.append(f"{method}: {law}; with {n} {self.unit} it leads one to expect {expected}")
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        return as_html(f"{self.metric}\n\n{self.table()}\n\n{self.best()}")
+
     def table(self) -> str:
         """Mean and 95 % interval, one row a method, one column a number of samples."""
         widths = {method: self.half_widths(method) for method in self.accuracy}
@@ -188,7 +191,7 @@ class LearningCurve:
                 law = self.law(method) if extrapolate else None
                 if law is not None:
                     ahead = np.geomspace(shots[0], 2 * shots[-1], 60)
-                    plots.curve(panel, ahead, law.at(ahead), color=color, dashed=True)
+                    plots.curve(panel, ahead, law.at(ahead), color=color, style="dashed", label=f"{method}, fitted")
                     beyond = np.geomspace(shots[-1], 2 * shots[-1], 12)
                     low, high = np.array([law.range_at(n) for n in beyond]).T
                     plots.band(panel, beyond, low, high, color=color)

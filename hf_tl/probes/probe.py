@@ -19,7 +19,7 @@ from hf_tl.probes.grid_search import Cost
 from hf_tl.probes.heads import Head, HeadMaker, default_head, fit_head, make_head
 from hf_tl.probes.learning_curve import LearningCurve, learning_curve
 from hf_tl.probes.svm import LinearSVM
-from hf_tl.table import format_table
+from hf_tl.table import as_html, format_table
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,9 @@ class Probe:
     evaluation: Evaluation
     seconds: float
     notes: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        return as_html("\n\n".join([compare_probes([self]), self.evaluation.table(), *self.notes]))
 
 
 def compared_features(

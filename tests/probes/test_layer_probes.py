@@ -16,6 +16,7 @@ class Span:
     start: int
     stop: int
     depth: float
+    place: str = ""
 
 
 @dataclass
