@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 
 from hf_tl.audio_folder import holds_recordings, load_audio_folder
+from hf_tl.containers import as_table, is_row, items_of
 from hf_tl.dataset_check import check_classes, check_folder, find_bad_samples
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.labels import LABEL_NAMES, LabelTable, Problem, find_label, find_problem, read_labels
@@ -99,7 +100,10 @@ class Samples:
 
     def __getitem__(self, index: int) -> object:
         """The raw input of one sample; a corrupt image raises here."""
-        value = self.dataset[index][self.input_column]
+        row = self.dataset[index]
+        if self.input_column not in row:
+            raise ValueError(f"there is no column {self.input_column!r}, but {sorted(map(str, row))[:5]}")
+        value = row[self.input_column]
         if value is None:
             raise ValueError(f"column {self.input_column!r} is empty")
         return value
@@ -312,38 +316,29 @@ def as_samples(
     problem: Problem | None = None,
     name: str = "samples",
 ) -> Samples:
-    """Samples from whatever holds some: a `datasets.Dataset`, a DataFrame, a sequence of raw inputs, or `Samples`.
+    """Samples from whatever holds some: a table, a sequence of raw inputs or of a table's rows, or `Samples`.
 
-    In a table the input column and the labels are found, as `load_task` finds them; `labels` stays None where no
-    column looks like one.
+    A table is a `datasets.Dataset`, a DataFrame of pandas or polars, or a pyarrow Table. Its input column and labels
+    are found, as `load_task` finds them; `labels` stays None where no column looks like one.
 
     Raises:
         InputError: a container that is iterated over in something else than samples, a named column that does not
             exist, several candidates, or labels that are not classes.
     """
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
 
     if isinstance(data, Samples):
         return data
-    if type(data).__name__ == "DataFrame" and type(data).__module__.partition(".")[0] == "pandas":
-        data = Dataset.from_pandas(data, preserve_index=False)
-    if isinstance(data, Dataset):
-        return _from_table(data, modality, label, input_column, problem, name)
-    if isinstance(data, IterableDataset):
-        raise InputError(
-            "a streamed dataset has no length and no order of access; give Dataset.from_list(list(stream)), "
-            "or a part of it: list(stream.take(1000))"
-        )
-    if isinstance(data, Mapping):
-        split = next((name for name, part in data.items() if isinstance(part, Dataset)), None)
-        wanted = "Dataset.from_dict(columns)" if split is None else f"one split, data[{split!r}]"
-        raise InputError(
-            f"expected a sequence of raw inputs or a Dataset, got {type(data).__name__} of "
-            f"{sorted(map(str, data))[:5]}; give {wanted}"
-        )
-    if isinstance(data, (str, bytes, os.PathLike)) or not isinstance(data, Iterable):
-        raise InputError(f"expected a sequence of raw inputs, got one {type(data).__name__}; put it into a list")
-    return Samples([{"input": value} for value in data], "input", name=name)
+    table = as_table(data)
+    if table is None:
+        items = items_of(data, modality)
+        if not (items and modality != "array" and all(is_row(item) for item in items)):
+            return Samples([{"input": value} for value in items], "input", name=name)
+        try:
+            table = Dataset.from_list([dict(item) for item in items])
+        except Exception as error:  # of pyarrow: values of several types in one column
+            raise InputError(f"the {len(items)} mappings are no rows of one table: {in_one_line(error)}") from error
+    return _from_table(table, modality, label, input_column, problem, name)
 
 
 def _from_table(
@@ -354,6 +349,8 @@ def _from_table(
     problem: Problem | None,
     name: str,
 ) -> Samples:
+    transformed = dataset.format["type"] == "custom"  # it may need all columns
+    shown, dataset = dataset, dataset.with_format(None)
     columns = dataset.column_names
     for wanted in (*_listed(label), *_listed(input_column)):
         if wanted not in columns:
@@ -362,10 +359,10 @@ def _from_table(
     labels, class_names = (None, None) if label is None else read_labels(dataset, _listed(label), problem=problem)
     inputs = _listed(input_column or _find_input(dataset, modality, label))
     if len(inputs) == 2:
-        return Samples(_Pairs(dataset, inputs), PAIR, labels, class_names, name)
+        return Samples(_Pairs(shown if transformed else dataset, inputs), PAIR, labels, class_names, name)
     if len(inputs) > 2:
         raise InputError(f"one column is read, or two as pairs, got {len(inputs)}: {list(inputs)}")
-    read = _undecoded(dataset, inputs[0]).select_columns(inputs[0])
+    read = shown if transformed else _undecoded(dataset, inputs[0]).select_columns(inputs[0])
     return Samples(read, inputs[0], labels, class_names, name)
 
 
@@ -405,6 +402,8 @@ def _load(name: str, config: str | None) -> DatasetDict:
                 raise InputError(f"data file {name!r} does not exist")
             options = {"sep": "\t"} if suffix == ".tsv" else {}
             return datasets.load_dataset(FILE_FORMATS[suffix], data_files=name, **options)
+        if os.path.isfile(name):
+            raise InputError(f"data file {name!r} is none of {', '.join(FILE_FORMATS)}; convert it to one of them")
         if not os.path.isdir(name) and (name.startswith((".", "~", os.sep)) or not HUB_ID.fullmatch(name)):
             raise InputError(f"data folder {name!r} does not exist")
         if os.path.isdir(name) and config is None and holds_recordings(name):
@@ -439,8 +438,10 @@ def _find_input(dataset: Dataset, modality: str, label: str | Sequence[str] | No
         "text": lambda feature: isinstance(feature, Value) and feature.dtype in ("string", "large_string"),
         "array": lambda feature: True,
     }
-    taken = _listed(label)
-    found = [name for name, feature in dataset.features.items() if name not in taken and kinds[modality](feature)]
+    others = {name: feature for name, feature in dataset.features.items() if name not in _listed(label)}
+    found = [name for name, feature in others.items() if kinds[modality](feature)]
+    if not found and modality in ("image", "audio"):  # by path, or as arrays
+        found = [name for name, feature in others.items() if _holds_inputs(dataset, name, feature)]
     if not found:
         raise InputError(
             f"the network reads {PLURALS[modality]}, but no column of the data holds one: "
@@ -457,6 +458,14 @@ def _find_input(dataset: Dataset, modality: str, label: str | Sequence[str] | No
             f"or two that are read as pairs"
         )
     return (preferred or found)[0]
+
+
+def _holds_inputs(dataset: Dataset, column: str, feature: object) -> bool:
+    """Whether a column holds paths of files that are there, or recordings with their rates."""
+    if isinstance(feature, Mapping):
+        return {"array", "sampling_rate"} <= set(feature)
+    first = next((value for value in dataset.select_columns(column)[:64][column] if value is not None), None)
+    return isinstance(first, str) and os.path.isfile(first)
 
 
 def _undecoded(dataset: Dataset, column: str) -> Dataset:

@@ -14,11 +14,13 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from hf_tl.errors import in_one_line
 
 
 MOST_CHANNELS = 32  # of a recording: fifth-order ambisonics have 36, and nobody has fewer samples than that
+CHANNELS = (1, 3, 4)  # of an image: grey, colours, colours with transparency
 LOUDEST = 16.0  # of float samples, full scale being 1: 24 dB beyond it are headroom, more are integers
 
 
@@ -49,19 +51,21 @@ def read_image(value: object, *, mode: Literal["RGB", "L"] = "RGB") -> Image.Ima
     networks are trained.
 
     Args:
-        value: a PIL image; the path of a file; the {"bytes", "path"} of one; or an array (height, width) or
-            (height, width, channels) of uint8, uint16, bool, or float in [0, 1].
+        value: a PIL image; the path of a file; the {"bytes", "path"} or the bytes of one; or an array or tensor
+            (height, width), (height, width, channels) or (channels, height, width) of uint8, uint16, bool, or float in
+            [0, 1].
         mode: PIL's name of what is wanted, "RGB" or "L".
 
     Raises:
         TypeError: anything else.
         ValueError: values out of range, an image without pixels, or a file that is no image.
     """
-    if isinstance(value, (str, os.PathLike)) or _is_file(value):
+    if _is_file(value):
         try:
             value = Image.open(io.BytesIO(_read_bytes(value)))
         except UnidentifiedImageError as error:
             raise ValueError(f"{_name_of(value)} is no image that Pillow can read") from error
+    value = value.numpy(force=True) if isinstance(value, Tensor) else value
     if isinstance(value, np.ndarray):
         return Image.fromarray(_eight_bits(value)).convert(mode)
     if not isinstance(value, Image.Image):
@@ -86,25 +90,20 @@ def read_recording(value: object, *, rate: int) -> np.ndarray:
 
     Args:
         value: samples at `rate` already, (samples,), (channels, samples) or (samples, channels);
-            {"array", "sampling_rate"}; the path of a file; or the {"bytes", "path"} of one, WAV or, where torchcodec
-            is installed, whatever that reads.
+            {"array", "sampling_rate"}; the path of a file; or the {"bytes", "path"} or the bytes of one, WAV or, where
+            torchcodec is installed, whatever that reads.
         rate: samples a second.
 
     Raises:
         TypeError: anything else.
         ValueError: no samples, axes that cannot be told apart, values out of range, or a file that cannot be read.
     """
-    if isinstance(value, (str, os.PathLike)) or _is_file(value):
+    if _is_file(value):
         samples, own = _decode_audio(value)
-    elif isinstance(value, Mapping) and "array" in value:
-        samples, own = np.asarray(value["array"]), int(value.get("sampling_rate") or rate)
-    elif isinstance(value, Mapping) or np.asarray(value).dtype.kind not in "iuf":
-        raise TypeError(
-            f"a recording should be an array of samples, {{'array', 'sampling_rate'}}, or a path, "
-            f"got {type(value).__name__}{_keys_of(value)}"
-        )
+    elif isinstance(value, Mapping) and "array" in value and set(value) <= {"array", "sampling_rate", "path"}:
+        samples, own = _numbers(value["array"]), _rate(value.get("sampling_rate"), rate)
     else:
-        samples, own = np.asarray(value), rate
+        samples, own = _numbers(value), rate
     samples = _full_scale_one(samples)
     if samples.ndim == 2:
         few, many = sorted(samples.shape)
@@ -119,19 +118,42 @@ def read_recording(value: object, *, rate: int) -> np.ndarray:
 
 
 def _is_file(value: object) -> bool:
-    return isinstance(value, Mapping) and set(value) <= {"bytes", "path"} and any(value.values())
+    if isinstance(value, Mapping):
+        return set(value) <= {"bytes", "path"} and any(value.values())
+    return isinstance(value, (str, os.PathLike, bytes))
 
 
 def _read_bytes(file: object) -> bytes:
     if isinstance(file, Mapping):
-        if file.get("bytes") is not None:
-            return file["bytes"]
-        file = file["path"]
-    return Path(str(file)).read_bytes()
+        file = file["path"] if file.get("bytes") is None else file["bytes"]
+    return file if isinstance(file, bytes) else Path(str(file)).read_bytes()
+
+
+def _numbers(value: object) -> np.ndarray:
+    """The array of samples that something is."""
+    try:
+        samples = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        samples = np.asarray(None)
+    if isinstance(value, Mapping) or samples.dtype.kind not in "iuf":
+        raise TypeError(
+            f"a recording should be an array of samples, {{'array', 'sampling_rate'}}, or a path, "
+            f"got {type(value).__name__}{_keys_of(value)}"
+        )
+    return samples
+
+
+def _rate(given: object, expected: int) -> int:
+    if given is None:
+        return expected
+    if not isinstance(given, (int, float, np.number)) or not given >= 1 or given != int(given):
+        raise ValueError(f"a sampling rate should be a whole number of samples a second, got {given!r}")
+    return int(given)
 
 
 def _name_of(file: object) -> str:
-    return str((file.get("path") if isinstance(file, Mapping) else file) or "the file")
+    named = file.get("path") if isinstance(file, Mapping) else file
+    return "the file" if named is None or isinstance(named, bytes) else str(named)
 
 
 def _keys_of(value: object) -> str:
@@ -140,9 +162,15 @@ def _keys_of(value: object) -> str:
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:
     """(height, width) or (height, width, channels) uint8."""
-    if pixels.ndim not in (2, 3) or not pixels.size or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
+    ends = (pixels.shape[0] in CHANNELS, pixels.shape[2] in CHANNELS) if pixels.ndim == 3 else ()
+    if all(ends) and ends:
+        raise ValueError(f"which axis of an array of shape {pixels.shape} is the image's channels cannot be told")
+    if ends == (True, False):
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim not in (2, 3) or not pixels.size or not any(ends or (True,)):
         raise ValueError(
-            f"an array of pixels should be (height, width) or (height, width, 1, 3 or 4), got shape {pixels.shape}"
+            f"an array of pixels should be (height, width), or have 1, 3 or 4 channels in its last axis or its first, "
+            f"got shape {pixels.shape}"
         )
     pixels = pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
     low, high = pixels.min(), pixels.max()
@@ -165,6 +193,8 @@ def _full_scale_one(samples: np.ndarray) -> np.ndarray:
         return (samples.astype(np.float32) - 128) / 128
     if samples.dtype.kind == "i" and samples.dtype.itemsize <= 4:
         return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+    if not np.isfinite(samples).all():
+        raise ValueError("samples should be finite, got NaN or infinity")
     loudest = float(np.abs(samples).max(initial=0))
     if samples.dtype.kind != "f" or loudest > LOUDEST:
         raise ValueError(

@@ -145,10 +145,16 @@ def find_label(dataset: Dataset) -> str | None:
             for name, feature in dataset.features.items()
             if isinstance(feature, Value) and feature.dtype in ("string", "large_string")
         ]
-        classes = [name for name in strings if _repeats(dataset, name)]
+        classes = [name for name in strings if repeats(dataset.select_columns(name)[:][name])]
     if len(classes) > 1:
         raise InputError(f"several columns hold classes: {classes}; name one with label=... (--label)")
     return classes[0] if classes else None
+
+
+def repeats(values: Sequence) -> bool:
+    """Whether values come again and again, as classes do."""
+    n_different = len(set(values))
+    return n_different >= 2 and len(values) >= REPEATED * n_different
 
 
 def read_labels(dataset: Dataset, columns: Sequence[str], *, problem: Problem | None = None) -> Labels:
@@ -255,12 +261,6 @@ def _read_lists(values: Sequence, column: str, names: tuple[str, ...] | None) ->
     for row, value in zip(labels, values, strict=True):
         row[[numbers[item] for item in value]] = 1
     return labels, names or tuple(map(str, table))
-
-
-def _repeats(dataset: Dataset, column: str) -> bool:
-    values = dataset.select_columns(column)[:][column]
-    n_different = len(set(values))
-    return n_different >= 2 and len(values) >= REPEATED * n_different
 
 
 def _expect(problem: Problem | None, found: Problem, why: str) -> None:

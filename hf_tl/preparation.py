@@ -242,7 +242,16 @@ def _for_recordings(model: PreTrainedModel, extractor: Any, name: str) -> _ForRe
     longest = settings.get("n_samples") or settings.get("nb_max_samples")  # of Whisper and CLAP
     if longest is None and {"max_length", "num_mel_bins"} <= set(settings):
         longest = settings["max_length"] * rate // 100  # of AST, in frames of 10 ms
-    return _ForRecordings(extractor, padding, longest, name)
+    return _ForRecordings(extractor, padding, _first_frame(model) if takes_samples else 1, longest, name)
+
+
+def _first_frame(model: PreTrainedModel) -> int:
+    """Samples that a network's convolutions need for one frame, where its configuration tells them."""
+    config, n = model.config.to_dict(), 1
+    steps = zip(config.get("conv_kernel") or (), config.get("conv_stride") or (), strict=True)
+    for kernel, stride in reversed(list(steps)):
+        n = (n - 1) * stride + kernel
+    return n
 
 
 @dataclass(frozen=True)
@@ -251,12 +260,18 @@ class _ForRecordings:
 
     processor: Any
     options: Mapping[str, Any]
+    shortest: int
     longest: int | None
     name: str
 
     def __call__(self, recordings: list) -> Batch:
         rate = self.processor.sampling_rate
         samples = [read_recording(recording, rate=rate) for recording in recordings]
+        if (least := min(map(len, samples))) < self.shortest:
+            raise ValueError(
+                f"the recording has {least} samples at {rate} Hz, and one frame takes {self.shortest}: there is "
+                f"nothing to read"
+            )
         if self.longest is not None and any(len(one) > self.longest for one in samples):
             warnings.warn(f"{self.name!r} reads {self.longest / rate:g} s; longer recordings are cut", stacklevel=2)
         return dict(self.processor(samples, sampling_rate=rate, return_tensors="pt", **self.options))

@@ -21,7 +21,7 @@ LEVELS = [  # a module imports from levels above its own in this list, or from i
     {"example"},
     {"layers"},
     {"inputs"},
-    {"preparation", "dataset_check", "audio_folder"},
+    {"preparation", "dataset_check", "audio_folder", "containers"},
     {"models"},
     {"checkpoint"},
     {"data"},

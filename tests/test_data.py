@@ -5,8 +5,13 @@ import json
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+import torch
 from conftest import write_images
+from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from hf_tl import InputError, load_task
 from hf_tl.data import as_samples
@@ -231,6 +236,81 @@ def test_containers_of_samples():
         (table, r"got dict of .*give Dataset.from_dict\(columns\)"),
         (splits, r"give one split, data\['train'\]"),
         (stream, "a streamed dataset has no length"),
+        ({"a", "b"}, "got a set, which has no order; give a list"),
+        (DataLoader(["a", "b"]), "got a DataLoader, which gives batches"),
+        ([("a b", "pos"), ("c d", "neg"), ("e f", "pos")], "come again and again, as classes do: neg, pos"),
+        ([{"text": "a"}, {"text": 1}], "the 2 mappings are no rows of one table"),
     ):
         with pytest.raises(InputError, match=sentence):
             as_samples(data, modality="text")
+
+
+class Rows(TorchDataset):
+    """A dataset of torch, which does not end an iteration."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return {"text": "ab"[index % 2], "label": index % 2}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [{"text": "a", "label": 0}, {"text": "b", "label": 1}],
+        Rows(),
+        pa.table({"text": ["a", "b"], "label": [0, 1]}),
+        datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}).with_format("torch"),
+    ],
+    ids=["rows", "torch", "pyarrow", "format"],
+)
+def test_rows_of_a_table_are_samples_with_labels(data):
+    samples = as_samples(data, modality="text")
+    assert [samples[0], samples[1]] == ["a", "b"]
+    assert samples.labels.tolist() == [0, 1]
+
+
+def test_texts_in_arrow_without_a_table():
+    samples = as_samples(pa.chunked_array([["a"], ["b"]]), modality="text")
+    assert [samples[0], samples[1]] == ["a", "b"]
+
+
+def test_a_transform_sees_whole_rows_and_may_not_drop_the_column():
+    table = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    both = table.with_transform(lambda rows: {"text": [f"{t}{n}" for t, n in zip(*rows.values(), strict=True)]})
+    samples = as_samples(both, modality="text")
+    assert [samples[0], samples[1]] == ["a0", "b1"]
+    assert samples.labels.tolist() == [0, 1]
+    other = as_samples(table.with_transform(lambda rows: {"ids": rows["label"]}), modality="text")
+    with pytest.raises(ValueError, match=r"no column 'text', but \['ids'\]"):
+        other[0]
+
+
+def test_columns_of_images_and_of_paths(tmp_path):
+    images = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for i, image in enumerate(images):
+        image.save(tmp_path / f"{i}.png")
+    by_path = as_samples(pd.DataFrame({"file": [str(tmp_path / "0.png"), None], "label": [0, 1]}), modality="image")
+    assert by_path[0] == str(tmp_path / "0.png")
+    with pytest.raises(ValueError, match="column 'file' is empty"):
+        by_path[1]
+    in_memory = as_samples(pd.DataFrame({"picture": images, "label": [0, 1]}), modality="image")
+    np.testing.assert_array_equal(in_memory[1], images[1])
+    sound = {"array": [0.0, 0.1], "sampling_rate": 8000}
+    heard = as_samples(datasets.Dataset.from_list([{"sound": sound, "label": 0}] * 2), modality="audio")
+    assert heard[0] == sound
+
+
+@pytest.mark.parametrize(("shape", "modality"), [((8, 8, 3), "image"), ((3, 8, 8), "image"), ((800,), "audio")])
+def test_one_array_is_no_list_of_samples(shape, modality):
+    for array in (np.zeros(shape), torch.zeros(shape)):
+        with pytest.raises(InputError, match="which may be a single one; put it into a list"):
+            as_samples(array, modality=modality)
+    assert len(as_samples(np.zeros((2, *shape)), modality=modality)) == 2
+
+
+def test_a_file_of_another_kind(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(InputError, match=r"data file .*a.txt' is none of .csv, .*convert it"):
+        text_task(tmp_path / "a.txt")

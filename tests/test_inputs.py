@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.io import wavfile
 
@@ -95,8 +96,33 @@ def test_what_is_no_image():
     for value in (np.full((4, 4), 200.0), np.full((4, 4), 7), Image.fromarray(np.full((4, 4), 200.0, np.float32))):
         with pytest.raises(ValueError, match=r"pixels should be uint8, uint16, or float in \[0, 1\], got"):
             read_image(value)
-    with pytest.raises(ValueError, match=r"got shape \(3, 8, 8\)"):
-        read_image(np.zeros((3, 8, 8), np.uint8))
+    with pytest.raises(ValueError, match=r"got shape \(5, 8, 8\)"):
+        read_image(np.zeros((5, 8, 8), np.uint8))
+    with pytest.raises(ValueError, match=r"which axis of an array of shape \(3, 8, 4\) is the image's channels"):
+        read_image(np.zeros((3, 8, 4), np.uint8))
+
+
+def test_channels_of_an_image_are_found_on_either_side():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    for value in (pixels.transpose(2, 0, 1), torch.from_numpy(pixels), torch.from_numpy(pixels).permute(2, 0, 1)):
+        np.testing.assert_array_equal(np.asarray(read_image(value)), pixels)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    np.testing.assert_array_equal(np.asarray(read_image(file.getvalue())), pixels)
+
+
+@pytest.mark.parametrize("rate", [0, -8000, float("nan"), 8000.5, "8 kHz"])
+def test_a_rate_is_a_number_of_samples_a_second(rate):
+    with pytest.raises(ValueError, match="a sampling rate should be a whole number of samples a second, got"):
+        read_recording({"array": np.zeros(80, np.float32), "sampling_rate": rate}, rate=8000)
+
+
+def test_samples_that_are_no_numbers():
+    with pytest.raises(ValueError, match="samples should be finite, got NaN or infinity"):
+        read_recording(np.array([0, np.nan], np.float32), rate=8000)
+    for value in ({"array": np.zeros(80), "sample_rate": 8000}, (np.zeros(80), 8000)):
+        with pytest.raises(TypeError, match="a recording should be an array of samples"):
+            read_recording(value, rate=8000)
 
 
 def test_texts_and_pairs():

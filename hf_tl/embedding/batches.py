@@ -304,7 +304,7 @@ def _refuse(samples: Samples, index: int, error: Exception, on_bad_samples: OnBa
     if on_bad_samples == "raise":
         raise InputError(
             f"sample {index} of {samples.name} cannot be read: {in_one_line(error)}; "
-            f"mend it, or leave such samples out with on_bad_samples='skip' (--on-bad-samples skip)"
+            f"mend row {index}, or leave such samples out with on_bad_samples='skip' (--on-bad-samples skip)"
         ) from error
 
 

@@ -32,6 +32,7 @@ from hf_tl.embedding.reader import TapReader, n_samples
 from hf_tl.embedding.store import INDEX, Store
 from hf_tl.embedding.taps import Tap
 from hf_tl.errors import InputError, in_one_line
+from hf_tl.example import shapes_of
 from hf_tl.models import Network
 from hf_tl.trace import Batch
 
@@ -297,7 +298,15 @@ class Pass:
                 used, values = np.asarray(kept, np.int64), np.empty((0, read.n_features), np.float32)
                 if batch is not None:
                     started = time.perf_counter()
-                    values = landing.read(read, execution.placed(batch))
+                    try:
+                        values = landing.read(read, execution.placed(batch))
+                    except (InputError, MemoryError, torch.OutOfMemoryError):
+                        raise
+                    except Exception as error:  # the network is the user's, and so are its errors
+                        raise InputError(
+                            f"{self.network.name} cannot run on samples {kept[0]} to {kept[-1]} of "
+                            f"{self.samples.name}, {shapes_of(batch)}: {in_one_line(error)}; check what prepares them"
+                        ) from error
                     parts.took(time.perf_counter() - started, len(kept))
                     finite = self._finite(values, kept)
                     used, values = used[finite], landing.keep(values, finite)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from hf_tl.architectures import has_running_statistics, is_transformers
+from hf_tl.architectures import has_running_statistics, inner_network, is_transformers
 from hf_tl.errors import InputError
 from hf_tl.layers import Layer, Layers
 from hf_tl.names import is_inside
@@ -232,7 +232,7 @@ def eval_modules(model: nn.Module, plan: Plan, unassigned: Mapping[Layer, Sequen
 def unassigned_modules(model: nn.Module, layers: Layers) -> dict[Layer, list[nn.Module]]:
     """Modules without parameters that run outside all layers (a dropout between two), by the layer before them."""
     parents = {name: layer for layer in layers for name, _ in layer.modules}
-    modules = dict(model.named_modules())
+    modules = dict(inner_network(model).named_modules())
     before, found = layers[0], dict[Layer, list[nn.Module]]()
     for name in layers.run_order:
         parent = next((layer for own, layer in parents.items() if is_inside(name, [own])), None)

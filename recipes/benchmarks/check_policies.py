@@ -17,18 +17,16 @@ kept in a file, and a run that is cut short goes on from there; the table is kep
 """
 
 import argparse
-import json
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from machine import keep
-from sweep import FAMILIES, SECONDS, Specimen, sample, specimens, time_limit
+from sweep import FAMILIES, Specimen, count, sample, specimens, sweep
 from torch import Tensor, nn
 
 from hf_tl import InputError, Policy, list_layers, select_layers
@@ -40,7 +38,7 @@ from hf_tl.table import format_table
 from hf_tl.trace import Batch, forward
 
 
-RIGHT, REFUSED, WRONG, NOT_RUN = "right", "refused", "wrong", "not run"
+OUTCOMES = RIGHT, REFUSED, WRONG, NOT_RUN = "right", "refused", "wrong", "not run"
 LARGE = 1024  # entries of a tensor before its spread says something
 NEAR = (0.6, 1.6)  # times the spread of a new network
 
@@ -56,8 +54,9 @@ class Finding:
 def examine(specimen: Specimen) -> Finding:
     """Tries everything on one network."""
     try:
-        with time_limit(SECONDS):
-            model = specimen.model()
+        model = specimen.model()
+    except TimeoutError:
+        raise
     except Exception as error:  # whatever a configuration objects to
         return Finding(NOT_RUN, (str(error)[:200],))
     refused, wrong = [], []
@@ -236,28 +235,13 @@ def main() -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    torch.set_num_threads(1)
-    found: dict[str, dict] = {}
-    if options.ledger and options.ledger.is_file():
-        found = {item["name"]: item for item in map(json.loads, options.ledger.read_text().splitlines())}
     chosen = sample(options.sample, families=options.families) if options.sample else specimens(options.families)
-    for specimen in chosen:
-        if str(specimen) not in found:
-            finding = examine(specimen)
-            item = {"name": str(specimen), "outcome": finding.outcome, "sentences": list(finding.sentences)}
-            found[str(specimen)] = item
-            print(f"{specimen}: {finding.outcome}", *finding.sentences, sep="\n    ", flush=True)
-            if options.ledger:
-                with options.ledger.open("a") as file:
-                    file.write(json.dumps(item) + "\n")
-    items = [found[str(specimen)] for specimen in chosen]
-    counts = {f: Counter(item["outcome"] for item in items if item["name"].startswith(f"{f}/")) for f in FAMILIES}
-    outcomes = (RIGHT, REFUSED, WRONG, NOT_RUN)
-    rows = [[family, *(count[outcome] for outcome in outcomes)] for family, count in counts.items() if count]
-    print(format_table(["family", *outcomes], rows))
+    items = list(sweep(lambda specimen: asdict(examine(specimen)), chosen, ledger=options.ledger).values())
+    counts = count(items, OUTCOMES)
+    print(format_table(["family", *OUTCOMES], [[family, *numbers] for family, numbers in counts.items()]))
     if not options.sample:
         told = [item for item in items if item["outcome"] not in (RIGHT, NOT_RUN)]
-        keep("check_policies", {"counts": {f: dict(c) for f, c in counts.items() if c}, "not right": told})
+        keep("check_policies", {"outcomes": OUTCOMES, "counts": counts, "not right": told})
     sys.exit(any(item["outcome"] == WRONG for item in items))
 
 

@@ -1,11 +1,15 @@
 """Is every network read rightly, or refused in one sentence? The sweep of `sweep.py`, read sample by sample.
 
-python recipes/benchmarks/check_reading.py [--families timm ...] [--only NAME ...] [--sample N]
+python recipes/benchmarks/check_reading.py [--families timm ...] [--only NAME ...] [--sample N] [--ledger FILE]
 
 right    what is read of each sample alone is what is read of it in a padded batch, within 1e-4 of the layer's largest
 said     it is not, and a warning (and `describe`) says so
 refused  an InputError: one sentence
 wrong    anything else: other values without a word, or a traceback
+not run  what cannot be built small, or takes a minute
+
+With --ledger what was found is kept in a file, and a sweep that is cut short goes on from there; the table is kept in
+results/ when all of a family were read.
 """
 
 from __future__ import annotations
@@ -13,16 +17,15 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
-import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from machine import keep
-from sweep import FAMILIES, SECONDS, Specimen, sample, specimens, time_limit
+from sweep import FAMILIES, Specimen, count, sample, specimens, sweep
 from torch import Tensor, nn
 
 from hf_tl import FullNetworkEmbedding, InputError, Network, list_layers
@@ -33,7 +36,7 @@ from hf_tl.table import format_table
 N_SAMPLES = 3
 SHORTER = (0, 3, 1)  # by how many eighths each sample is shorter than the longest
 CLOSE = 1e-4
-OUTCOMES = ("right", "said", "refused", "wrong")
+OUTCOMES = ("right", "said", "refused", "wrong", "not run")
 Sample = dict[str, Tensor]
 
 
@@ -42,47 +45,52 @@ class Verdict:
     """What came of reading one network.
 
     Attributes:
-        family: of the network.
-        name: of the network.
         outcome: one of OUTCOMES.
-        reason: what was said or raised, or which layer is wrong by how much.
-        n_taps: layers that were read.
+        sentences: what was said or raised, or which layer is wrong by how much.
+        n_layers: layers that were read.
     """
 
-    family: str
-    name: str
     outcome: str
-    reason: str = ""
-    n_taps: int = 0
+    sentences: tuple[str, ...] = ()
+    n_layers: int = 0
 
 
-def read(specimen: Specimen, model: nn.Module) -> Verdict:
+def examine(specimen: Specimen) -> Verdict:
+    """Builds a network and reads it."""
+    try:
+        model = specimen.model()
+    except TimeoutError:
+        raise
+    except Exception as error:  # whatever a configuration objects to
+        return Verdict("not run", (str(error)[:200],))
+    return read(model, name=specimen.name)
+
+
+def read(model: nn.Module, *, name: str) -> Verdict:
     """Reads a network: its layers without an example, then three samples of different lengths together and alone."""
     try:
         list_layers(model)
         samples, prepare = inputs_of(model)
-        network = Network(model, prepare, name=specimen.name)
+        network = Network(model, prepare, name=name)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             fne = FullNetworkEmbedding(network, recipe="raw", batch_size=N_SAMPLES, progress=False, num_workers=0)
             together = fne.fit_transform(samples)
             alone = fne.set_params(batch_size=1).transform(samples)
     except InputError as error:
-        return Verdict(specimen.family, specimen.name, "refused", str(error))
+        return Verdict("refused", (str(error)[:400],))
     except TimeoutError:
         raise
     except Exception as error:
-        return Verdict(specimen.family, specimen.name, "wrong", f"{type(error).__name__}: {error}".replace("\n", " "))
+        return Verdict("wrong", (f"{type(error).__name__}: {error}".replace("\n", " ")[:400],))
     errors = {layer.name: _error(together, alone, layer.start, layer.stop) for layer in together.layers}
     worst = max(errors, key=errors.__getitem__)
-    leaks = [str(warning.message) for warning in said if "padding changes" in str(warning.message)]
+    leaks = [str(warning.message)[:400] for warning in said if "padding changes" in str(warning.message)]
     if errors[worst] <= CLOSE:
-        outcome, reason = "right", ""
-    elif leaks:
-        outcome, reason = "said", leaks[0]
-    else:
-        outcome, reason = "wrong", f"{worst!r} differs by {errors[worst]:.1e} of its largest value"
-    return Verdict(specimen.family, specimen.name, outcome, reason, len(errors))
+        return Verdict("right", n_layers=len(errors))
+    if leaks:
+        return Verdict("said", tuple(leaks[:1]), len(errors))
+    return Verdict("wrong", (f"{worst!r} differs by {errors[worst]:.1e} of its largest value",), len(errors))
 
 
 def inputs_of(model: nn.Module) -> tuple[list[Sample], Callable[[list[Sample]], Sample | Tensor]]:
@@ -117,49 +125,22 @@ def main() -> int:
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="networks of these names")
     parser.add_argument("--sample", type=int, metavar="N", help="that many at random, the same at every call")
+    parser.add_argument("--ledger", type=Path, metavar="FILE", help="where what was found so far is kept")
     options = parser.parse_args()
     import transformers
 
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    chosen = (
-        specimens(options.families) if options.sample is None else sample(options.sample, families=options.families)
-    )
-    verdicts, not_built, start = [], [], time.perf_counter()
-    for specimen in chosen:
-        if options.only and specimen.name not in options.only:
-            continue
-        try:
-            with time_limit(SECONDS):
-                model = specimen.model()
-        except Exception as error:
-            not_built.append(f"{specimen}: {error}"[:200])
-            continue
-        try:
-            with time_limit(SECONDS):
-                verdicts.append(read(specimen, model))
-        except TimeoutError as error:
-            verdicts.append(Verdict(specimen.family, specimen.name, "refused", str(error)))
-        if verdicts[-1].outcome != "right":
-            print(f"{verdicts[-1].outcome}: {specimen}: {verdicts[-1].reason[:300]}", flush=True)
-    print(table_of(verdicts, not_built, options.families))
-    if not options.only and options.sample is None:
-        found = [asdict(verdict) for verdict in verdicts if verdict.outcome != "right"]
-        counts = dict(Counter(verdict.outcome for verdict in verdicts))
-        seconds = round(time.perf_counter() - start)
-        keep("reading_sweep", {"counts": counts, "not_built": not_built, "others": found, "seconds": seconds})
-    return int(any(verdict.outcome == "wrong" for verdict in verdicts))
-
-
-def table_of(verdicts: Sequence[Verdict], not_built: Sequence[str], families: Sequence[str]) -> str:
-    """Counts of the outcomes by family."""
-    rows = []
-    for family in families:
-        own = Counter(verdict.outcome for verdict in verdicts if verdict.family == family)
-        missing = sum(one.startswith(f"{family}/") for one in not_built)
-        rows.append([family, sum(own.values()), *(own[outcome] for outcome in OUTCOMES), missing])
-    rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, len(OUTCOMES) + 3))])
-    return format_table(["family", "built", *OUTCOMES, "not built"], rows)
+    chosen = sample(options.sample, families=options.families) if options.sample else specimens(options.families)
+    if options.only:
+        chosen = [specimen for specimen in chosen if specimen.name in options.only]
+    items = list(sweep(lambda specimen: asdict(examine(specimen)), chosen, ledger=options.ledger).values())
+    counts = count(items, OUTCOMES)
+    print(format_table(["family", *OUTCOMES], [[family, *numbers] for family, numbers in counts.items()]))
+    if not options.only and not options.sample:
+        told = [item for item in items if item["outcome"] != "right"]
+        keep("check_reading", {"outcomes": OUTCOMES, "counts": counts, "not right": told})
+    return int(any(item["outcome"] == "wrong" for item in items))
 
 
 def _cut(value: Tensor, eighths: int) -> Tensor:

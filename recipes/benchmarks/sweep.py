@@ -8,13 +8,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
+import json
+import multiprocessing
 import random
 import re
+import resource
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +39,8 @@ TASKS = {
 FAMILIES = (*TASKS, "timm")
 N_LABELS = 5
 LARGEST = 20_000_000  # parameters: what needs more cannot be built small
-SECONDS = 60  # for one network
+SECONDS = 60  # of the processor's time, for one network
+GIGABYTES = 6  # of memory, for one network
 
 WORDS = 128  # of the vocabulary
 WIDTHS = {  # a setting -> what it becomes in a small network, where the configuration has it and it is larger
@@ -219,20 +225,85 @@ def sample(n: int, *, families: Sequence[str] = FAMILIES, random_state: int = 0)
     return random.Random(random_state).sample(specimens(families), n)
 
 
+def sweep(
+    examine: Callable[[Specimen], dict[str, Any]], chosen: Sequence[Specimen], *, ledger: Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """What `examine` finds of each network, by the network's name.
+
+    Each is examined in a process of its own, within SECONDS and GIGABYTES; one that takes more is {"outcome":
+    "not run"}. What is found is printed and kept in `ledger`, JSON lines: what is cut short goes on from there.
+    """
+    torch.set_num_threads(1)  # a forked process has no others
+    examine(next(one for one in specimens(["token"]) if one.name == "BertForTokenClassification"))  # imports, once
+    lines = ledger.read_text().splitlines() if ledger is not None and ledger.is_file() else []
+    found = {item["name"]: item for item in map(json.loads, lines)}
+    for specimen in chosen:
+        if str(specimen) in found:
+            continue
+        item = {"name": str(specimen), **_in_a_process(examine, specimen)}
+        found[str(specimen)] = item
+        print(f"{specimen}: {item['outcome']}", *item.get("sentences", ()), sep="\n    ", flush=True)
+        if ledger is not None:
+            with ledger.open("a") as file:
+                file.write(json.dumps(item) + "\n")
+    return {str(specimen): found[str(specimen)] for specimen in chosen}
+
+
+def count(items: Sequence[Mapping[str, Any]], outcomes: Sequence[str]) -> dict[str, list[int]]:
+    """How often each outcome was found in each family, and in "all"."""
+    found = [(item["name"].partition("/")[0], item["outcome"]) for item in items]
+    families = [family for family in FAMILIES if family in dict(found)]
+    counts = {family: [found.count((family, outcome)) for outcome in outcomes] for family in families}
+    return counts | {"all": [sum(column) for column in zip(*counts.values(), strict=True)]}
+
+
 @contextlib.contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raises TimeoutError in the main thread when a block takes longer."""
+    """Raises TimeoutError in the main thread when a block takes more of the processor's time."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"longer than {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def _in_a_process(examine: Callable[[Specimen], dict[str, Any]], specimen: Specimen) -> dict[str, Any]:
+    """What a forked process finds; it is killed where it hangs in code that no signal reaches."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(examine, specimen, sender), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(10 * SECONDS):
+            return {"outcome": "not run", "sentences": [f"longer than {10 * SECONDS} s"]}
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        return {"outcome": "not run", "sentences": [f"its process ended with {process.exitcode}"]}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _send(examine: Callable[[Specimen], dict[str, Any]], specimen: Specimen, sender: Connection) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + GIGABYTES * 2**30
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    try:
+        with time_limit(SECONDS):
+            found = examine(specimen)
+    except TimeoutError as error:
+        found = {"outcome": "not run", "sentences": [str(error)]}
+    if re.search("allocate memory|MemoryError", str(found)):
+        found = {"outcome": "not run", "sentences": [f"more than {GIGABYTES} GiB of memory"]}
+    sender.send(found)
 
 
 def _of_transformers(family: str) -> list[Specimen]:

@@ -81,6 +81,17 @@ def test_wrong_options_end_in_a_sentence(options, message):
         read(network(), images(), **options)
 
 
+def test_a_network_that_fails_on_some_samples_says_on_which():
+    class Fails(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x if x.max() < 9 else x[:, :2])
+
+    rows = [*torch.rand(7, 3), torch.full((3,), 10.0)]
+    net = Network(Fails(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.stack)
+    with pytest.raises(InputError, match=r"network cannot run on samples 4 to 7 of samples, \(4, 3\): RuntimeError"):
+        read(net, rows)
+
+
 @pytest.mark.slow
 def test_a_compiled_network_runs_its_hooks_even_if_it_was_compiled_without_them():
     torch.manual_seed(0)

@@ -8,7 +8,8 @@ import transformers as T
 from lanes import lanes
 from torch import nn
 
-from hf_tl import FullNetworkEmbedding, Network
+from hf_tl import FullNetworkEmbedding, InputError, Network
+from hf_tl.preparation import preparation_with
 
 
 WIDTHS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -273,6 +274,20 @@ def test_wrong_choices_end_in_a_sentence(options, message):
     network, rows = build("bert")
     with pytest.raises(ValueError, match=message):
         FullNetworkEmbedding(network, progress=False, **options).fit(rows)
+
+
+def test_a_recording_shorter_than_a_frame_is_a_bad_sample():
+    network, _ = build("wav2vec2")
+    prepare = preparation_with(network.model, T.Wav2Vec2FeatureExtractor(return_attention_mask=True), name="net")
+    noise = [np.random.default_rng(0).normal(scale=0.1, size=n).astype(np.float32) for n in (900, 700, 3)]
+    for batch_size in (1, 3):
+        options = {"batch_size": batch_size, "progress": False}
+        with pytest.raises(
+            InputError, match=r"sample 2 of samples cannot .* has 3 samples at 16000 Hz, and one frame"
+        ):
+            FullNetworkEmbedding(Network(network.model, prepare), **options).fit(noise)
+        skipping = FullNetworkEmbedding(Network(network.model, prepare), on_bad_samples="skip", **options)
+        assert skipping.fit_transform(noise).indices.tolist() == [0, 1]
 
 
 def test_audio_must_be_padded_on_the_right():

@@ -1,10 +1,12 @@
 """What a policy says about each layer and phase, and how a wrong one is answered."""
 
+import copy
 from itertools import pairwise
 
 import pytest
 import timm
 import torch
+from torch import nn
 from zoo import ZOO
 
 from hf_tl import InputError, Policy, list_layers
@@ -250,6 +252,15 @@ def test_each_tower_has_its_share(clip, layers):
         Policy("freeze: 0").plans(clip)
     with pytest.raises(InputError, match="'each' takes blocks, a range or a kind of layer: 'each blocks'"):
         Policy("freeze: each blocks").plans(layers)
+
+
+def test_a_network_in_a_wrapper_is_given_the_policy(vit):
+    def frozen(wrap):
+        model = copy.deepcopy(vit)
+        Policy("freeze: ..50%").apply(wrap(model))
+        return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+    assert frozen(nn.DataParallel) == frozen(lambda model: model) != set()
 
 
 def test_tied_weights(gpt2):
