@@ -227,7 +227,7 @@ def axes(
         x: name of the horizontal axis.
         y: name of the vertical one.
         x_at: where the horizontal axis has numbers; by default matplotlib chooses.
-        x_names: what stands at 0, 1, 2, ... instead of numbers; upright where there are many.
+        x_names: what stands at 0, 1, 2, ... instead of numbers; upright where that is long.
         log: which of them is logarithmic.
         between: ends of the vertical axis.
         shortened: whether numbers on the horizontal axis are written as 1.5M.
@@ -242,7 +242,7 @@ def axes(
     elif log == "y":
         panel.set_yscale("log")
     if x_names:
-        panel.set_xticks(range(len(x_names)), x_names, rotation=90 if len(x_names) > 12 else 0)
+        panel.set_xticks(range(len(x_names)), x_names, rotation=90 if sum(map(len, x_names)) > 60 else 0)
     if x_at:
         panel.set_xticks(x_at, [f"{number:g}" for number in x_at])
         panel.minorticks_off()
