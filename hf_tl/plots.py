@@ -43,10 +43,9 @@ def picture(
         caption: a line below, in grey.
 
     Raises:
-        InputError: a file name that ends otherwise.
+        InputError: see `check_picture`.
     """
-    if Path(path).suffix.lower() not in ENDINGS:
-        raise InputError(f"a picture should be a .png, .svg or .pdf file, got {str(path)!r}")
+    check_picture(path)
     from matplotlib.figure import Figure
 
     width, height = size
@@ -56,6 +55,7 @@ def picture(
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=8)
     figure.suptitle(textwrap.fill(title, int(12 * width)), fontsize=10)
+    caption = "\n".join(textwrap.fill(line, int(15 * width)) for line in caption.splitlines())
     yield tuple(panels)
     if caption and figure.legends:  # one below the other: the layout puts a legend over the figure's own label
         figure.legends[-1].set_title(caption)
@@ -63,6 +63,18 @@ def picture(
     elif caption:
         figure.supxlabel(caption, fontsize=8, color="#555555")
     figure.savefig(path)
+
+
+def check_picture(path: str | Path) -> None:
+    """Whether a picture can be written there, asked before time is spent on what it shows.
+
+    Raises:
+        InputError: a file name that ends otherwise than a picture's, or a folder that does not exist.
+    """
+    if Path(path).suffix.lower() not in ENDINGS:
+        raise InputError(f"a picture should be a .png, .svg or .pdf file, got {str(path)!r}")
+    if not Path(path).parent.is_dir():
+        raise InputError(f"{str(path)!r} cannot be written: there is no folder {str(Path(path).parent)!r}")
 
 
 def bars(

@@ -50,8 +50,12 @@ class Audit:
     def __str__(self) -> str:
         return "\n".join(f"- {finding}" for finding in self.findings)
 
-    def draw_pairs(self, path: str | Path) -> Path:
+    def draw_pairs(self, path: str | Path, *, title: str = "") -> Path:
         """Writes the pairs of images side by side as a PNG, those across splits first.
+
+        Args:
+            path: of the file.
+            title: what stands above, such as the name of the dataset.
 
         Raises:
             InputError: no pairs, or a task without images.
@@ -66,7 +70,10 @@ class Audit:
             return Strip(caption, [read_image(splits[split][i]) for split, i in ends])
 
         ordered = sorted(self.twins.pairs, key=lambda pair: not pair.is_across)
-        return write_contact_sheet(path, [strip(pair) for pair in ordered], title="copies", columns=4)
+        across = sum(pair.is_across for pair in ordered)
+        said = f"{_pairs(len(ordered))} of copies, {across} of them across the splits"
+        named = f"{title}: {said}" if title else said
+        return write_contact_sheet(path, [strip(pair) for pair in ordered], title=named, columns=4)
 
 
 def audit(task: Task, *, modality: str) -> Audit:

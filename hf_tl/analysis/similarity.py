@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load, save
 from torch.nn.modules.batchnorm import _NormBase
+from tqdm import tqdm
 
 from hf_tl import plots
 from hf_tl.architectures import has_running_statistics
@@ -290,13 +291,16 @@ class SourceSigns:
         return "; ".join(said) + f" ({self.n_samples} samples)"
 
 
-def read_source_signs(network: Network, inputs: Samples | Sequence[object], *, batch_size: int = 32) -> SourceSigns:
+def read_source_signs(
+    network: Network, inputs: Samples | Sequence[object], *, batch_size: int = 32, progress: bool = True
+) -> SourceSigns:
     """Reads running statistics and head of a network against what target samples make of them.
 
     Args:
         network: from `load_network`, with the head of its source where it has one.
         inputs: raw inputs of the target.
         batch_size: samples a forward pass.
+        progress: whether a progress bar is drawn.
 
     Raises:
         InputError: no inputs.
@@ -327,7 +331,8 @@ def read_source_signs(network: Network, inputs: Samples | Sequence[object], *, b
     ]
     try:
         with evaluating(network.model), torch.no_grad():
-            for start in range(0, len(inputs), batch_size):
+            starts = range(0, len(inputs), batch_size)
+            for start in tqdm(starts, desc="source signs", unit="batch", disable=not progress):
                 batch = network.prepare([inputs[i] for i in range(start, min(start + batch_size, len(inputs)))])
                 output = first_float(forward(network.model, batch))
                 if output is not None and output.ndim == 2 and output.shape[1] > 1:

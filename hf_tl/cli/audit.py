@@ -46,5 +46,5 @@ def run(options: argparse.Namespace) -> None:
     print(found)
     if modality == "image" and found.twins.pairs:
         make_folder(options.out)
-        print(f"wrote {found.draw_pairs(options.out / 'twins.png')}")
+        print(f"wrote {found.draw_pairs(options.out / 'twins.png', title=Path(options.data).name)}")
     print(f"\n{time.perf_counter() - start:.0f} s")

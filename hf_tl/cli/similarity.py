@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--reference", type=Path, metavar="FILE", help="what --save-reference kept of the source")
     add("--save-reference", type=Path, metavar="FILE", help="keep this data's features as a reference (.safetensors)")
     add("--against", metavar="MODEL", help="another network: CKA of its layers with those of the first, on this data")
-    add("--plot", type=Path, metavar="FILE", help="with --against, a heat map (.png, .svg or .pdf)")
+    plot_help = "a picture (.png, .svg or .pdf): with --against its map, else of target and source"
+    add("--plot", type=Path, metavar="FILE", help=plot_help)
     add("--samples", type=int, default=1000, help="training samples that are read (default %(default)s)")
     add_reading(parser)
 
@@ -39,14 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     from hf_tl.analysis.cka import compare_layers
-    from hf_tl.analysis.similarity import Reference, compare_domains, read_source_signs
+    from hf_tl.analysis.similarity import Reference, compare_domains, plot_domains, read_source_signs
     from hf_tl.embedding.batches import BATCH_SIZE
     from hf_tl.models import find_modality, load_network
+    from hf_tl.plots import check_picture
 
     if options.source is not None and options.reference is not None:
         raise InputError("give --source or --reference, not both")
-    if options.plot is not None and options.against is None:
-        raise InputError("--plot draws what --against compares; give --against MODEL")
+    if options.plot is not None:
+        check_picture(options.plot)
     if options.samples < 10:
         raise InputError(f"--samples should be 10 or more, got {options.samples}")
     if options.against is not None:
@@ -56,7 +58,8 @@ def run(options: argparse.Namespace) -> None:
     samples = _samples(options.data, network.modality, options)
     target = _read(network, samples, options, taps=["last"])
     batch_size = BATCH_SIZE if options.batch_size == "auto" else options.batch_size
-    print(read_source_signs(network, samples, batch_size=batch_size))
+    signs = read_source_signs(network, samples, batch_size=batch_size)
+    print(signs)
     if options.source is not None:
         reference = Reference.of(
             _read(network, _samples(options.source, network.modality, options), options, ["last"])
@@ -76,8 +79,15 @@ def run(options: argparse.Namespace) -> None:
         print(f"CKA, each layer with the most similar one of the other network: {'; '.join(depths)}")
         if options.plot is not None:
             names = (Path(options.model).name, Path(options.against).name)
-            title = f"{names[0]} and {names[1]}"
+            title = f"{Path(options.data).name}: {names[0]} and {names[1]}"
             print(f"wrote {found.plot(options.plot, title=title, names=names)}")
+    elif options.plot is not None:
+        network_name, data = Path(options.model).name, Path(options.data).name
+        if reference is not None:
+            title = f"{data} (target) and {Path(options.source or options.reference).name} (source) in {network_name}"
+            print(f"wrote {plot_domains(options.plot, target, reference, title=title)}")
+        else:
+            print(f"wrote {signs.plot(options.plot, title=f'{data} in {network_name}')}")
 
 
 def _few(n: int) -> list[int]:
