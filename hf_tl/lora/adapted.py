@@ -86,13 +86,28 @@ class AdapterRecord:
         return any(layer.merged_adapters for layer in self.layers.values())
 
     def put(self, modules: Mapping[str, nn.Module]) -> None:
-        """Puts modules in the places of others, by name, in this order: a later name may lead through an earlier."""
+        """Puts modules in the places of others, by name, in this order: a later name may lead through an earlier.
+
+        A layer that stands in several places of the network gets its adapters in all of them.
+        """
+        places = self._places()
         for name, module in modules.items():
             above, _, child = name.rpartition(".")
             parent = self.model.get_submodule(above)
-            setattr(parent, child, module)
-            if isinstance(parent, nn.TransformerEncoderLayer):
-                self._slow_down(parent)
+            before = parent.get_submodule(child)
+            shared = isinstance(before, LoraLayer) or isinstance(module, LoraLayer)
+            for holder, key in places[id(before)] if shared and id(before) in places else [(parent, child)]:
+                setattr(holder, key, module)
+                if isinstance(holder, nn.TransformerEncoderLayer):
+                    self._slow_down(holder)
+
+    def _places(self) -> dict[int, list[tuple[nn.Module, str]]]:
+        """Where each module stands, by its id."""
+        places: dict[int, list[tuple[nn.Module, str]]] = {}
+        for holder in self.model.modules():
+            for key, module in holder._modules.items():
+                places.setdefault(id(module), []).append((holder, key))
+        return places
 
     def _slow_down(self, layer: nn.TransformerEncoderLayer) -> None:
         """Keeps torch's encoder off its fast path, which reads weights and calls no module."""

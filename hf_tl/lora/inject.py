@@ -312,6 +312,14 @@ def _check(record: AdapterRecord, plan: Plan, adapter: str) -> None:
                 f"{target.name!r} is to be adapted, but trains in full with another adapter; "
                 "put it into exclude_modules, or make the other with modules_to_save=()"
             )
+    places = {id(layer): name for name, layer in record.layers.items()}
+    for target in plan.targets:
+        layer = record.layers.get(target.name) or record.model.get_submodule(target.name)
+        other = places.setdefault(id(layer), target.name)
+        if other != target.name:
+            raise InputError(
+                f"{target.name!r} is the same layer as {other!r}, beside which one adapter stands; leave it out"
+            )
     for name in (*plan.saved, *plan.statistics):
         inner = next((layer for layer in record.layers if is_inside(layer, [name])), None)
         if inner is not None:

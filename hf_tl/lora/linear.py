@@ -101,14 +101,27 @@ def add_low_rank(
     """
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else a.dtype
-    if not torch.compiler.is_compiling():
+    if not _is_transformed():
         return _AddLowRank.apply(y, x, a, b, ratio, bias, scale, dropout, dtype)
-    # a compiler chooses by itself what to keep
     update = F.linear(F.linear(F.dropout(x.to(dtype), dropout), a.to(dtype)), b.to(dtype)) * scale
     if ratio is None:
         return (y + update).to(y.dtype)
     own = 0.0 if bias is None else bias
     return (own + ratio * (y - own + update)).to(y.dtype)
+
+
+def _is_transformed() -> bool:
+    """Whether torch compiles, traces or transforms what runs (torch.func, forward mode), for which it needs operators.
+
+    A compiler chooses by itself what to keep for the backward pass.
+    """
+    # the last two are not public; tests/lora/test_autograd.py watches
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 def computes_otherwise(module: nn.Module) -> bool:
@@ -137,6 +150,11 @@ def _is_other_matrix(layer: nn.Module) -> bool:
     return found.shape != plain.shape or bool((found - plain).abs().max() > 0.01 * plain.abs().max())
 
 
+def _rows(x: Tensor) -> Tensor:
+    """(..., k) -> (n, k), a view where it can be; (k,) -> (1, k)."""
+    return x.reshape(-1, x.shape[-1])
+
+
 class _AddLowRank(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -154,7 +172,7 @@ class _AddLowRank(torch.autograd.Function):
         seen, mask = x.to(dtype), None
         if dropout > 0:
             seen, mask = torch.native_dropout(seen, dropout, True)
-        h = seen.flatten(0, -2) @ a.to(dtype).t()
+        h = _rows(seen) @ a.to(dtype).t()
         wide = torch.promote_types(y.dtype, dtype)
         out = y.to(wide, copy=True, memory_format=torch.contiguous_format)
         if bias is not None:
@@ -175,13 +193,13 @@ class _AddLowRank(torch.autograd.Function):
         needs_y, needs_x, needs_a, needs_b, needs_ratio = ctx.needs_input_grad[:5]
         grad_x = grad_a = grad_b = grad_ratio = None
         if needs_ratio:
-            grad_ratio = (grad * stretched).flatten(0, -2).sum(0).to(ratio.dtype)
+            grad_ratio = _rows(grad * stretched).sum(0).to(ratio.dtype)
         if ratio is not None:
             grad = (grad * ratio).to(grad.dtype)
-        g = grad.flatten(0, -2).to(ctx.dtype)  # a copy where attention transposed it
+        g = _rows(grad).to(ctx.dtype)  # a copy where attention transposed it
         seen = None
         if needs_a:
-            seen = (x if mask is None else x * mask).to(ctx.dtype).flatten(0, -2)
+            seen = _rows((x if mask is None else x * mask).to(ctx.dtype))
         if torch.is_grad_enabled():  # a second derivative: to it, h is no constant
             h = _again(seen, a.to(ctx.dtype), ctx.keep, ratio)
         if needs_b:

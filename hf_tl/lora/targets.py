@@ -182,7 +182,7 @@ def find_targets(
             f"layers={config.layers!r} holds none of the {len(chosen)} modules that "
             f"target_modules={config.target_modules!r} chooses; the first of them is {chosen[0]!r}"
         )
-    chosen = [n for n in chosen if within is None or n in within]
+    chosen = _once(modules, [n for n in chosen if within is None or n in within])
     if not chosen:
         wanted, names = config.target_modules or (), [name for name in modules if name]
         whole = [name for name in saved if wanted not in ((), ALL_LINEAR) and peft_matcher(wanted)(name)]
@@ -209,6 +209,20 @@ def find_targets(
     ]
     parts = config.fused_parts
     return targets if parts is None else [_part(t, modules[t.name], parts, config.use_rslora) for t in targets]
+
+
+def _once(modules: Mapping[str, nn.Module], chosen: Sequence[str]) -> list[str]:
+    """The first name of each module, and a warning of those that have several, of which PEFT adapts the first."""
+    first: dict[int, str] = {}
+    again = {n: first[id(m)] for n, m in modules.items() if first.setdefault(id(m), n) != n}
+    shared = [name for name in again if name in chosen or again[name] in chosen]
+    if shared:
+        warnings.warn(
+            f"{shared[0]!r} is the same layer as {again[shared[0]]!r} ({len(shared)} such): its adapter acts wherever "
+            "the layer stands, and PEFT's at the first place only; merge it for others than hf_tl",
+            stacklevel=5,
+        )
+    return list(dict.fromkeys(again.get(name, name) for name in chosen))
 
 
 def _named(

@@ -286,3 +286,53 @@ def test_a_second_derivative_that_is_not_to_be_had_is_refused(config):
 
     with pytest.raises(NotImplementedError, match="second derivative of LoRA"):
         derive_twice()
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_torch_func_sees_what_autograd_sees(dora):
+    """Gradients a sample by vmap over grad, a product with the Jacobian, and an ensemble, on plain layers' terms."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    settings = LoraConfig(r=2, target_modules=["0"], init_lora_weights="random", modules_to_save=(), use_dora=dora)
+    add_lora(net, settings)
+    x, v = torch.randn(5, 3), torch.randn(5, 3)
+    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    rest = {name: p.detach() for name, p in net.named_parameters() if name not in trained}
+
+    def loss(parameters, sample):
+        return torch.func.functional_call(net, {**rest, **parameters}, (sample,)).square().sum()
+
+    values = {name: p.detach() for name, p in trained.items()}
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(values, x)
+    for i, sample in enumerate(x):
+        grads = torch.autograd.grad(net(sample).square().sum(), list(trained.values()))
+        for name, grad in zip(trained, grads, strict=True):
+            torch.testing.assert_close(each[name][i], grad)
+    y, along = torch.func.jvp(net, (x,), (v,))
+    torch.testing.assert_close(y, net(x))
+    jacobian = torch.autograd.functional.jacobian(net, x)
+    torch.testing.assert_close(along, torch.einsum("abij,ij->ab", jacobian, v))
+    with torch.autograd.forward_ad.dual_level():
+        dual = net(torch.autograd.forward_ad.make_dual(x, v))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, along)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("shape", [(3,), (0, 3), (2, 0, 3), (1, 2, 3)])
+def test_any_number_of_axes(shape, dora, dropout):
+    net = nn.Sequential(nn.Linear(3, 4))
+    settings = LoraConfig(r=2, target_modules=["0"], modules_to_save=(), use_dora=dora, lora_dropout=dropout)
+    add_lora(net, settings)
+    x = torch.randn(shape, requires_grad=True)
+    net(x).sum().backward()
+    assert x.grad.shape == shape
+    assert net(x).shape == (*shape[:-1], 4)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch.jit
+def test_a_traced_network_can_be_saved(tmp_path):
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(2, 3)
+    add_lora(net, LoraConfig(r=2, target_modules=["0"], init_lora_weights="random", modules_to_save=()))
+    torch.jit.trace(net, (x,), check_trace=False).save(tmp_path / "net.pt")
+    torch.testing.assert_close(torch.jit.load(tmp_path / "net.pt")(x), net(x))

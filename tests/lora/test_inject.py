@@ -12,7 +12,16 @@ import torch
 import transformers
 from torch import nn
 
-from hf_tl import InputError, LoraConfig, add_lora, delete_adapter, load_adapter, merge_adapter, save_adapter
+from hf_tl import (
+    InputError,
+    LoraConfig,
+    add_lora,
+    delete_adapter,
+    load_adapter,
+    merge_adapter,
+    save_adapter,
+    unmerge_adapter,
+)
 from hf_tl.lora.adapted import record_of
 
 
@@ -75,6 +84,42 @@ class Strided(nn.Module):
 
     def forward(self, x):
         return self.conv(nn.functional.pad(x, (0, self.conv.stride[0] - 1)))
+
+
+class Twice(nn.Module):
+    """Has one layer under several names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.again = self.first
+        self.blocks = nn.ModuleList([nn.Linear(4, 4)] * 2)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(self.blocks[1](self.blocks[0](self.again(self.first(x)))))
+
+
+def test_a_layer_that_stands_twice_has_its_adapter_twice(tmp_path):
+    model, x = Twice(), torch.randn(3, 4)
+    base, plain = copy.deepcopy(model), model(x)
+    with pytest.warns(UserWarning, match=r"'again' is the same layer as 'first' \(2 such\)"):
+        add_lora(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights="random"), example=x)
+    assert [*record_of(model).layers] == ["first", "blocks.0"]
+    assert model.first is model.again
+    expected = model(x)
+    save_adapter(model, tmp_path)
+    torch.testing.assert_close(load_adapter(base, tmp_path)(x), expected)
+    merge_adapter(model)
+    torch.testing.assert_close(model.eval()(x), expected)
+    unmerge_adapter(model)
+    add_lora(model, LoraConfig(r=2, target_modules=["again"], modules_to_save=[]), adapter_name="other")
+    assert [*record_of(model).layers] == ["first", "blocks.0"]
+    delete_adapter(model)
+    assert type(model.first) is nn.Linear
+    assert model.again is model.first
+    assert model.blocks[0] is model.blocks[1]
+    torch.testing.assert_close(model(x), plain)
 
 
 def test_what_the_network_reads_of_a_layer_and_peft_s_has_not_is_named():
