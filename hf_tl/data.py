@@ -490,7 +490,8 @@ def _hold_out(samples: Samples, labels: np.ndarray, groups: np.ndarray | None = 
     _, numbers, counts = np.unique(strata[firsts], return_inverse=True, return_counts=True)
     several = np.flatnonzero(counts[numbers] > 1)
     if not len(several):
-        raise InputError(f"there is no test split, and none can be held out: {len(samples)} samples, one per class")
+        each = "one per class" if len(firsts) == len(labels) else "those of a class copies of one another"
+        raise InputError(f"there is no test split, and none can be held out: {len(samples)} samples, {each}")
     n_test = max(round(HELD_OUT * len(several)), int((counts > 1).sum()))
     chosen = train_test_split(several, test_size=n_test, stratify=numbers[several], random_state=0)[1]
     test = np.flatnonzero(np.isin(groups, groups[firsts[chosen]]))

@@ -42,6 +42,8 @@ def test_similarity_of_a_network_to_itself_is_one(timm_folder, image_folder, tmp
         (["similarity", "NETWORK", "DATA", "--plot", "a.gif"], "a picture should be a .png, .svg or .pdf file"),
         (["similarity", "NETWORK", "DATA", "--plot", "no/folder/a.png"], "there is no folder 'no/folder'"),
         (["rank", "NETWORK", "NETWORK", "--data", "DATA"], "is given twice"),
+        (["similarity", "NETWORK", "DATA", "--source", "nowhere"], "'nowhere' is neither a folder or file"),
+        (["similarity", "NETWORK", "DATA", "--save-reference", "no/a.safetensors"], "there is no folder 'no'"),
         (["similarity", "NETWORK", "DATA", "--samples", "3"], "--samples should be 10 or more"),
         (["similarity", "NETWORK", "DATA", "--reference", "nowhere.safetensors"], "nowhere.safetensors"),
     ],

@@ -123,6 +123,12 @@ def test_a_test_set_that_is_held_out_has_no_copies_in_training(tmp_path, copies)
         assert "copies and the like together" in task.notes[-1]
 
 
+def test_no_test_set_can_be_held_out_of_copies_alone(tmp_path):
+    Dataset.from_list([{"text": f"{'ab'[k % 2]} {k}", "label": k % 2} for k in range(8)]).to_csv(tmp_path / "t.csv")
+    with pytest.raises(InputError, match="8 samples, those of a class copies of one another"):
+        load_task(str(tmp_path / "t.csv"), modality="text", groups=words)
+
+
 def test_what_finds_copies_may_be_missing(tmp_path):
     def missing(samples, *, modality):
         raise InputError("pip install it")

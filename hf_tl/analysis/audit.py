@@ -34,7 +34,8 @@ class Audit:
         twins: the copies; `twins.groups` keeps them on one side of a split.
         leaked: (n_test,) bool, which test samples have a copy among the training samples.
         unreadable: split -> number of the sample -> why it cannot be read.
-        smallest_difference: between two accuracies on the test samples, below which no difference can be clear.
+        smallest_difference: between two accuracies on the test samples, below which no difference can be clear; NaN
+            where none can.
         task: what was audited.
         modality: of its samples.
     """
@@ -138,7 +139,7 @@ def _about_unreadable(unreadable: dict[str, dict[int, str]]) -> list[str]:
     if not bad:
         return ["all samples can be read"]
     return [
-        f"{len(reasons)} {split} samples cannot be read: {in_words(list(reasons.values()))}"
+        f"{len(reasons)} {split} sample{'s' * (len(reasons) != 1)} cannot be read: {in_words(list(reasons.values()))}"
         for split, reasons in bad.items()
     ]
 
@@ -188,7 +189,7 @@ def _smallest_difference(task: Task, n: int) -> tuple[float, str]:
     """The least gain that a paired interval can tell from none, and what a usual comparison needs, in a sentence."""
     if task.problem == "regression" or n < 1:
         return float("nan"), f"{n} test samples without a copy in training"
-    gained, least = np.zeros(n, dtype=bool), n
+    gained, least = np.zeros(n, dtype=bool), 0
     for k in range(1, n + 1):
         gained[:k] = True
         if paired_gain(gained, np.zeros(n, dtype=bool))[1] > 0:
@@ -196,9 +197,12 @@ def _smallest_difference(task: Task, n: int) -> tuple[float, str]:
             break
     low, high = wilson(round(0.9 * n), n)
     usual = POWER * np.sqrt(DISAGREEING / n)
+    known = f"{n} test sample{'s' * (n != 1)} without a copy in training: an accuracy of 90 % is known to "
+    known += f"{50 * (high - low):.1f} points either way"
+    if not least:
+        return float("nan"), f"{known}; no difference between two classifiers can be clear, however large"
     return least / n, (
-        f"{n} test samples without a copy in training: an accuracy of 90 % is known to {50 * (high - low):.1f} points "
-        f"either way; no difference below {100 * least / n:.1f} points ({least} samples) can be clear, and one of "
+        f"{known}; no difference below {100 * least / n:.1f} points ({least} samples) can be clear, and one of "
         f"{100 * usual:.1f} points is found in four of five cases, between two classifiers that differ on "
         f"{DISAGREEING:.0%} of the samples"
     )

@@ -77,10 +77,10 @@ class Ranking:
         first = self.order[0]
         i = self.networks.index(first)
         sure = [score for score in self.values if self.rank_interval(score)[i][1] == 1]
+        if len(self.networks) == 1:
+            return f"{first} is the only network; give others to rank it among"
         if len(sure) == len(self.values):
             return f"{first} comes first by every score, in 95 % of the draws"
-        if len(self.networks) == 1:
-            return f"{first} is the only network"
         doubt = [score for score in self.values if score not in sure]
         return f"{first} has the best mean rank, but its first place is not sure by {', '.join(doubt)}"
 

@@ -146,7 +146,7 @@ def compare_domains(target: Embedding, source: Embedding | Reference, *, random_
         random_state: decides samples, folds and permutations.
 
     Raises:
-        InputError: features of different layers, or too few samples.
+        InputError: features of different networks or layers, or too few samples.
     """
     reference = source if isinstance(source, Reference) else Reference.of(source, random_state=random_state)
     names = tuple(layer.name for layer in target.layers)
@@ -155,6 +155,9 @@ def compare_domains(target: Embedding, source: Embedding | Reference, *, random_
             f"target and source have to be read at the same layers of one network, got {target.shape[1]} features of "
             f"{names[:3]} and {len(reference.mean)} of {reference.layers[:3]}"
         )
+    readers = [Path(name).name for name in (target.network, reference.network)]
+    if readers[0] != readers[1]:
+        raise InputError(f"target and source have to be read by one network, got {readers[0]!r} and {readers[1]!r}")
     own = Reference.of(target, random_state=random_state + 1)
     fewest = min(len(own.features), len(reference.features))
     if fewest < 2 * FOLDS:

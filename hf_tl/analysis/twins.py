@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
 
 from hf_tl.data import Samples
 from hf_tl.errors import InputError
@@ -34,6 +35,7 @@ SMALL = 64  # pixels of the shorter side: digits and icons resemble one another
 COLOURED, COLOUR_APART = 2.0, 0.5  # mean chroma of 127, and the share of it by which recoloured images differ
 SHINGLE, JACCARD, PERMUTATIONS = 5, 0.7, 128
 AT_ONCE = 512
+DELAY = 3  # seconds before there is a progress bar
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,13 @@ class Twins:
         return found
 
 
-def find_twins(splits: Sequence[Samples], *, modality: str) -> Twins:
+def find_twins(splits: Sequence[Samples], *, modality: str, progress: bool = True) -> Twins:
     """The samples that are copies of one another; those that cannot be read are left out.
 
     Args:
         splits: with different names.
         modality: "image", "text"; of "audio" and "array" identical ones alone are found.
+        progress: whether a progress bar is drawn, where it takes longer than some seconds.
 
     Raises:
         InputError: `imagehash` or `datasketch` is not installed.
@@ -115,7 +118,8 @@ def find_twins(splits: Sequence[Samples], *, modality: str) -> Twins:
         raise InputError(f"splits should have different names, got {[samples.name for samples in splits]}")
     places = [(samples.name, i) for samples in splits for i in range(len(samples))]
     finders = {"image": _image_pairs, "text": _text_pairs}
-    found = finders.get(modality, _equal_pairs)(splits)
+    with tqdm(total=len(places), desc="copies", unit="sample", delay=DELAY, disable=not progress) as bar:
+        found = list(finders.get(modality, _equal_pairs)(splits, bar))
     pairs = [Pair(places[i], places[j], kind, similarity) for i, j, kind, similarity in sorted(found)]
     return Twins(tuple(pairs), sizes)
 
@@ -147,8 +151,8 @@ class _Look:
     small: bool
 
 
-def _image_pairs(splits: Sequence[Samples]) -> Found:
-    looks = [one for samples in splits for one in _in_threads(_look_at, samples)]
+def _image_pairs(splits: Sequence[Samples], bar: tqdm) -> Found:
+    looks = [one for samples in splits for one in _in_threads(_look_at, samples, bar)]
     known = np.array([i for i, one in enumerate(looks) if one is not None], dtype=int)
     if not len(known):
         return
@@ -197,7 +201,7 @@ def _look_at(value: object) -> _Look:
     )
 
 
-def _in_threads(look: Any, samples: Samples) -> list:
+def _in_threads(look: Any, samples: Samples, bar: tqdm) -> list:
     """What `look` makes of each raw input, None of those that cannot be read; the decoders run side by side."""
 
     def one(index: int) -> object:
@@ -213,7 +217,11 @@ def _in_threads(look: Any, samples: Samples) -> list:
             return None
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        return list(pool.map(one, range(len(samples))))
+        found = []
+        for value in pool.map(one, range(len(samples))):
+            found.append(value)
+            bar.update()
+        return found
 
 
 def _near(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -235,17 +243,18 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.where(flat, same.astype(np.float32), (x * y).sum(axis=1) / np.maximum(norms, 1e-9))
 
 
-def _text_pairs(splits: Sequence[Samples]) -> Found:
+def _text_pairs(splits: Sequence[Samples], bar: tqdm) -> Found:
     try:
         from datasketch import MinHash, MinHashLSH
     except ImportError as error:
         raise InputError("copies among texts are found by datasketch: pip install 'hf-tl[audit]'") from error
-    texts = [one for samples in splits for one in _in_threads(_bare_text, samples)]
+    texts = [_bare(samples, i) for samples in splits for i in range(len(samples))]
     first: dict[str, int] = {}
     lsh = MinHashLSH(threshold=JACCARD, num_perm=PERMUTATIONS)
     shingles: dict[int, frozenset[str]] = {}
     twins_of: dict[str, list[int]] = {}
     for i, text in enumerate(texts):
+        bar.update()
         if not text:
             continue
         for other in twins_of.setdefault(text, []):
@@ -264,14 +273,22 @@ def _text_pairs(splits: Sequence[Samples]) -> Found:
         lsh.insert(i, sketch)
 
 
+def _bare(samples: Samples, index: int) -> str:
+    """A text, "" for one that is none."""
+    try:
+        return _bare_text(samples[index])
+    except (TypeError, ValueError):
+        return ""
+
+
 def _bare_text(value: object) -> str:
     """Without case, punctuation and further blanks; the two of a pair one after the other."""
     text, second = read_text(value)
     return " ".join(re.sub(r"[^\w\s]", "", f"{text} {second or ''}".casefold()).split())
 
 
-def _equal_pairs(splits: Sequence[Samples]) -> Found:
-    digests = [one for samples in splits for one in _in_threads(_digest, samples)]
+def _equal_pairs(splits: Sequence[Samples], bar: tqdm) -> Found:
+    digests = [one for samples in splits for one in _in_threads(_digest, samples, bar)]
     seen: dict[bytes, list[int]] = {}
     for i, digest in enumerate(digests):
         if digest is not None:

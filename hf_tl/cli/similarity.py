@@ -39,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    import numpy as np
+
     from hf_tl.analysis.cka import compare_layers
     from hf_tl.analysis.similarity import Reference, compare_domains, plot_domains, read_source_signs
     from hf_tl.embedding.batches import BATCH_SIZE
@@ -54,16 +56,17 @@ def run(options: argparse.Namespace) -> None:
     if options.against is not None:
         find_modality(options.against)  # a name that is misspelt is found before time is spent
     reference = None if options.reference is None else Reference.load(options.reference)
+    if options.save_reference is not None and not options.save_reference.parent.is_dir():
+        raise InputError(f"there is no folder {str(options.save_reference.parent)!r} for --save-reference")
     network = load_network(options.model, image_size=options.image_size)
     samples = _samples(options.data, network.modality, options)
+    source = None if options.source is None else _samples(options.source, network.modality, options)
     target = _read(network, samples, options, taps=["last"])
     batch_size = BATCH_SIZE if options.batch_size == "auto" else options.batch_size
     signs = read_source_signs(network, samples, batch_size=batch_size)
     print(signs)
-    if options.source is not None:
-        reference = Reference.of(
-            _read(network, _samples(options.source, network.modality, options), options, ["last"])
-        )
+    if source is not None:
+        reference = Reference.of(_read(network, source, options, ["last"]))
     if reference is not None:
         print(compare_domains(target, reference))
     if options.save_reference is not None:
@@ -72,9 +75,12 @@ def run(options: argparse.Namespace) -> None:
         first = _read(network, samples, options, taps=["auto"])
         other = load_network(options.against, image_size=options.image_size)
         found = compare_layers(first, _read(other, samples, options, taps=["auto"]))
-        nearest = found.values.argmax(axis=1)
+        known = np.where(np.isfinite(found.values), found.values, -np.inf)  # of too few samples it may be unknown
+        nearest = known.argmax(axis=1)
         depths = [
-            f"{found.rows[i]} ~ {found.columns[nearest[i]]} {found.values[i].max():.2f}" for i in _few(len(nearest))
+            f"{found.rows[i]} ~ {found.columns[nearest[i]]} {known[i].max():.2f}"
+            for i in _few(len(nearest))
+            if np.isfinite(known[i].max())
         ]
         print(f"CKA, each layer with the most similar one of the other network: {'; '.join(depths)}")
         if options.plot is not None:

@@ -67,7 +67,10 @@ def test_labels(photos):
 
 def test_unreadable_samples(photos):
     found = audit(task([*photos[:3], {"bytes": b"no", "path": "bad.png"}], photos[4:6]), modality="image")
-    assert "1 train samples cannot be read: bad.png" in str(found)
+    assert "1 train sample cannot be read: bad.png" in str(found)
+    assert "2 test samples without a copy in training" in str(found)
+    assert "no difference between two classifiers can be clear, however large" in str(found)
+    assert np.isnan(found.smallest_difference)
 
 
 @pytest.mark.parametrize("n", [30, 200])

@@ -27,6 +27,8 @@ def test_a_ranking_knows_how_sure_it_is():
     two = rank_networks({name: made[name] for name in ("noise", "good")}, progress=False)
     assert "good comes first by every score" in str(two)
     assert two.table().splitlines()[2].startswith("good")
+    one = rank_networks({"good": made["good"]}, scores=("knn",), progress=False)
+    assert str(one) == "good is the only network; give others to rank it among"
 
 
 def test_copies_are_left_out():

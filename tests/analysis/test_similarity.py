@@ -1,5 +1,7 @@
 """Distances are zero without another domain, references survive a file, p-values are uniform under the null."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,9 @@ def test_foreign_files_are_refused(tmp_path, content):
 def test_mistakes():
     with pytest.raises(InputError, match="same layers of one network"):
         compare_domains(embedding(), embedding(d=4))
+    other = replace(embedding(), network="models/other")
+    with pytest.raises(InputError, match="read by one network, got 'network' and 'other'"):
+        compare_domains(embedding(), Reference.of(other))
     with pytest.raises(InputError, match="10 samples of each side, got 6"):
         compare_domains(embedding(), embedding(n=6))
 
