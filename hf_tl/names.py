@@ -113,7 +113,7 @@ def check_pattern(pattern: str) -> None:
 
 def closest(wanted: str, names: Sequence[str]) -> str:
     """'the closest are ...' for an error message."""
-    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.0)
+    near = difflib.get_close_matches(wanted, list(dict.fromkeys(names)), n=3, cutoff=0.0)
     return f"the closest are {', '.join(repr(name) for name in near)}" if near else "there are none to choose from"
 
 

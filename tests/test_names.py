@@ -96,6 +96,7 @@ def test_a_broken_pattern_is_refused():
 
 def test_closest_and_inside():
     assert closest("hed", NAMES).startswith("the closest are 'head', ")
+    assert closest("stm", ["stem", "stem", "head"]) == "the closest are 'stem', 'head'"
     assert closest("hed", []) == "there are none to choose from"
     assert is_inside("a.b.c", ["x", "a.b"])
     assert is_inside("a.b", ["a.b"])

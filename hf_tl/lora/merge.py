@@ -104,7 +104,10 @@ def unmerge_adapter(model: nn.Module) -> None:
     if not record.is_merged:
         raise InputError("no adapter is merged; call merge_adapter first")
     if any(layer.merged_adapters and not layer.originals for layer in record.layers.values()):
-        raise InputError("the original weights were not kept; merge with reversible=True to be able to unmerge")
+        raise InputError(
+            "the original weights were not kept; merge with reversible=True to be able to unmerge, or keep what was "
+            "merged: delete_adapter(model, merge=True)"
+        )
     _restore(record)
 
 
@@ -122,7 +125,7 @@ def delete_adapter(
         the same model, without wrappers once no adapter is left.
 
     Raises:
-        InputError: no such adapter, or merged adapters with some to stay.
+        InputError: no such adapter, merged adapters with some to stay, or without their original weights.
     """
     record = record_of(model)
     names = record.configs if adapter_names is None else adapter_names
@@ -133,7 +136,9 @@ def delete_adapter(
         raise InputError(
             f"{stays} would stay on weights with adapters merged into them; unmerge_adapter, or remove all"
         )
-    if merge and not record.is_merged:
+    if record.is_merged and not merge:
+        unmerge_adapter(model)
+    elif merge and not record.is_merged:
         merge_adapter(model, reversible=False)
     kept = record.is_merged
     for adapter in gone:

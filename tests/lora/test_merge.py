@@ -160,6 +160,21 @@ def test_removing_one_of_two():
         delete_adapter(model, adapter_names=["third"], merge=True)
 
 
+def test_removing_what_is_merged_brings_back_the_originals_or_says_that_they_are_gone():
+    model, x = adapted(), torch.randn(3, 64)
+    with disable_adapters(model):
+        expected = model(x)
+    merge_adapter(model)
+    assert not torch.equal(model(x), expected)
+    assert torch.equal(delete_adapter(model)(x), expected)
+    model = adapted()
+    merge_adapter(model, reversible=False)
+    merged = model(x)
+    with pytest.raises(InputError, match=r"original weights were not kept; .*delete_adapter\(model, merge=True\)"):
+        delete_adapter(model)
+    assert torch.equal(delete_adapter(model, merge=True)(x), merged)
+
+
 @pytest.mark.parametrize("method", ["linear", "cat", "svd"])
 @pytest.mark.parametrize("name", ["mlp", "embedding", "conv2d", "Conv1D"])
 def test_weighted_merges_are_peft_s(name, method):
