@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from hf_tl.strategies.feature_extraction import FeatureExtraction
 from hf_tl.strategies.groups import find_groups
 from hf_tl.strategies.ledger import Ledger, Run
 from hf_tl.strategies.strategy import Effort, Strategy, find_strategies
-from hf_tl.strategies.transfer import Transfer
+from hf_tl.strategies.transfer import Pace, Transfer
 
 
 STRATEGIES = ("last layer", "full network", "linear probe", "split", "LP-FT", "full fine-tuning", "LoRA")
@@ -89,8 +90,7 @@ def advise(
         effort=replace(effort or Effort(trials=1, steps=1), deadline=started + (1 - RESERVED) * limit),
         seed=seed,
     )
-    per_sample = transfer.reading_cost(1).wall_seconds
-    pilots.per_sample = 4 * (per_sample.value if per_sample is not None else 0.0)  # forward, and twice that backward
+    transfer.raw  # noqa: B018  the pass
     reading = time.monotonic() - started
     for strategy in (one for one in found if isinstance(one, FeatureExtraction)):
         pilots.run(strategy, epochs=1)
@@ -109,7 +109,6 @@ class _Pilots:
     ledger: Ledger
     effort: Effort
     seed: int
-    per_sample: float = 0.0  # seconds of one training sample, expected of a strategy that was never run
     done: dict[str, tuple[Run, int]] = field(default_factory=dict)  # strategy -> its longest run, epochs
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -154,7 +153,15 @@ class _Pilots:
             return 0.0  # the pass is made
         if strategy.name in self.done:
             return self.seconds(strategy.name) * epochs / self.done[strategy.name][1]
-        return self.per_sample * epochs * (len(self.drawn.train) + len(self.drawn.validation))
+        n_train = len(self.drawn.train)
+        trained = epochs * n_train * replace(self.effort, epochs=epochs).passes(n_train)
+        evaluated = epochs * len(self.drawn.validation) + len(self.held_out)
+        return 2 * self.pace.load + trained * self.pace.train + evaluated * self.pace.evaluate
+
+    @cached_property
+    def pace(self) -> Pace:
+        """Measured once, before the first pilot."""
+        return self.transfer.pace(self.effort.batch_size)
 
 
 def _curve(transfer: Transfer, split: Draw, effort: Effort) -> LearningCurve | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -160,11 +161,42 @@ class Transfer:
         self.raw  # noqa: B018  the pass
         return _scaled(self._reading[0], n / len(self.samples), country)
 
+    def pace(self, batch_size: int) -> Pace:
+        """What training costs here, by the clock, measured on a few steps of full fine-tuning."""
+        begun = time.monotonic()
+        network = self.network()
+        load = time.monotonic() - begun
+        batch = self.collator(network)([{"index": i} for i in range(min(batch_size, self.n_train))])
+        n, model = len(batch["labels"]), network.model.train()
+        for _ in range(2):  # the first one warms up
+            begun = time.monotonic()
+            model(**batch).loss.backward()
+            train = (time.monotonic() - begun) / n
+        with torch.inference_mode():
+            begun = time.monotonic()
+            model.eval()(**batch)
+        return Pace(load, train, (time.monotonic() - begun) / n)
+
     @staticmethod
     def is_convolutional(model: nn.Module) -> bool:
         """Whether most of its weights are convolutions': channels last is faster, and rates are higher."""
         inside = sum(n_parameters(part) for part in model.modules() if is_convolution(part))
         return 2 * inside > n_parameters(model)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of training here.
+
+    Attributes:
+        load: of a fresh network.
+        train: of one sample forward and backward, every weight trained.
+        evaluate: of one sample forward.
+    """
+
+    load: float
+    train: float
+    evaluate: float
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 import json
 import re
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -57,6 +59,39 @@ def test_equals_are_told_as_such_and_the_cheaper_is_taken(timm_folder, tmp_path)
     if not unclear.decision.is_sure:
         assert "Not distinguishable within 1 points" in unclear.verdict
     assert any("would settle it" in line for line in unclear.would_change)
+
+
+@dataclass(frozen=True)
+class Slow(Guess):
+    """Takes seconds of a clock that a test winds on, and stops at the deadline as a training does."""
+
+    per_epoch: float = 1.0
+    wind: Callable[[float], None] = field(default=lambda seconds: None, compare=False, repr=False)
+
+    def fit(self, transfer, train, validation, *, effort, seed):
+        left = effort.deadline - time.monotonic()
+        self.wind(max(0.0, min(effort.epochs * self.per_epoch, left)))
+        fitted = super().fit(transfer, train, validation, effort=effort, seed=seed)
+        return replace(fitted, stopped="the time was over" if effort.epochs * self.per_epoch > left else "")
+
+
+@pytest.mark.parametrize(("budget", "reached"), [(1000, 27), (150, 9), (60, 3)])
+def test_it_ends_on_time_and_begins_no_pilot_that_would_not(timm_folder, tmp_path, monkeypatch, budget, reached):
+    skipped, real, precise = [0.0], time.monotonic, time.perf_counter
+    monkeypatch.setattr(time, "monotonic", lambda: real() + skipped[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: precise() + skipped[0])
+
+    def wind(seconds):
+        skipped[0] += seconds
+
+    both = (Slow("good", 0.9, per_epoch=5, wind=wind), Slow("poor", 0.3, per_epoch=5, wind=wind))
+    begun = time.monotonic()
+    options = {**MANY, "budget": budget}
+    advice = advise(str(timm_folder), many(), strategies=("last layer", *both), out=tmp_path, **options)
+    assert time.monotonic() - begun <= 1.1 * budget
+    good = next(one for one in advice.alternatives if one.strategy == "good")
+    assert f"measured after {reached} epochs" in good.how
+    assert ("more than was left" in good.how) == (reached < 27)
 
 
 def test_only_the_better_half_goes_on(found):
