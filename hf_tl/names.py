@@ -22,6 +22,7 @@ from hf_tl.errors import InputError
 Matcher = Callable[[str], object]
 _Value = TypeVar("_Value")
 
+_NUMBER = re.compile(r"(\d+)")
 SECONDS = 0.2  # of the processor's time, for PEFT's patterns and one name; a microsecond is usual
 
 
@@ -117,9 +118,39 @@ def closest(wanted: str, names: Sequence[str]) -> str:
     return f"the closest are {', '.join(repr(name) for name in near)}" if near else "there are none to choose from"
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, all of them."""
+    return ", ".join(in_runs(names))
+
+
+def in_runs(names: Sequence[str]) -> list[str]:
+    """Names of which those that differ in numbers alone come as one: "layer.0-11.query", "*.query (24)"."""
+    kinds: dict[str, list[list[str]]] = {}
+    for name in names:
+        kinds.setdefault(_NUMBER.sub("*", name), []).append(re.split(_NUMBER, name))
+    shown = []
+    for found in kinds.values():
+        pieces = [list(dict.fromkeys(column)) for column in zip(*found, strict=True)]
+        several = sum(len(piece) > 1 for piece in pieces)
+        spots = ["*" if len(p) > 1 and several > 1 else p[0] if len(p) == 1 else _ranges(map(int, p)) for p in pieces]
+        shown.append("".join(spots) + (f" ({len(found)})" if several > 1 else ""))
+    return shown
+
+
 def is_inside(name: str, parents: Iterable[str]) -> bool:
     """Whether a module is one of `parents` or lies within one."""
     return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2,5"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _matches(pattern: str, name: str, *, end: bool = False, seconds: float = SECONDS) -> bool:

@@ -287,15 +287,15 @@ def check_new_name(record: AdapterRecord, adapter: str) -> None:
     Raises:
         InputError: it has a dot, is taken, or is what torch calls a method of the containers that hold adapters.
     """
-    if not adapter or "." in adapter:
-        raise InputError(f"an adapter's name must be a word without dots, got {adapter!r}")
+    if not adapter or any(sign in adapter for sign in "./\\"):
+        raise InputError(f"an adapter's name must be a word without dots and slashes, got {adapter!r}")
     if adapter in {*dir(nn.ModuleDict()), *dir(nn.ParameterDict())}:
         raise InputError(f"torch does not let an adapter be called {adapter!r}; choose another name")
     if adapter in record.configs:
         raise InputError(f"there is an adapter {adapter!r} already; choose another name or remove it first")
 
 
-def set_adapter(model: nn.Module, adapter_names: str | Sequence[str]) -> None:
+def set_adapter(model: nn.Module, *adapter_names: str | Sequence[str]) -> None:
     """Makes the given adapters, and no others, run and train; the updates of several add up.
 
     Of `modules_to_save` the copy of the first adapter that has one runs. Biases of the network that train with an
@@ -303,12 +303,14 @@ def set_adapter(model: nn.Module, adapter_names: str | Sequence[str]) -> None:
 
     Args:
         model: a network with adapters.
-        adapter_names: one name or several; [] for the frozen network.
+        adapter_names: names, or a list of them as in PEFT; [] for the frozen network.
 
     Raises:
-        InputError: there is no such adapter, or adapters are merged.
+        InputError: no names, there is no such adapter, or adapters are merged.
     """
-    adapters = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+    if not adapter_names:
+        raise InputError("set_adapter takes names of adapters, or [] for the frozen network; got none")
+    adapters = [name for names in adapter_names for name in ([names] if isinstance(names, str) else names)]
     record = known(record_of(model), *adapters)
     if record.is_merged:
         raise InputError("adapters are merged into the weights; call unmerge_adapter before choosing others")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -29,11 +29,10 @@ from hf_tl.lora.layer import LoraLayer, SavedModule
 from hf_tl.lora.linear import LoraLinear, computes_otherwise
 from hf_tl.lora.merge import delete_adapter
 from hf_tl.lora.targets import Plan, plan_adapter
-from hf_tl.names import is_inside
+from hf_tl.names import in_runs, is_inside, listed
 from hf_tl.trace import Batch, evaluating, forward
 
 
-_NUMBER = re.compile(r"(\d+)")
 _PEFT_HAS = frozenset({"bias", "in_features", "out_features"})  # beside `weight`, as attributes of its layers
 _MOST = 8  # of anything, in the line that says what was done
 KINDS = "nn.Linear, Conv1D of transformers, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.MultiheadAttention"
@@ -112,12 +111,12 @@ def _check_reach(network: nn.Module, adapter: str, batch: Batch) -> None:
     if idle:
         warnings.warn(
             f"the output does not depend on {len(idle)} of {len(layers)} adapted layers, which the network does not "
-            f"run or whose output it drops; their adapters do not train: {_listed(idle)}",
+            f"run or whose output it drops; their adapters do not train: {listed(idle)}",
             stacklevel=3,
         )
     whole = [n for n, saved in record.saved.items() if saved.trains.get(adapter) and not reached & {*_trained(saved)}]
     if whole:
-        warnings.warn(f"the output does not depend on {_listed(whole)}, which train in name only", stacklevel=3)
+        warnings.warn(f"the output does not depend on {listed(whole)}, which train in name only", stacklevel=3)
     outer = {n: layer for n, layer in layers.items() if ".base_layer." not in n and n not in idle}
     read = [n for n, layer in outer.items() if not layer.called]
     if read:
@@ -125,7 +124,7 @@ def _check_reach(network: nn.Module, adapter: str, batch: Batch) -> None:
         warnings.warn(
             f"the network reads the weights of {len(read)} adapted layers by itself and does not call them. Their "
             f"adapters act here{dropout}, and everywhere once they are merged; PEFT leaves them out until then: "
-            f"{_listed(read)}",
+            f"{listed(read)}",
             stacklevel=3,
         )
     strange = {n: layer.asked - _PEFT_HAS for n, layer in layers.items() if layer.asked - _PEFT_HAS}
@@ -133,7 +132,7 @@ def _check_reach(network: nn.Module, adapter: str, batch: Batch) -> None:
         warnings.warn(
             f"the network reads {', '.join(sorted(set().union(*strange.values())))} of {len(strange)} adapted layers, "
             f"which PEFT's layers have not: PEFT cannot run this adapter; merge it first, or leave out "
-            f"{_listed(list(strange))}",
+            f"{listed(list(strange))}",
             stacklevel=3,
         )
 
@@ -165,11 +164,6 @@ def _tensors(value: object) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _listed(names: Sequence[str]) -> str:
-    """Names for a message, all of them."""
-    return ", ".join(_runs(names))
-
-
 def _first(names: Sequence[str]) -> str:
     """The first few names."""
     return ", ".join(names[:_MOST]) + (f" and {len(names) - _MOST} more" if len(names) > _MOST else "")
@@ -182,31 +176,6 @@ def _block(name: str) -> str:
     return found.group() if found else above or name
 
 
-def _runs(names: Sequence[str]) -> list[str]:
-    """Those that differ in numbers alone come as one, as in "layer.0-11.query"."""
-    kinds: dict[str, list[list[str]]] = {}
-    for name in names:
-        kinds.setdefault(_NUMBER.sub("*", name), []).append(re.split(_NUMBER, name))
-    shown = []
-    for found in kinds.values():
-        pieces = [list(dict.fromkeys(column)) for column in zip(*found, strict=True)]
-        several = sum(len(piece) > 1 for piece in pieces)
-        spots = ["*" if len(p) > 1 and several > 1 else p[0] if len(p) == 1 else _ranges(map(int, p)) for p in pieces]
-        shown.append("".join(spots) + (f" ({len(found)})" if several > 1 else ""))
-    return shown
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """[0, 1, 2, 5] -> "0-2,5"."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
 def _announce(network: nn.Module, adapter: str) -> None:
     """Says in one line what was done."""
     record = record_of(network)
@@ -217,8 +186,8 @@ def _announce(network: nn.Module, adapter: str) -> None:
     trained = sum(p.numel() for p in _trained(network))
     total = sum(p.numel() for p in network.parameters())
     inform(
-        f"adapter {adapter!r}: {len(layers)} layers ({_first(list(kinds))}) in {_first(_runs(list(blocks)))}; "
-        f"in full: {_listed(whole) or 'nothing'}; {trained:,} of {total:,} parameters train ({trained / total:.2%})"
+        f"adapter {adapter!r}: {len(layers)} layers ({_first(list(kinds))}) in {_first(in_runs(list(blocks)))}; "
+        f"in full: {listed(whole) or 'nothing'}; {trained:,} of {total:,} parameters train ({trained / total:.2%})"
     )
 
 

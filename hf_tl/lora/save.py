@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import AdapterRecord, adapter_state_dict, base_modules, known, record_of
 from hf_tl.lora.adapter import PREFIX, Adapter, alpha_for, is_finite, rank_fields, split_key, write_adapter
-from hf_tl.names import exact_names, is_inside, match_pattern, peft_matcher
+from hf_tl.names import exact_names, is_inside, listed, match_pattern, peft_matcher
 
 
 _HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
@@ -47,12 +48,29 @@ def adapter_on(model: nn.Module, *, adapter_name: str = "default") -> Adapter:
         InputError: no such adapter, or values that are NaN or infinite.
     """
     record = known(record_of(model), adapter_name)
+    stranded = _trained_outside(record)
+    if stranded:
+        warnings.warn(
+            f"{listed(stranded)} require gradients and belong to no adapter: they are not saved with it; name their "
+            "modules in modules_to_save, or save the network itself",
+            stacklevel=3,
+        )
     exported = adapter_state_dict(model, adapter_name=adapter_name, export=True)
     tensors = {key.removeprefix(PREFIX): value for key, value in exported.items()}
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             raise InputError(f"{name!r} of adapter {adapter_name!r} holds NaN or infinite values; nothing was saved")
     return Adapter(_config_fields(record, adapter_name, tensors), tensors, f"adapter {adapter_name!r}")
+
+
+def _trained_outside(record: AdapterRecord) -> list[str]:
+    """Names of the network's own parameters that train, as somebody has unfrozen them, and go with no adapter."""
+    held = {
+        id(p) for layer in record.layers.values() for adapter in layer.r for _, p in layer.adapter_tensors(adapter)
+    }
+    held |= {id(p) for saved in record.saved.values() for p in saved.modules_to_save.parameters()}
+    own = {name for adapter in record.configs for name in record.own_names(adapter)}
+    return [n for n, p in record.model.named_parameters() if p.requires_grad and id(p) not in held and n not in own]
 
 
 def _config_fields(record: AdapterRecord, adapter: str, tensors: Mapping[str, Tensor]) -> dict[str, object]:

@@ -84,7 +84,7 @@ class AdapterCallback(TrainerCallback):
     ) -> None:
         """From here on, the state dict is the adapter."""
         network = record_of(model).model
-        adapter_in_use(network)
+        adapters_in_use(network)
         self._release()
         if not isinstance(network, PreTrainedModel):
             self._hook = network.register_state_dict_post_hook(_only_adapter)
@@ -192,36 +192,53 @@ def follow_trainer(model: nn.Module) -> None:
         record.replaced_methods = tuple(made)
 
 
-def adapter_in_use(model: nn.Module) -> str:
-    """The one adapter that a checkpoint holds.
+def adapters_in_use(model: nn.Module) -> Sequence[str]:
+    """The adapters that a checkpoint holds.
 
     Raises:
-        InputError: none, or several at once.
+        InputError: none.
     """
     active = record_of(model).active
-    if len(active) != 1:
-        names = ", ".join(repr(name) for name in active) or "none"
-        raise InputError(f"a checkpoint holds one adapter, and {names} are in use; choose one with set_adapter")
-    return active[0]
+    if not active:
+        raise InputError("a checkpoint holds the adapters in use, and there are none; choose some with set_adapter")
+    return active
 
 
 def live_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes, and what an SVD init subtracts, of the adapter in use: names of PEFT's, live values."""
-    adapter, record = adapter_in_use(model), record_of(model)
-    found = adapter_state_dict(model, adapter_name=adapter)
-    for name, layer in record.layers.items():
-        if adapter in layer.lora_fixed:
-            fixed = layer.lora_fixed[adapter].named_buffers()
-            found |= {f"{PREFIX}{name}.lora_fixed.{part}": tensor for part, tensor in fixed}
+    """What training changes, and what an SVD init subtracts, of the adapters in use: names of PEFT's, live values.
+
+    Of several adapters, each name begins with that of its adapter.
+    """
+    adapters, record = adapters_in_use(model), record_of(model)
+    found: dict[str, Tensor] = {}
+    for adapter in adapters:
+        tensors = adapter_state_dict(model, adapter_name=adapter)
+        for name, layer in record.layers.items():
+            if adapter in layer.lora_fixed:
+                fixed = layer.lora_fixed[adapter].named_buffers()
+                tensors |= {f"{PREFIX}{name}.lora_fixed.{part}": tensor for part, tensor in fixed}
+        own = f"{adapter}." if len(adapters) > 1 else ""
+        found |= {f"{PREFIX}{own}{key.removeprefix(PREFIX)}": tensor for key, tensor in tensors.items()}
     return found
 
 
+def adapter_folders(model: nn.Module, folder: Path) -> dict[str, Path]:
+    """Where each of the adapters in use is saved: in the folder; several as PEFT does, each in one of its name."""
+    adapters = adapters_in_use(model)
+    return {adapter: folder if len(adapters) == 1 else folder / adapter for adapter in adapters}
+
+
 def save_for_trainer(model: nn.Module, folder: Path) -> None:
-    """Writes the adapter in use as `save_adapter` does, but for a base network that nobody else has.
+    """Writes the adapters in use as `save_adapter` does, but for a base network that nobody else has.
 
     Trainer pushes its folders, and adapter_config.json may name a folder of this machine.
     """
-    adapter = adapter_on(model, adapter_name=adapter_in_use(model))
+    for adapter_name, own in adapter_folders(model, folder).items():
+        _save_one(model, own, adapter_name)
+
+
+def _save_one(model: nn.Module, folder: Path, adapter_name: str) -> None:
+    adapter = adapter_on(model, adapter_name=adapter_name)
     base = adapter.config["base_model_name_or_path"]
     if record_of(model).in_container and not is_hub_name(base):
         warnings.warn(
@@ -253,8 +270,18 @@ def _save_pretrained(
         # Trainer reads adapter_model.safetensors for PEFT's own class only, for any other model this name
         write_whole(folder / SAFE_WEIGHTS_NAME, pack_tensors(live_tensors(model)))
         _write_gitignore(folder.parent)
-    elif not (folder / CARD).is_file():
-        update_card(folder)  # a card of the library peft, and Trainer has it completed below
+        return
+    base = next(iter(record_of(model).configs.values())).base_model_name_or_path
+    if not is_hub_name(base) and not record_of(model).in_container:
+        warnings.warn(
+            f"{save_directory} holds the adapter and no name of its network, which was "
+            f"{'made here' if base is None else f'loaded from {base!r} on this machine'}: from_pretrained cannot load "
+            "it; call load_adapter(network, folder), and write with save_adapter to keep the name of a folder",
+            stacklevel=3,
+        )
+    for own in adapter_folders(model, folder).values():
+        if not (own / CARD).is_file():
+            update_card(own)  # a card of the library peft, and Trainer has it completed below
 
 
 def _push_to_hub(
@@ -269,12 +296,15 @@ def _push_to_hub(
     **options: object,
 ) -> str:
     """What `model.push_to_hub` does while the network has an adapter: `push_adapter`."""
+    adapters = adapters_in_use(model)
+    if len(adapters) > 1:
+        raise InputError(f"a repository holds one adapter, and {', '.join(adapters)} are in use; choose one of them")
     if options:
         raise InputError(f"a push of an adapter has no {', '.join(options)}; see hf_tl.push_adapter")
     done = push_adapter(
         model,
         repo_id,
-        adapter_name=adapter_in_use(model),
+        adapter_name=adapters[0],
         info=CardInfo(tags=(tags,) if isinstance(tags, str) else tuple(tags or ())),
         message=commit_message or "Add LoRA adapter",
         private=private,
@@ -286,7 +316,8 @@ def _push_to_hub(
 
 def _complete_card(model: nn.Module, output_dir: str | os.PathLike) -> None:
     """What Trainer calls, before it pushes, on a model whose card says that it is an adapter of the library peft."""
-    update_card(Path(output_dir), n_base=count_base(model))
+    for folder in adapter_folders(model, Path(output_dir)).values():
+        update_card(folder, n_base=count_base(model))
     _write_gitignore(Path(output_dir))
 
 
@@ -299,7 +330,7 @@ def _take_adapter(model: nn.Module, tensors: MutableMapping[str, Tensor], prefix
     """Before `load_state_dict`: an adapter's tensors go to the adapter in use, all of them or none."""
     if prefix or not any(key.startswith(PREFIX) for key in tensors):
         return
-    adapter, live = adapter_in_use(model), live_tensors(model)
+    adapter, live = ", ".join(adapters_in_use(model)), live_tensors(model)
     both = [key for key in live if key in tensors]
     problems = {
         "missing": sorted(live.keys() - tensors.keys()),

@@ -275,3 +275,18 @@ def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(InputError, match="cannot be made a folder: File exists"):
         save_adapter(trained(tiny_bert()), tmp_path / "taken")
+
+
+def test_weights_that_somebody_unfroze_and_no_adapter_holds_are_named(tmp_path):
+    from peft_zoo import tiny_bert
+
+    model = add_lora(tiny_bert(), LoraConfig(r=2, bias="lora_only"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        save_adapter(model, tmp_path)
+    for block in model.bert.encoder.layer:
+        block.output.LayerNorm.weight.requires_grad_(True)
+    with pytest.warns(
+        UserWarning, match=r"encoder\.layer\.0-1\.output\.LayerNorm\.weight require gradients .* not sav"
+    ):
+        save_adapter(model, tmp_path)

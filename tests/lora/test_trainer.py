@@ -13,7 +13,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_tl.errors import InputError
-from hf_tl.lora.adapted import adapter_state_dict
+from hf_tl.lora.adapted import adapter_state_dict, set_adapter
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.inject import add_lora
 from hf_tl.lora.load import load_adapter
@@ -392,3 +392,33 @@ def test_a_head_with_tied_parts_is_trained_and_resumed(tmp_path):
     assert {"base_model.model.lm_head.bias", "base_model.model.lm_head.decoder.bias"} <= names
     resumed = trained(tmp_path / "again", resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert equal(state(resumed), state(straight))
+
+
+def test_several_adapters_in_use_are_saved_and_resumed(tmp_path):
+    def model():
+        network = bert()
+        for name, target in (("a", "query"), ("b", "value")):
+            settings = LoraConfig(r=2, target_modules=[target], modules_to_save=["classifier"])
+            add_lora(network, settings, adapter_name=name)
+        set_adapter(network, ["a", "b"])
+        return network
+
+    torch.manual_seed(0)
+    straight = model()
+    trainer("bert", tmp_path / "run", straight).train()
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    torch.manual_seed(0)
+    resumed = model()
+    trainer("bert", tmp_path / "again", resumed).train(resume_from_checkpoint=str(checkpoint))
+    for name in ("a", "b"):
+        found, expected = (adapter_state_dict(m, adapter_name=name) for m in (resumed, straight))
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+        other = load_adapter(bert(), tmp_path / "run" / "checkpoint-6" / name)
+        loaded = adapter_state_dict(other)
+        assert all(torch.equal(loaded[key], expected[key]) for key in expected)
+
+
+def test_a_folder_that_from_pretrained_cannot_load_is_said_to_be_one(tmp_path):
+    model = build("bert")
+    with pytest.warns(UserWarning, match="no name of its network, which was made here: .*load_adapter"):
+        model.save_pretrained(tmp_path / "out")
