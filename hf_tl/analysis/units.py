@@ -23,7 +23,8 @@ from hf_tl.probes.grid_search import check_groups
 from hf_tl.trace import evaluating, forward
 
 
-STEPS, RATE, JITTER, BLUR_EVERY = 96, 0.15, 6, 4
+STEPS, RATE, JITTER, BLUR_EVERY = 96, 0.3, 6, 4
+SMOOTH, FINEST = 2.5, 0.8  # pixels by which the first and the last gradients are blurred
 DECAY = 0.01  # of the image a step, Yosinski's L2 decay
 
 
@@ -88,8 +89,8 @@ def maximise_units(
 ) -> list[Image.Image]:
     """Images made to excite units: gradient ascent with jitter, blur and decay of the image.
 
-    Yosinski et al., "Understanding neural networks through deep visualization", ICML workshop 2015, sec. 3. What comes
-    out is one of many images that do, and depends on the regularisation.
+    Yosinski et al., "Understanding neural networks through deep visualization", ICML workshop 2015, sec. 3; gradients
+    are blurred, too, from coarse to fine. What comes out is one of many images that do, and depends on all that.
 
     Args:
         model: a network that reads images as one tensor, or as `pixel_values`; it stays as it is.
@@ -131,6 +132,8 @@ def maximise_units(
                 if max(units) >= values.shape[1]:
                     raise InputError(f"layer {layer!r} has units 0 .. {values.shape[1] - 1}, got {max(units)}")
                 (gradient,) = torch.autograd.grad(values[rows, list(units)].sum(), seen)
+                width = SMOOTH + (FINEST - SMOOTH) * step / n_steps  # or the finest patterns take over
+                gradient = gaussian_blur(gradient, [9, 9], [width, width])
                 gradient = gradient / gradient.flatten(1).std(dim=1).clamp_min(1e-12)[:, None, None, None]
                 image = (1 - DECAY) * torch.roll(seen.detach() + RATE * gradient, [-s for s in shift], dims=(2, 3))
                 if step % BLUR_EVERY == 0 and step < n_steps - BLUR_EVERY:
