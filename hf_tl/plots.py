@@ -125,8 +125,9 @@ def curve(
     marker: str = "",
     style: Literal["solid", "dashed", "dashdot", "dotted"] = "solid",
     errors: ArrayLike | None = None,
+    hollow: bool = False,
 ) -> None:
-    """A line through points, with an interval of half widths `errors` at each."""
+    """A line through points, filled or hollow, with an interval of half widths `errors` at each."""
     panel.errorbar(
         x,
         y,
@@ -135,6 +136,7 @@ def curve(
         label=label,
         marker=marker,
         markersize=5,
+        markerfacecolor="white" if hollow else color,
         linewidth=1.6,
         linestyle=style,
         elinewidth=1,
@@ -150,6 +152,11 @@ def points(panel: Axes, x: ArrayLike, y: ArrayLike, *, color: str, marker: str, 
 def band(panel: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, *, color: str) -> None:
     """A shaded range around a curve."""
     panel.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def zone(panel: Axes, start: float, end: float, *, color: str, label: str) -> None:
+    """A shaded part of the horizontal axis."""
+    panel.axvspan(start, end, color=color, alpha=0.12, linewidth=0, label=label)
 
 
 def level(

@@ -13,6 +13,8 @@ from hf_tl.files import write_whole
 from hf_tl.probes.learning_curve import LearningCurve
 from hf_tl.strategies.decision import Decision
 from hf_tl.strategies.ledger import Run
+from hf_tl.strategies.mistakes import Mistake
+from hf_tl.strategies.zones import Zones
 from hf_tl.table import format_table
 
 
@@ -53,6 +55,8 @@ class Advice:
         budget: seconds that it might take.
         runs: what was fitted.
         curve: of feature extraction, against samples per class; None where there was no time for it.
+        zones: which layers serve the task; None where there was no time for it.
+        mistakes: where the advised strategy and its nearest rival differ.
     """
 
     title: str
@@ -66,6 +70,8 @@ class Advice:
     budget: float
     runs: tuple[Run, ...] = ()
     curve: LearningCurve | None = None
+    zones: Zones | None = None
+    mistakes: tuple[Mistake, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -124,6 +130,11 @@ class Advice:
             "seconds": round(self.seconds, 1),
             "budget": self.budget,
             "runs": [run.key for run in self.runs],
+            "layers": None if self.zones is None else {"verdict": self.zones.verdict, "rows": self.zones.cells()[1]},
+            "mistakes": [
+                {"index": one.index, "class": one.truth, "right": one.right, "wrong": one.wrong, "said": one.said}
+                for one in self.mistakes
+            ],
         }
 
     def save(self, path: str | Path) -> Path:

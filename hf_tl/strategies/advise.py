@@ -14,6 +14,7 @@ from hf_tl.analysis.footprint import Footprint
 from hf_tl.data import Task
 from hf_tl.embedding.fingerprint import fingerprint_json
 from hf_tl.errors import InputError
+from hf_tl.probes.layer_probes import layer_probes
 from hf_tl.probes.learning_curve import LearningCurve, learning_curve
 from hf_tl.strategies.advice import Advice, Alternative, costs_to_settle
 from hf_tl.strategies.compare import run_config, run_once
@@ -23,8 +24,10 @@ from hf_tl.strategies.duration import in_seconds
 from hf_tl.strategies.feature_extraction import FeatureExtraction
 from hf_tl.strategies.groups import find_groups
 from hf_tl.strategies.ledger import Ledger, Run
+from hf_tl.strategies.mistakes import find_mistakes
 from hf_tl.strategies.strategy import Effort, Strategy, find_strategies
 from hf_tl.strategies.transfer import Pace, Transfer
+from hf_tl.strategies.zones import Zones, find_zones
 
 
 STRATEGIES = ("last layer", "full network", "linear probe", "split", "LP-FT", "full fine-tuning", "LoRA")
@@ -94,9 +97,11 @@ def advise(
     reading = time.monotonic() - started
     for strategy in (one for one in found if isinstance(one, FeatureExtraction)):
         pilots.run(strategy, epochs=1)
-    curve = _curve(transfer, split, pilots.effort) if time.monotonic() - started < limit / 3 else None
+    is_early = time.monotonic() - started < limit / 2
+    curve = _curve(transfer, split, pilots.effort) if is_early else None
+    zones = _zones(transfer, split) if is_early else None
     pilots.halve([one for one in found if not isinstance(one, FeatureExtraction)])
-    return _advice(transfer, found, pilots, curve, delta, limit, reading, notes, started)
+    return _advice(transfer, found, pilots, curve, zones, delta, limit, reading, notes, started)
 
 
 @dataclass
@@ -176,11 +181,23 @@ def _curve(transfer: Transfer, split: Draw, effort: Effort) -> LearningCurve | N
     )
 
 
+def _zones(transfer: Transfer, split: Draw) -> Zones:
+    """Every layer alone, learnt and evaluated on the samples that the pilots have."""
+    probes = layer_probes(transfer.raw[split.train], transfer.raw[split.validation], progress=False)
+    return find_zones(probes)
+
+
+def _rival(outcomes: dict[str, np.ndarray], decision: Decision) -> str:
+    """The best of the strategies that were not chosen; "" where there is none."""
+    return max((name for name in outcomes if name != decision.chosen), key=lambda n: outcomes[n].mean(), default="")
+
+
 def _advice(
     transfer: Transfer,
     strategies: Sequence[Strategy],
     pilots: _Pilots,
     curve: LearningCurve | None,
+    zones: Zones | None,
     delta: float,
     limit: float,
     reading: float,
@@ -209,18 +226,23 @@ def _advice(
             Alternative(one.name, float(accuracy[one.name].mean()), float(low), float(high), costs[one.name], how)
         )
     chosen = next(one for one in strategies if one.name == decision.chosen)
+    rival = _rival(outcomes, decision)
     return Advice(
         title=f"{Path(transfer.model).name} on {Path(transfer.source).name}",
         decision=decision,
         alternatives=tuple(alternatives),
         code=chosen.code(transfer, pilots.done[chosen.name][0].setting),
-        evidence=tuple(_evidence(transfer, pilots, outcomes, decision, curve, reading)),
+        evidence=tuple(_evidence(transfer, pilots, outcomes, decision, curve, zones, reading)),
         would_change=tuple(_would_change(transfer, pilots, outcomes, costs, decision, curve)),
         notes=(*transfer.task.notes, *notes),
         seconds=time.monotonic() - started,
         budget=limit,
         runs=tuple(run for run, _ in pilots.done.values()),
         curve=curve,
+        zones=zones,
+        mistakes=()
+        if not rival
+        else find_mistakes(transfer, pilots.done[chosen.name][0], pilots.done[rival][0], evaluated=pilots.held_out),
     )
 
 
@@ -230,6 +252,7 @@ def _evidence(
     outcomes: dict[str, np.ndarray],
     decision: Decision,
     curve: LearningCurve | None,
+    zones: Zones | None,
     reading: float,
 ) -> list[str]:
     n_fit, n = len(pilots.drawn.train) + len(pilots.drawn.validation), len(pilots.held_out)
@@ -244,6 +267,8 @@ def _evidence(
             f"{decision.best} is right on {int((best > chosen).sum())} samples that {decision.chosen} gets wrong, and "
             f"wrong on {int((best < chosen).sum())} that it gets right"
         )
+    if zones is not None:
+        said.append(zones.verdict)
     if curve is not None:
         low, high = 100 * curve.accuracy["last layer"].mean(axis=1)[[-2, -1]]
         said.append(
@@ -261,7 +286,7 @@ def _would_change(
     decision: Decision,
     curve: LearningCurve | None,
 ) -> list[str]:
-    rival = min((name for name in outcomes if name != decision.chosen), key=lambda n: -outcomes[n].mean(), default="")
+    rival = _rival(outcomes, decision)
     said = []
     if rival:
         needed = samples_to_settle(outcomes[decision.chosen], outcomes[rival], delta=decision.delta)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import tempfile
 from collections.abc import Callable, Sequence
 from html import escape
@@ -13,6 +15,8 @@ from hf_tl.files import write_whole
 from hf_tl.strategies.advice import Advice
 from hf_tl.strategies.comparison import Comparison
 from hf_tl.strategies.ledger import Run
+from hf_tl.strategies.mistakes import Mistake
+from hf_tl.strategies.zones import Zones
 
 
 STYLE = """
@@ -20,10 +24,18 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:0 1r
 h1{font-size:1.4rem}h2{font-size:1.15rem;margin-top:2rem}.verdict{font-size:1.15rem;border-left:.4rem solid #1f4e8c;
 padding:.6rem 1rem;background:#f2f6fb}svg{width:100%;height:auto}figure{margin:0}.wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.85rem}td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;
-text-align:left}
+text-align:left}figure{overflow-x:auto}figure svg{min-width:34rem}
+.wall{display:flex;flex-wrap:wrap;gap:.5rem}.wall div{width:7.2rem;font-size:.72rem;line-height:1.25}
+.wall img{width:7rem;height:7rem;object-fit:cover;display:block}.wall blockquote{margin:0;font-style:italic}
 pre{background:#f6f6f6;padding:.8rem;overflow-x:auto;font-size:.8rem;white-space:pre-wrap;overflow-wrap:anywhere}
-@media print{body{max-width:none;font-size:11px}h2{break-after:avoid}figure,tr{break-inside:avoid}}
+@media print{body{max-width:none;font-size:11px}figure svg{min-width:0}.wall div{break-inside:avoid}
+h2{break-after:avoid}figure,tr{break-inside:avoid}}
 """
+THUMBNAIL = 160  # pixels
+COURSE = (  # strategy, accuracies in validation and test, W, h, kg CO2, experiments, hours of people
+    ("fine-tuning", "77.46", "73.86", "276", "1,826", "201.5", "480", "4-6"),
+    ("feature extraction", "74.65", "72.73", "124", "60", "3.84", "80", "0-1"),
+)
 Draw = Callable[[Path], None]
 
 
@@ -66,6 +78,12 @@ def _of_advice(found: Advice) -> list[tuple[str, str | Draw]]:
     if found.curve is not None:
         curve = found.curve
         sections.append(("Samples per class", lambda file: curve.plot(file, title=found.title, extrapolate=True)))
+    if found.zones is not None:
+        zones = found.zones
+        sections.append(("What each layer is worth", lambda file: _draw_zones(zones, found.title, file)))
+        sections.append(("Where to cut", f"<p>{escape(zones.verdict)}.</p>{_table(*zones.cells())}"))
+    if found.mistakes:
+        sections.append(("Where the two best differ", _wall(found.mistakes)))
     return [
         *sections,
         ("What would change it", _list(found.would_change)),
@@ -86,6 +104,7 @@ def _of_comparison(found: Comparison) -> list[tuple[str, str | Draw]]:
         ("Differences in points, paired", f"<pre>{escape(found.differences(found.reference))}</pre>"),
         ("What it cost, the search counted", _table(header, rows)),
         ("Accuracy against energy", lambda file: _draw_costs(found, file)),
+        ("The same table over ten datasets", _course()),
         ("Ledger", _ledger(found.runs)),
         ("Notes", _list([f"{len(found.runs)} of {found.planned} runs", *found.notes])),
     ]
@@ -103,16 +122,57 @@ def _draw_alternatives(found: Advice, file: Path) -> None:
         plots.legend(panel)
 
 
+def _draw_zones(found: Zones, title: str, file: Path) -> None:
+    caption = f"a linear SVM on each layer alone, {found.n_samples} held-out samples; bars: standard error to the best"
+    with plots.picture(file, title=title, size=(7.2, 4.4), caption=caption) as (panel,):
+        n = len(found.names)
+        if found.first_worse is not None:
+            plots.zone(panel, found.first_worse - 0.5, n - 0.5, color=plots.ORANGE, label="candidates to retrain")
+        plots.zone(panel, -0.5, found.best + 0.5, color=plots.GREEN, label="up to the best layer")
+        plots.curve(panel, range(n), found.accuracy, color=plots.BLUE, marker="o", errors=found.error,
+                    label="one layer alone")  # fmt: skip
+        plots.axes(panel, x="from data to task", y="accuracy", x_names=found.names)
+        plots.legend(panel)
+
+
+def _course() -> str:
+    header = ["strategy", "validation", "test", "W", "h", "kg CO2", "experiments", "h of people"]
+    source = (
+        "The course's table, VGG16 and ResNets on ten image datasets, every experiment counted (arXiv 2211.04347)."
+    )
+    return f"<p>{source}</p>{_table(header, COURSE)}"
+
+
+def _wall(mistakes: Sequence[Mistake]) -> str:
+    """Samples with what is said of them, the images inside the page."""
+    parts = []
+    for right, wrong in dict.fromkeys((one.right, one.wrong) for one in mistakes):
+        own = [one for one in mistakes if (one.right, one.wrong) == (right, wrong)]
+        cells = "".join(f"<div>{_shown(one)}{escape(one.caption)}</div>" for one in own)
+        parts.append(f'<h3>{escape(right)} is right, {escape(wrong)} is not</h3><div class="wall">{cells}</div>')
+    return "".join(parts)
+
+
+def _shown(one: Mistake) -> str:
+    if one.image is None:
+        return f"<blockquote>{escape(one.text)}</blockquote>" if one.text else ""
+    small, file = one.image.copy(), io.BytesIO()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.save(file, "JPEG", quality=80)
+    encoded = base64.b64encode(file.getvalue()).decode("ascii")
+    return f'<img alt="{escape(one.caption)}" src="data:image/jpeg;base64,{encoded}">'
+
+
 def _draw_costs(found: Comparison, file: Path) -> None:
-    estimated = any(row["estimated"] for row in found.costs())
-    caption = "energy is estimated from a power model" if estimated else "energy is measured"
+    caption = "Wh: filled where measured, hollow where estimated from a power model"
     halves = {name: found.curve.half_widths(name)[-1] for name in found.strategies}
     with plots.picture(file, title=found.title, size=(7.2, 4.4), caption=caption) as (panel,):
         for i, row in enumerate(found.costs()):
             name, (color, marker) = row["strategy"], plots.SERIES[i % len(plots.SERIES)]
             accuracy = [found.curve.accuracy[name][-1].mean()]
             x = [max(row["watt_hours"] or 0, 1e-4)]
-            plots.curve(panel, x, accuracy, color=color, marker=marker, label=name, errors=[halves[name]])
+            plots.curve(panel, x, accuracy, color=color, marker=marker, label=name, errors=[halves[name]],
+                        hollow=row["estimated"])  # fmt: skip
         plots.axes(panel, x="Wh of all runs", y=found.curve.metric, log="x")
         plots.legend(panel)
 

@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def link_to(place: Path, name: str) -> None:
         Path(name).symlink_to(place)
 
 
-def run(name: str, *, budget: str | None, out: Path) -> Comparison:
+def run(name: str, *, strategies: Sequence[str], budget: str | None, out: Path) -> Comparison:
     """The runs that are missing, as far as the budget goes."""
     model, task, image_size, shots = load(name)
     folder, kept = out / name, RESULTS / f"{name}.jsonl"
@@ -63,7 +64,7 @@ def run(name: str, *, budget: str | None, out: Path) -> Comparison:
         shutil.copyfile(kept, folder / "ledger.jsonl")
     try:
         return compare(
-            model, task, strategies=STRATEGIES, shots=shots, seeds=3, budget=budget, out=folder,
+            model, task, strategies=strategies, shots=shots, seeds=3, budget=budget, out=folder,
             image_size=image_size, effort=EFFORT, country="ESP",
         )  # fmt: skip
     finally:
@@ -75,6 +76,7 @@ def run(name: str, *, budget: str | None, out: Path) -> Comparison:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*PAIRS, []], metavar="NAME", help=", ".join(PAIRS))
+    parser.add_argument("--strategies", nargs="+", default=STRATEGIES, metavar="NAME", help="some of them")
     parser.add_argument("--budget", help="after which no run is begun: 20min")
     parser.add_argument("--out", type=Path, default=Path("runs/strategies"), help="for activations and reports")
     options = parser.parse_args()
@@ -85,7 +87,7 @@ def main() -> None:
     for name in ("weights", "sets"):
         link_to(data / name, name)
     for name in options.names or PAIRS:
-        found = run(name, budget=options.budget, out=out)
+        found = run(name, strategies=options.strategies, budget=options.budget, out=out)
         print(found.table())
         found.save(out / f"{name}.json")
 

@@ -1,5 +1,6 @@
 """advise: right where the truth is known, silent about the test samples, on time; its report is whole in one file."""
 
+import html
 import json
 import re
 import time
@@ -145,7 +146,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.seen.append(tag)
         self.links += [value for name, value in attributes if name in ("src", "href", "xlink:href") and value]
-        if tag not in ("meta", "br", "path", "use", "rect", "line"):
+        if tag not in ("meta", "br", "img", "path", "use", "rect", "line"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -164,7 +165,7 @@ def check_page(path, *, n_figures):
     assert "script" not in page.seen
     assert "width=device-width" in text
     assert "@media print" in text
-    assert all(link.startswith("#") for link in page.links)
+    assert all(link.startswith(("#", "data:image/jpeg;base64,")) for link in page.links)
     assert not re.search(r"url\((?!#)", text)
     json.loads(path.with_suffix(".json").read_text(), parse_constant=pytest.fail)
     assert len(list(path.parent.glob("*.png"))) == n_figures
@@ -173,8 +174,15 @@ def check_page(path, *, n_figures):
 def test_the_report_of_advice(found, tmp_path):
     advice, _ = found
     path = write_report(advice, tmp_path / "report.html")
-    check_page(path, n_figures=2)
-    assert advice.decision.chosen in path.read_text()
+    check_page(path, n_figures=3)
+    text = path.read_text()
+    assert advice.decision.chosen in text
+    assert advice.zones is not None
+    assert advice.zones.verdict in html.unescape(text)
+    assert text.count("<img") == len(advice.mistakes) > 0
+    for one in advice.mistakes:
+        assert one.truth != one.said
+        assert advice.decision.chosen in (one.right, one.wrong)
     with pytest.raises(InputError, match=r"a report should be an .html file"):
         write_report(advice, tmp_path / "report.pdf")
 

@@ -1,0 +1,100 @@
+"""Where to cut: which layers serve the task as they are, and which are worse than those below them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_tl.probes.layer_probes import LayerProbes
+from hf_tl.table import format_table
+
+
+KEEP, RETRAIN = "keep", "retrain"
+
+
+@dataclass(frozen=True)
+class Zones:
+    """The layers of a network, from data to task, as probes on held-out samples see them.
+
+    Layers above the best one that are worse by more than one standard error of the paired difference have lost what
+    the task needs: they are candidates for a fresh start.
+
+    Attributes:
+        names: of the layers.
+        accuracy: (n_layers,) of a linear probe on each layer alone.
+        error: (n_layers,) standard error of its difference from the best layer, on the same samples.
+        best: index of the best layer.
+        first_worse: index of the first layer above it from which on all are worse; None where there is none.
+        n_samples: that were evaluated.
+    """
+
+    names: tuple[str, ...]
+    accuracy: np.ndarray
+    error: np.ndarray
+    best: int
+    first_worse: int | None
+    n_samples: int
+
+    def zone(self, index: int) -> str:
+        """ "keep" or "retrain"."""
+        return RETRAIN if self.first_worse is not None and index >= self.first_worse else KEEP
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        best = f"{self.names[self.best]} serves the task best alone, {self.accuracy[self.best]:.3f}"
+        if self.first_worse is None:
+            return f"{best}; no layer above it is clearly worse, so none has to start anew"
+        said = f"{best}; from {self.names[self.first_worse]} on layers are worse by more than a standard error"
+        return f"{said}: candidates for a fresh start, {self.policy!r}" if self.policy else said
+
+    @property
+    def policy(self) -> str:
+        """Freeze what lies below the best block, tune from there on, and let what is worse start anew; "" if none."""
+        best = self.names[self.best].removeprefix("block ")
+        if self.first_worse is None or not best.isdecimal():
+            return ""
+        worse = self.names[self.first_worse].removeprefix("block ")
+        again = f"{worse}.., head" if worse.isdecimal() else "head"
+        return f"freeze: ..{best}; reinit: {again}"
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows: layer, accuracy alone, what it loses to the best with its standard error, zone."""
+        lost = self.accuracy[self.best] - self.accuracy
+        rows = [
+            [name, f"{self.accuracy[i]:.3f}", f"{lost[i]:.3f} ± {self.error[i]:.3f}", self.zone(i)]
+            for i, name in enumerate(self.names)
+        ]
+        return ["layer", "accuracy alone", "less than the best", "zone"], rows
+
+    def table(self) -> str:
+        """The gradient of representations, as plain text."""
+        return format_table(*self.cells())
+
+
+def find_zones(probes: LayerProbes) -> Zones:
+    """The zones of layers that were probed on the same samples; of a block the last layer."""
+    names, kept = _blocks(probes)
+    outcomes = np.stack([probes.single[i].outcomes for i in kept]).astype(np.float64)
+    accuracy = outcomes.mean(axis=1)
+    best = int(accuracy.argmax())
+    gaps = outcomes[best] - outcomes
+    error = gaps.std(axis=1, ddof=1) / np.sqrt(outcomes.shape[1])
+    worse = gaps.mean(axis=1) > error
+    above = [i for i in range(best + 1, len(kept)) if worse[i:].all()]
+    return Zones(tuple(names), accuracy, error, best, above[0] if above else None, outcomes.shape[1])
+
+
+def _blocks(probes: LayerProbes) -> tuple[list[str], Sequence[int]]:
+    """Names and last layers of the blocks; the layers themselves where their places are unknown."""
+    blocks = [place.partition("/")[0] for place in probes.places]
+    if not any(blocks):
+        return [probed.name for probed in probes.single], range(len(probes.single))
+    last: dict[str, int] = {}
+    name = "stem"
+    for i, block in enumerate(blocks):
+        name = (f"block {block}" if block.isdecimal() else block) or name
+        last[name] = i
+    return list(last), list(last.values())
