@@ -174,11 +174,7 @@ def load_task(
     for split, samples in splits.items():
         if len(samples) == 0:
             raise InputError(f"split {split!r} of {name!r} is empty (0 samples); there is nothing to train or test on")
-    train_name = next((split for split in TRAIN_NAMES if split in splits), None)
-    if train_name is None:
-        if len(splits) != 1:
-            raise InputError(f"{name!r} has no split 'train', but {sorted(splits)}; rename one to 'train'")
-        train_name = next(iter(splits))
+    train_name = _training_split(splits, name)
     table, notes = splits[train_name], list(folder_notes)
     if label is None:
         label = find_label(table)
@@ -220,6 +216,33 @@ def load_task(
     aligned = test.label_table.aligned_to(taught)
     test = replace(test, labels=aligned.labels, class_names=aligned.names)
     return Task(train, test, (*notes, *aligned.untaught(taught), *check_classes(taught, name)))
+
+
+def load_samples(
+    name: str,
+    *,
+    modality: str,
+    label: str | Sequence[str] | None = None,
+    input_column: str | Sequence[str] | None = None,
+    config: str | None = None,
+) -> Samples:
+    """The training samples of a dataset, with its labels where it has some; none are held out.
+
+    Args:
+        name: as for `load_task`.
+        modality: what the network reads: "image", "text" or "audio".
+        label: likewise.
+        input_column: likewise.
+        config: likewise.
+
+    Raises:
+        InputError: no such dataset, no training split, or one without a sample or a column to read.
+    """
+    splits = _load(name, config)
+    split = _training_split(splits, name)
+    if len(splits[split]) == 0:
+        raise InputError(f"split {split!r} of {name!r} is empty (0 samples); there is nothing to read")
+    return as_samples(splits[split], modality=modality, label=label, input_column=input_column, name=split)
 
 
 def load_table(path: str) -> Dataset:
@@ -422,6 +445,14 @@ def _load(name: str, config: str | None) -> DatasetDict:
                 f"{name!r} is neither a folder or file in {os.getcwd()} nor a dataset that the Hub gives: {said}"
             ) from error
         raise InputError(f"datasets could not load {name!r}: {said}") from error
+
+
+def _training_split(splits: Mapping[str, Dataset], name: str) -> str:
+    """Its name: "train", or that of the only one."""
+    found = next((split for split in TRAIN_NAMES if split in splits), None)
+    if found is None and len(splits) != 1:
+        raise InputError(f"{name!r} has no split 'train', but {sorted(splits)}; rename one to 'train'")
+    return found or next(iter(splits))
 
 
 def _is_saved(folder: str) -> bool:

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from PIL import Image
 from test_cli import table_rows
 
 from hf_tl.cli.main import main
@@ -23,6 +24,17 @@ def test_similarity_of_a_dataset_to_itself_is_none(timm_folder, image_folder, tm
     assert main(["similarity", network, data, "--reference", kept, "--batch-size", "4", "--plot", str(plot)]) == 0
     assert "cannot be told apart (MMD^2" in capsys.readouterr().out
     assert plot.stat().st_size > 1000
+
+
+def test_similarity_needs_no_labels(timm_folder, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for i in range(10):
+        Image.new("RGB", (32, 32), (20 * i, 100, 50)).save(tmp_path / "photos" / f"{i}.png")
+    assert main(["similarity", str(timm_folder), str(tmp_path / "photos")]) == 0
+    assert "(10 samples)" in capsys.readouterr().out
+    (tmp_path / "photos" / "0.png").unlink()
+    assert main(["similarity", str(timm_folder), str(tmp_path / "photos")]) == 2
+    assert "has 9 samples; a comparison takes 10 or more" in capsys.readouterr().err
 
 
 def test_similarity_of_a_network_to_itself_is_one(timm_folder, image_folder, tmp_path, capsys):

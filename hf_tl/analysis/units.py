@@ -132,8 +132,8 @@ def maximise_units(
                 if max(units) >= values.shape[1]:
                     raise InputError(f"layer {layer!r} has units 0 .. {values.shape[1] - 1}, got {max(units)}")
                 (gradient,) = torch.autograd.grad(values[rows, list(units)].sum(), seen)
-                width = SMOOTH + (FINEST - SMOOTH) * step / n_steps  # or the finest patterns take over
-                gradient = gaussian_blur(gradient, [9, 9], [width, width])
+                blur = SMOOTH + (FINEST - SMOOTH) * step / n_steps  # or the finest patterns take over
+                gradient = gaussian_blur(gradient, [9, 9], [blur, blur])
                 gradient = gradient / gradient.flatten(1).std(dim=1).clamp_min(1e-12)[:, None, None, None]
                 image = (1 - DECAY) * torch.roll(seen.detach() + RATE * gradient, [-s for s in shift], dims=(2, 3))
                 if step % BLUR_EVERY == 0 and step < n_steps - BLUR_EVERY:

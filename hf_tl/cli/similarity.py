@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hf_tl.embedding.embedding import Embedding
     from hf_tl.models import Network
 
+FEWEST = 10  # samples
 EXAMPLES = """\
   hf-tl similarity timm/mobilenetv2_100.ra_in1k beans
   hf-tl similarity timm/mobilenetv2_100.ra_in1k source_photos --save-reference source.safetensors
@@ -51,8 +52,8 @@ def run(options: argparse.Namespace) -> None:
         raise InputError("give --source or --reference, not both")
     if options.plot is not None:
         check_picture(options.plot)
-    if options.samples < 10:
-        raise InputError(f"--samples should be 10 or more, got {options.samples}")
+    if options.samples < FEWEST:
+        raise InputError(f"--samples should be {FEWEST} or more, got {options.samples}")
     if options.against is not None:
         find_modality(options.against)  # a name that is misspelt is found before time is spent
     reference = None if options.reference is None else Reference.load(options.reference)
@@ -102,19 +103,14 @@ def _few(n: int) -> list[int]:
 
 
 def _samples(name: str, modality: str, options: argparse.Namespace) -> Samples:
-    from hf_tl.analysis.twins import twin_groups
-    from hf_tl.data import load_task
+    from hf_tl.data import load_samples
 
-    task = load_task(
-        name,
-        modality=modality,
-        label=options.label,
-        input_column=options.input,
-        config=options.config,
-        problem=options.problem,
-        groups=twin_groups,
+    samples = load_samples(
+        name, modality=modality, label=options.label, input_column=options.input, config=options.config
     )
-    return task.train.sample(options.samples)
+    if len(samples) < FEWEST:
+        raise InputError(f"{name!r} has {len(samples)} samples; a comparison takes {FEWEST} or more")
+    return samples.sample(options.samples)
 
 
 def _read(network: Network, samples: Samples, options: argparse.Namespace, taps: list[str]) -> Embedding:
