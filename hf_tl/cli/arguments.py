@@ -14,10 +14,16 @@ DATA = "Hub id, .csv/.json/.parquet file, or folder"
 RECIPE = "paper, fne-package, standardize, l2 or raw (default %(default)s)"
 
 
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """The options of commands that read a network on a dataset."""
+def add_reading(parser: argparse.ArgumentParser, *, recipe: bool = True) -> None:
+    """The options of commands that read a network on a dataset.
+
+    Args:
+        parser: of a command.
+        recipe: whether what is read is scaled, as a recipe says.
+    """
     add = parser.add_argument
-    add("--recipe", default="paper", help=RECIPE)
+    if recipe:
+        add("--recipe", default="paper", help=RECIPE)
     add("--image-size", type=int, help="side of the square images in pixels")
     add("--max-length", type=int, help="tokens of a text that are read, the rest is cut (default: 512 at most)")
     label_help = "label column, where it is not found by itself; or several of 0 and 1, a class each"
@@ -32,6 +38,19 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cpu", help="where the network runs (default %(default)s)")
     bad_help = "end at a sample that cannot be read, or leave it out (default %(default)s)"
     add("--on-bad-samples", choices=("raise", "skip"), default="raise", help=bad_help)
+
+
+def refuse_reading(options: argparse.Namespace, *, why: str) -> None:
+    """Raises an InputError that names the options of `add_reading` that were given; `--recipe` aside."""
+    parser = argparse.ArgumentParser()
+    add_reading(parser, recipe=False)
+    given = [
+        max(action.option_strings, key=len)
+        for action in parser._actions
+        if action.dest != "help" and vars(options)[action.dest] != action.default
+    ]
+    if given:
+        raise InputError(f"{', '.join(given)} does nothing here: {why}; leave it out")
 
 
 def number_or_auto(text: str) -> int | Literal["auto"]:

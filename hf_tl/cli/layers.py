@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_tl.cli.arguments import MODEL, RECIPE
+from hf_tl.cli.arguments import MODEL
+from hf_tl.errors import InputError
 from hf_tl.table import format_table
 
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--select", metavar="LAYERS", help='layers to freeze: "..50%%", "stem, 0..4", "blocks.*", "/regex/", ...')
     add("--plot", type=Path, metavar="FILE", help="draws the layers (.png, .svg or .pdf)")
     add("--image-size", type=int, help="side of the square images in pixels")
-    add("--recipe", default="paper", help=f"with --level leaf, what is read: {RECIPE}")
+    add("--recipe", help="with --level leaf, what is read: paper, fne-package, standardize, l2 or raw (default paper)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -39,6 +40,8 @@ def run(options: argparse.Namespace) -> None:
     from hf_tl.layers import list_layers, select_layers
     from hf_tl.models import load_network
 
+    if options.recipe is not None and options.level != "leaf":
+        raise InputError("--recipe says what is read of single layers; add --level leaf")
     network = load_network(options.model, image_size=options.image_size)
     example = network.prepare(dummy_inputs(network.modality))
     layers = list_layers(network.model, level=options.level, example=example)
@@ -53,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
         row = [i, layer.name, layer.tower, layer.kind, number, layer.depth, layer.n_parameters, layer.calls]
         rows.append([*row, "split point" if layer.split_point else "", marks.get(id(layer), "tuned")])
     header = ["#", "layer", "tower", "kind", "block", "depth", "parameters", "calls", "boundary", "state"]
-    extra = _read(network, layers, example, options.recipe) if options.level == "leaf" else None
+    extra = _read(network, layers, example, options.recipe or "paper") if options.level == "leaf" else None
     shown = [header.index(name) for name in header]
     shown = [i for i in shown if any(row[i] != "" for row in rows) and (header[i] != "state" or frozen)]
     table = [[row[i] for i in shown] for row in rows]

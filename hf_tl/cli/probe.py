@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_tl.cli.arguments import DATA, MODEL, add_reading, make_folder
+from hf_tl.cli.arguments import DATA, MODEL, add_reading, make_folder, refuse_reading
 from hf_tl.cli.reading import read_task
 from hf_tl.errors import InputError
 from hf_tl.plugins import find_plugin, plugin_names
@@ -63,6 +63,8 @@ def run(options: argparse.Namespace) -> None:
     if not 0 < options.top <= 1:
         raise InputError(f"--top must be above 0 and at most 1, got {options.top}")
     find_recipe(options.recipe)
+    if options.data is None:
+        refuse_reading(options, why=f"{options.model!r} has been read already")
     if options.layers or options.curve or options.confusion:
         make_folder(options.out)
     if options.data is not None:

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"--seed must be 0 or more, got {options.seed}")
     make_folder(options.out)
     print("Digits at random places on noisy canvases: pixels alone do not solve this.")
-    print("A small network learns digits 0-4; digits 5-9 are then learnt from few samples, in four ways.\n")
+    print("A small network learns digits 0-4; digits 5-9 are then learnt from few samples, in six ways.\n")
     start = time.perf_counter()
     results = experiment.run(seed=options.seed)
     files = experiment.save(results, options.out)
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"target task, digits 5-9: test accuracy, mean and 95 % interval of {experiment.DRAWS} draws\n")
     print(results.curve.table())
     print()
-    for pair in (("last layer", "raw pixels"), ("full network", "last layer"), ("full network", "from scratch")):
+    for pair in (("full network", "last layer"), ("full network", "from scratch"), ("full network", "fine-tuned")):
         print(results.curve.compare(*pair))
-    print(results.curve.best())
+    print(f"\n{experiment.advice(results)}")
     print(f"\n{time.perf_counter() - start:.0f} s; wrote {' and '.join(str(path) for path in files)}")

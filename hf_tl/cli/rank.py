@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--scores", nargs="+", default=["knn", "ridge", "logme", "hscore"], help="knn, ridge, logme, hscore, plug-ins")
     add("--taps", nargs="+", default=["last"], metavar="LAYERS", help="which layers are read (default: the last)")
     add("--samples", type=int, metavar="N", help="training samples that are read, drawn at random (default: all)")
-    add_reading(parser)
+    add_reading(parser, recipe=False)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     for name in names:
         start = time.perf_counter()
         reader = FullNetworkEmbedding(
-            load_network(name, image_size=options.image_size),
+            load_network(name, image_size=options.image_size, max_length=options.max_length),
             recipe=RECIPES["raw"],
             taps=options.taps,
             batch_size=options.batch_size,

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plot_help = "a picture (.png, .svg or .pdf): with --against its map, else of target and source"
     add("--plot", type=Path, metavar="FILE", help=plot_help)
     add("--samples", type=int, default=1000, help="training samples that are read (default %(default)s)")
-    add_reading(parser)
+    add_reading(parser, recipe=False)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -59,7 +59,8 @@ def run(options: argparse.Namespace) -> None:
     reference = None if options.reference is None else Reference.load(options.reference)
     if options.save_reference is not None and not options.save_reference.parent.is_dir():
         raise InputError(f"there is no folder {str(options.save_reference.parent)!r} for --save-reference")
-    network = load_network(options.model, image_size=options.image_size)
+    sizes = {"image_size": options.image_size, "max_length": options.max_length}
+    network = load_network(options.model, **sizes)
     samples = _samples(options.data, network.modality, options)
     source = None if options.source is None else _samples(options.source, network.modality, options)
     target = _read(network, samples, options, taps=["last"])
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"wrote {Reference.of(target).save(options.save_reference)}")
     if options.against is not None:
         first = _read(network, samples, options, taps=["auto"])
-        other = load_network(options.against, image_size=options.image_size)
+        other = load_network(options.against, **sizes)
         found = compare_layers(first, _read(other, samples, options, taps=["auto"]))
         known = np.where(np.isfinite(found.values), found.values, -np.inf)  # of too few samples it may be unknown
         nearest = known.argmax(axis=1)
