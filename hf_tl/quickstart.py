@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,17 +20,20 @@ from tqdm import tqdm
 
 from hf_tl.embedding.embedding import Embedding, LayerColumns
 from hf_tl.embedding.full_network import FullNetworkEmbedding
+from hf_tl.lora.config import LoraConfig
+from hf_tl.lora.inject import add_lora
 from hf_tl.models import Network
 from hf_tl.probes.gram import Features
 from hf_tl.probes.learning_curve import LearningCurve, Prepare, learning_curve
 
 
-SHOTS = (1, 2, 5, 10, 20)  # training samples per class
-DRAWS = 5
-METHODS = ("raw pixels", "from scratch", "last layer", "full network")
+SHOTS = (1, 5, 20)  # training samples per class
+DRAWS = 4
+METHODS = ("raw pixels", "from scratch", "last layer", "full network", "fine-tuned", "adapters")
 CANVAS, DIGIT, NOISE = 32, 16, 0.25  # pixels, pixels, largest background value
-SOURCE_COPIES, SOURCE_EPOCHS = 4, 6
-SCRATCH_EPOCHS, SCRATCH_STEPS = 40, 60  # at least so many steps, so that batch norm settles
+SOURCE_COPIES, SOURCE_EPOCHS = 3, 4
+SCRATCH_EPOCHS, SCRATCH_STEPS = 20, 40  # at least so many steps, so that batch norm settles
+TUNING_STEPS, RANK = 40, 4
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Results:
 
 
 def run(*, seed: int = 0, shots: Sequence[int] = SHOTS, draws: int = DRAWS, progress: bool = True) -> Results:
-    """Trains the source network, then evaluates four ways to learn the target digits from few samples.
+    """Trains the source network, then evaluates six ways to learn the target digits from few samples.
 
     Args:
         seed: decides the canvases, the initial weights and the draws.
@@ -75,11 +82,39 @@ def run(*, seed: int = 0, shots: Sequence[int] = SHOTS, draws: int = DRAWS, prog
         for method, (raw, fne) in features.items()
     }
     seeds = count(seed + 1)
-    curves["from scratch"] = evaluate(pixels, head=lambda C, shape: _FromScratch(next(seeds)), method="from scratch")
+    trained: dict[str, Callable[[int], nn.Module]] = {
+        "from scratch": new_network,
+        "fine-tuned": partial(_with_new_head, network.model),
+        "adapters": partial(_with_adapters, network.model),
+    }
+    for method, make in trained.items():
+        curves[method] = evaluate(
+            pixels,
+            head=lambda C, shape, make=make, fresh=method == "from scratch": _Trained(make, next(seeds), fresh=fresh),
+            method=method,
+        )
     curve = curves[METHODS[0]]
     for method in METHODS[1:]:
         curve = curve.beside(curves[method])
     return Results(curve, source_accuracy, {method: fne.n_features_ for method, (_, fne) in features.items()})
+
+
+def advice(results: Results) -> str:
+    """What the experiment says of its methods, and which command asks the same of one's own data."""
+    curve = results.curve
+    few, many = (max(METHODS, key=dict(zip(METHODS, means, strict=True)).__getitem__) for means in _ends(curve))
+    best = few if few == many else f"{few} with {curve.shots[0]}, {many} with {curve.shots[-1]}"
+    return (
+        f"Best here: {best} {curve.unit}. On your own samples:\n"
+        f"  hf-tl probe MODEL DATA             how good is what a frozen network sees, layer by layer\n"
+        f"  hf-tl advise MODEL DATA            or should it be fine-tuned, or adapted\n"
+        f"  hf-tl fit MODEL DATA --out FOLDER  a classifier, for hf-tl predict"
+    )
+
+
+def _ends(curve: LearningCurve) -> list[list[float]]:
+    """The mean accuracy of each method, with the fewest and with the most samples."""
+    return [[float(curve.accuracy[method][i].mean()) for method in METHODS] for i in (0, -1)]
 
 
 def draw_canvases(images: np.ndarray, generator: np.random.Generator) -> Tensor:
@@ -134,7 +169,8 @@ def train(
     batch_size = min(batch_size, len(images))
     per_epoch = len(images) // batch_size
     steps = max(epochs * per_epoch, at_least)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     model.train()
     for step in tqdm(range(steps), desc=progress, unit="step", disable=progress is None):
@@ -168,7 +204,7 @@ def save(results: Results, folder: Path) -> list[Path]:
     results.curve.plot(
         folder / "learning_curve.png",
         title="Digits 5-9, from a network trained on digits 0-4",
-        note="linear SVM (C=1) on all but 'from scratch'",
+        note="linear SVM (C=1) on pixels and on both embeddings",
     )
     return [folder / "results.json", folder / "learning_curve.png"]
 
@@ -204,22 +240,46 @@ def _scaled(raw: Embedding, fne: FullNetworkEmbedding) -> Prepare:
     return prepare
 
 
-class _FromScratch:
-    """A network that sees no other images: a head on pixels."""
+def _with_new_head(source: nn.Module, seed: int) -> nn.Module:
+    """A copy of the source network whose head starts anew."""
+    model = copy.deepcopy(source)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        cast(nn.Linear, model.get_submodule("fc")).reset_parameters()
+    return model
 
-    def __init__(self, seed: int) -> None:
-        self.seed, self.network = seed, new_network(seed)
 
-    def fit(self, X: Features, y: np.ndarray) -> _FromScratch:
+def _with_adapters(source: nn.Module, seed: int) -> nn.Module:
+    """The same, frozen but for low-rank adapters on every convolution, and the head."""
+    model = _with_new_head(source, seed)
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    with torch.random.fork_rng(devices=[]), redirect_stdout(io.StringIO()):
+        torch.manual_seed(seed)
+        return add_lora(model, LoraConfig(r=RANK, target_modules=convolutions, modules_to_save=["fc"]))
+
+
+class _Trained:
+    """A network that is trained on the few canvases: a head on pixels.
+
+    Args:
+        make: a network, from a seed.
+        seed: of it, and of the order of canvases.
+        fresh: whether its weights are random, which takes longer.
+    """
+
+    def __init__(self, make: Callable[[int], nn.Module], seed: int, *, fresh: bool) -> None:
+        self.seed, self.fresh, self.network = seed, fresh, make(seed)
+
+    def fit(self, X: Features, y: np.ndarray) -> _Trained:
         train(
             self.network,
             _canvases(X),
             torch.from_numpy(y),
-            epochs=SCRATCH_EPOCHS,
+            epochs=SCRATCH_EPOCHS if self.fresh else 1,
             batch_size=25,
-            learning_rate=2e-2,
+            learning_rate=2e-2 if self.fresh else 1e-2,
             seed=self.seed,
-            at_least=SCRATCH_STEPS,
+            at_least=SCRATCH_STEPS if self.fresh else TUNING_STEPS,
         )
         return self
 

@@ -287,11 +287,13 @@ def test_quickstart_prints_table_sentences_and_plot(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(quickstart, "SOURCE_EPOCHS", 1)
     monkeypatch.setattr(quickstart, "SCRATCH_STEPS", 2)
     monkeypatch.setattr(quickstart, "SCRATCH_EPOCHS", 1)
+    monkeypatch.setattr(quickstart, "TUNING_STEPS", 1)
     monkeypatch.setattr(quickstart, "run", lambda *, seed: whole(seed=seed, shots=(1, 2), draws=2, progress=False))
     assert main(["quickstart", "--seed", "3", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert [row[0] for row in table_rows(printed)] == ["raw pixels", "from scratch", "last layer", "full network"]
+    assert [row[0] for row in table_rows(printed)] == list(quickstart.METHODS)
     assert "samples per class." in printed
+    assert "hf-tl fit MODEL DATA --out FOLDER" in printed
     assert (tmp_path / "out" / "learning_curve.png").stat().st_size > 10_000
     assert (tmp_path / "out" / "results.json").is_file()
     assert main(["quickstart", "--seed", "-1"]) == 2

@@ -38,18 +38,25 @@ def test_new_networks_depend_on_their_seed_alone():
 
 @pytest.mark.slow
 def test_reuse_beats_pixels_and_guessing():
-    found = quickstart.run(seed=0, shots=(5, 10), draws=2, progress=False)
+    found = quickstart.run(seed=0, shots=(5, 20), draws=2, progress=False)
     assert found.source_accuracy > 0.95
     mean = {method: values.mean() for method, values in found.curve.accuracy.items()}
     assert mean["full network"] > mean["raw pixels"] + 0.15
     assert mean["last layer"] > mean["raw pixels"] + 0.1
     assert mean["raw pixels"] < 0.35
+    assert min(mean["fine-tuned"], mean["adapters"]) > mean["from scratch"]
     assert list(mean) == list(quickstart.METHODS)
 
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers(monkeypatch):
-    for name, small in (("SOURCE_COPIES", 1), ("SOURCE_EPOCHS", 1), ("SCRATCH_STEPS", 2), ("SCRATCH_EPOCHS", 1)):
+    for name, small in (
+        ("SOURCE_COPIES", 1),
+        ("SOURCE_EPOCHS", 1),
+        ("SCRATCH_STEPS", 2),
+        ("SCRATCH_EPOCHS", 1),
+        ("TUNING_STEPS", 2),
+    ):
         monkeypatch.setattr(quickstart, name, small)
     first, again = (quickstart.run(seed=0, shots=(2,), draws=2, progress=False) for _ in range(2))
     for method in quickstart.METHODS:

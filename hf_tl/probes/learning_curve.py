@@ -30,7 +30,14 @@ Prepare = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 FEWEST = 4  # points for three parameters and a residual
 SINGLE = "intervals at 1 sample per class hold 85 to 98 %, not 95: single samples differ more than five draws show"
 METRICS: dict[Problem, str] = {"classification": "mean per-class accuracy", "multilabel": "F1", "regression": "R2"}
-KNOWN = {"full network": 0, "last layer": 1, "from scratch": 4, "raw pixels": 5}  # method -> its style in every plot
+KNOWN = {
+    "full network": 0,
+    "last layer": 1,
+    "fine-tuned": 2,
+    "adapters": 3,
+    "from scratch": 4,
+    "raw pixels": 5,
+}  # method -> its style in every plot
 
 
 @dataclass(frozen=True)
