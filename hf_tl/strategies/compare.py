@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hf_tl.analysis.footprint import Footprint
+from hf_tl.classifier import Classifier
 from hf_tl.data import Task
 from hf_tl.embedding.fingerprint import fingerprint_json
 from hf_tl.errors import InputError
@@ -77,7 +78,7 @@ def compare(
     """
     started = time.monotonic()
     limit = float("inf") if budget is None else in_seconds(budget)
-    effort, folder = effort or Effort(), Path(out)
+    effort, folder = Effort() if effort is None else effort, Path(out)
     found = find_strategies(strategies)
     if seeds < 2:
         raise InputError(f"seeds should be 2 or more, for an interval, got {seeds}")
@@ -103,7 +104,17 @@ def compare(
             bar.update()
     keys = [one[0] for one in plan]
     runs = [run for key, run in ledger.read().items() if key in keys]
-    return Comparison.of(runs, transfer, counts=counts, planned=len(plan), notes=(*transfer.task.notes, *notes))
+
+    def fit(name: str) -> Classifier:
+        strategy = next(one for one in found if one.name == name)
+        drawn = draw(transfer.labels, pool, shots=len(pool), seed=0)
+        fitted = strategy.fit(transfer, drawn.train, drawn.validation, effort=effort, seed=0)
+        if fitted.to_classifier is None:
+            raise InputError(f"strategy {name!r} makes no classifier that could be saved")
+        return fitted.to_classifier()
+
+    notes = (*transfer.task.notes, *notes)
+    return Comparison.of(runs, transfer, counts=counts, planned=len(plan), notes=notes, fit=fit)
 
 
 def run_once(

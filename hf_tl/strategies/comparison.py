@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hf_tl.analysis.footprint import Footprint
+from hf_tl.classifier import Classifier
 from hf_tl.errors import InputError
 from hf_tl.files import write_whole
 from hf_tl.probes.learning_curve import LearningCurve
@@ -36,6 +37,8 @@ class Comparison:
         planned: runs that there will be.
         title: network and task, in words.
         notes: what there is to say, in sentences.
+        fit: name of a strategy -> a classifier that it learns from all samples that could be drawn; None where the
+            samples are not at hand.
     """
 
     runs: tuple[Run, ...]
@@ -45,14 +48,49 @@ class Comparison:
     planned: int
     title: str = ""
     notes: tuple[str, ...] = ()
+    fit: Callable[[str], Classifier] | None = field(default=None, repr=False)
 
     @classmethod
     def of(
-        cls, runs: Sequence[Run], transfer: Transfer, *, counts: np.ndarray, planned: int, notes: Sequence[str] = ()
+        cls,
+        runs: Sequence[Run],
+        transfer: Transfer,
+        *,
+        counts: np.ndarray,
+        planned: int,
+        notes: Sequence[str] = (),
+        fit: Callable[[str], Classifier] | None = None,
     ) -> Comparison:
         """That of runs on a task."""
         title = f"{Path(transfer.model).name} on {Path(transfer.source).name}"
-        return cls(tuple(runs), transfer.labels[transfer.test], transfer.classes, counts, planned, title, tuple(notes))
+        truth = transfer.labels[transfer.test]
+        return cls(tuple(runs), truth, transfer.classes, counts, planned, title, tuple(notes), fit)
+
+    @property
+    def best(self) -> str:
+        """The strategy of the highest mean accuracy with the most samples.
+
+        Raises:
+            InputError: fewer than two seeds are complete.
+        """
+        curve = self.curve
+        return max(self.strategies, key=lambda name: float(curve.accuracy[name][-1].mean()))
+
+    def to_classifier(self, strategy: str | None = None) -> Classifier:
+        """What a strategy learns from all samples that could be drawn, to save and to predict with.
+
+        A quarter of them chooses the setting; the accuracy on the test samples is in its record.
+
+        Args:
+            strategy: its name; None for the best one.
+
+        Raises:
+            InputError: a strategy that was not compared, or that makes no classifier.
+        """
+        name = self.best if strategy is None else strategy
+        if self.fit is None or name not in self.strategies:
+            raise InputError(f"strategy should be one of {list(self.strategies)}, got {name!r}")
+        return self.fit(name)
 
     @cached_property
     def strategies(self) -> tuple[str, ...]:

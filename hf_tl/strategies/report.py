@@ -118,8 +118,18 @@ def _draw_alternatives(found: Advice, file: Path) -> None:
             accuracy, low, high = one.accuracy or 0.0, one.low or 0.0, one.high or 0.0
             ends, x = [[accuracy - low], [high - accuracy]], [max(one.seconds or 0.0, 0.1)]
             plots.curve(panel, x, [accuracy], color=color, marker=marker, label=one.strategy, errors=ends)
-        plots.axes(panel, x="seconds of one fit", y="accuracy", log="x")
+        seconds = [one.seconds for one in found.alternatives if one.seconds is not None]
+        plots.axes(panel, x="seconds of one fit", y="accuracy", log="x", x_at=_round_numbers(seconds))
         plots.legend(panel)
+
+
+def _round_numbers(values: Sequence[float]) -> list[float]:
+    """1, 2, 5, 10 ... around some values: a logarithmic axis over less than a decade has no other numbers."""
+    if not values:
+        return []
+    low, high = max(min(values), 0.1) / 2, 2 * max(*values, 0.1)
+    steps = [float(f"{digit}e{power}") for power in range(-2, 7) for digit in (1, 2, 5)]
+    return [step for step in steps if low <= step <= high]
 
 
 def _draw_zones(found: Zones, title: str, file: Path) -> None:

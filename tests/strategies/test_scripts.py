@@ -4,10 +4,11 @@ import re
 
 import numpy as np
 import pytest
-from one_comparison import task
+from one_comparison import Guess, task
 
 from hf_tl import Classifier
-from hf_tl.strategies import Effort, Transfer, find_strategy
+from hf_tl.errors import InputError
+from hf_tl.strategies import Effort, Transfer, compare, find_strategy
 from hf_tl.strategies.strategy import BUILT_IN
 
 
@@ -53,3 +54,17 @@ def test_what_was_fitted_is_a_classifier(name, timm_folder, tmp_path):
     for classifier in (made, again):
         assert [numbers[said] for said in classifier.predict(inputs)] == fitted.predict(transfer.test).tolist()
     assert again.record.method
+
+
+def test_the_best_of_a_comparison_is_a_classifier(timm_folder, tmp_path):
+    both = ("last layer", Guess("poor", 0.1))
+    options = {"shots": (2, 4), "seeds": 2, "image_size": 32, "progress": False}
+    found = compare(str(timm_folder), task(), strategies=both, out=tmp_path / "runs", effort=EFFORT, **options)
+    assert found.best == "last layer"
+    made = found.to_classifier()
+    made.save_pretrained(tmp_path / "made")
+    assert Classifier.from_pretrained(tmp_path / "made").record.scores["accuracy"] > 0.5
+    with pytest.raises(InputError, match="'poor' makes no classifier"):
+        found.to_classifier("poor")
+    with pytest.raises(InputError, match=r"one of \['last layer', 'poor'\], got 'LoRA'"):
+        found.to_classifier("LoRA")
