@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 BLUE, SKY, GREEN, ORANGE, GREY, DARK_GREY = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#C8CDD2", "#666666"
 SERIES = (("#1f4e8c", "D"), ("#d1752b", "^"), ("#3f8f5f", "v"), ("#8e5ea2", "P"), ("#5b9bd5", "o"), ("#8c8c8c", "s"))
+Style = Literal["solid", "dashed", "dashdot", "dotted"]
+STYLES: tuple[Style, ...] = ("solid", "solid", "dashdot", "dotted", "dashdot", "dotted")  # of SERIES; dashed are fits
 ENDINGS = (".png", ".svg", ".pdf")
 TALLEST = 40  # inches
 _DASHES = (0, (4, 3))
@@ -123,7 +125,7 @@ def curve(
     color: str,
     label: str | None = None,
     marker: str = "",
-    style: Literal["solid", "dashed", "dashdot", "dotted"] = "solid",
+    style: Style = "solid",
     errors: ArrayLike | None = None,
     hollow: bool = False,
 ) -> None:

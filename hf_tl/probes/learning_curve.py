@@ -189,12 +189,13 @@ class LearningCurve:
         caption = "; ".join(filter(None, [f"mean and 95 % interval of {n_draws} draws", fits, note]))
         with plots.picture(path, title=title, size=(7.2, 4.6), caption=caption) as (panel,):
             for i, (method, accuracy) in enumerate(self.accuracy.items()):
-                color, marker = plots.SERIES[KNOWN.get(method, i % len(plots.SERIES))]
+                number = KNOWN.get(method, i % len(plots.SERIES))
+                (color, marker), style = plots.SERIES[number], plots.STYLES[number]
                 beside = shots * (1 + 0.02 * (i - middle))  # so that no interval hides another
                 errors = self.half_widths(method)
                 errors[np.isinf(errors)] = np.nan
                 means = accuracy.mean(axis=1)
-                plots.curve(panel, beside, means, color=color, label=method, marker=marker, errors=errors)
+                plots.curve(panel, beside, means, color=color, label=method, marker=marker, style=style, errors=errors)
                 law = self.law(method) if extrapolate else None
                 if law is not None:
                     ahead = np.geomspace(shots[0], 2 * shots[-1], 60)
