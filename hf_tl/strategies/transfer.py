@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -168,10 +169,11 @@ class Transfer:
         load = time.monotonic() - begun
         batch = self.collator(network)([{"index": i} for i in range(min(batch_size, self.n_train))])
         n, model = len(batch["labels"]), network.model.train()
-        for _ in range(2):  # the first one warms up
+        train = math.inf
+        for _ in range(2):  # the first one warms up, and others may be in the way
             begun = time.monotonic()
             model(**batch).loss.backward()
-            train = (time.monotonic() - begun) / n
+            train = min(train, (time.monotonic() - begun) / n)
         with torch.inference_mode():
             begun = time.monotonic()
             model.eval()(**batch)

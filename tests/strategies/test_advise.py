@@ -3,6 +3,8 @@
 import html
 import json
 import re
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -185,6 +187,19 @@ def test_the_report_of_advice(found, tmp_path):
         assert advice.decision.chosen in (one.right, one.wrong)
     with pytest.raises(InputError, match=r"a report should be an .html file"):
         write_report(advice, tmp_path / "report.pdf")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_a_browser_shows_every_figure_and_complains_of_nothing(found, tmp_path):
+    path = write_report(found[0], tmp_path / "report.html")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=390,844"]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = ["chromium", *options, profile, "--dump-dom", path.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert shown.stdout.count("<svg") == 3
+    assert shown.stdout.rstrip().endswith("</html>")
+    assert "CONSOLE" not in shown.stderr
 
 
 def test_the_report_of_a_comparison(timm_folder, tmp_path):
