@@ -137,6 +137,12 @@ def is_sentence_transformer(model: nn.Module) -> bool:
     return any(k.__name__ == "SentenceTransformer" and k.__module__.startswith("sentence_transformers") for k in kinds)
 
 
+def is_encoder_of_sentences(model: nn.Module) -> bool:
+    """True for all that sentence-transformers makes around a network, its cross-encoders too."""
+    kinds = ("SentenceTransformer", "SparseEncoder", "CrossEncoder")
+    return any(k.__name__ in kinds and k.__module__.startswith("sentence_transformers") for k in type(model).__mro__)
+
+
 def is_container(module: nn.Module) -> bool:
     """True for a list or a dictionary of modules, which is never called itself."""
     return type(module).forward is nn.Module.forward

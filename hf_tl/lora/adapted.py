@@ -45,7 +45,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_tl.architectures import find_networks, is_parallel, is_sentence_transformer, is_transformers, unwrapped
+from hf_tl.architectures import find_networks, is_encoder_of_sentences, is_parallel, is_transformers, unwrapped
 from hf_tl.errors import InputError
 from hf_tl.lora.adapter import PREFIX
 from hf_tl.lora.config import LoraConfig
@@ -231,12 +231,12 @@ def find_network(model: nn.Module) -> nn.Module:
         InputError: wrappers that an adapter has to come before.
     """
     network = unwrapped(model)
-    if is_sentence_transformer(network):
+    if is_encoder_of_sentences(network):
         inner = list(find_networks(network).values())
         if len(inner) != 1:
             raise InputError(
-                f"this SentenceTransformer holds {len(inner)} networks of transformers; put the adapter on one of "
-                "them, as in add_lora(model[0].auto_model, ...)"
+                f"this {type(network).__name__} holds {len(inner)} networks of transformers; put the adapter on one "
+                "of them, as in add_lora(model[0].auto_model, ...)"
             )
         network = inner[0]
     if is_parallel(network):

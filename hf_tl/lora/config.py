@@ -205,6 +205,8 @@ class LoraConfig:
             check_field(name, getattr(self, name))
         for name in ("rank_pattern", "alpha_pattern"):
             object.__setattr__(self, name, dict(getattr(self, name) or {}))
+        if isinstance(self.target_modules, str) and self.target_modules.lower() == ALL_LINEAR:
+            object.__setattr__(self, "target_modules", ALL_LINEAR)
         if self.init not in INITS and not re.fullmatch(r"pissa_niter_\d+", self.init):
             raise InputError(f"unknown init_lora_weights {self.init!r}; {closest(self.init, tuple(INITS))}")
         for pattern in (self.target_modules, self.exclude_modules, *self.rank_pattern, *self.alpha_pattern):

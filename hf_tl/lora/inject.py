@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hf_tl.architectures import CONVOLUTIONS, is_fully_connected, is_sentence_transformer, is_transformers
+from hf_tl.architectures import CONVOLUTIONS, is_encoder_of_sentences, is_fully_connected, is_transformers
 from hf_tl.errors import InputError, inform
 from hf_tl.example import dummy_batch
 from hf_tl.lora.adapted import RECORD, AdapterRecord, check_new_name, find_network, record_of, set_adapter
@@ -71,7 +71,7 @@ def add_lora(
     plan = plan_adapter(network, config, example=example, running_statistics=running_statistics)
     batch = _dummy_batch(network) if example is None else example
     inject(network, plan, adapter_name=adapter_name)
-    record_of(network).in_container = is_sentence_transformer(model)
+    record_of(network).in_container = is_encoder_of_sentences(model)
     if batch is not None:
         _check_reach(network, adapter_name, batch)
     _announce(network, adapter_name)

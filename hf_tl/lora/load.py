@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_tl.architectures import is_sentence_transformer
+from hf_tl.architectures import is_encoder_of_sentences
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import adapter_state_dict, find_network, record_of
 from hf_tl.lora.adapter import PREFIX, Adapter, is_split, rank_fields, read_adapter, split_key
@@ -88,7 +88,7 @@ def put_adapter(
     except BaseException:
         delete_adapter(network, [adapter_name])
         raise
-    record_of(network).in_container = is_sentence_transformer(model)
+    record_of(network).in_container = is_encoder_of_sentences(model)
     if not is_trainable:
         _freeze(network, adapter_name)
     return model

@@ -123,7 +123,8 @@ def plan_adapter(
     moving = [name for name in with_running_statistics(modules) if not is_inside(name, saved)]
     statistics, frozen = (tuple(moving) if running_statistics == word else () for word in ("save", "freeze"))
     statistics += tuple(_taken_besides(modules, (*saved, *statistics), [target.name for target in targets]))
-    vocabulary = [name for name in resized_vocabulary(model) if not is_inside(name, saved)]
+    tables = {name: model.get_parameter(name) for name in resized_vocabulary(model) if not is_inside(name, saved)}
+    vocabulary = [name for name, table in tables.items() if next(n for n, t in tables.items() if t is table) == name]
     if vocabulary:
         warnings.warn(
             f"the vocabulary has another size than that of {model.name_or_path!r}: {', '.join(vocabulary)} is saved "
@@ -191,6 +192,11 @@ def find_targets(
                 f"target_modules={wanted!r} chooses only modules that train in full ({', '.join(whole)}); "
                 "leave them out of modules_to_save, () for none, or choose others"
             )
+        if named:
+            raise InputError(
+                f"{_narrowing(config)} leaves none of the {len(named)} modules that target_modules chooses, the first "
+                f"of which is {named[0]!r}"
+            )
         if wanted == ALL_LINEAR:
             raise InputError("target_modules='all-linear': there is no linear layer but in the head; leave it out")
         first = wanted if isinstance(wanted, str) else next(iter(wanted), "")
@@ -209,6 +215,12 @@ def find_targets(
     ]
     parts = config.fused_parts
     return targets if parts is None else [_part(t, modules[t.name], parts, config.use_rslora) for t in targets]
+
+
+def _narrowing(config: LoraConfig) -> str:
+    """The settings that take modules out again, as they were given."""
+    fields = ("exclude_modules", "layers_to_transform", "layers_pattern", "layers")
+    return " and ".join(f"{name}={value!r}" for name in fields if (value := getattr(config, name)) is not None)
 
 
 def _once(modules: Mapping[str, nn.Module], chosen: Sequence[str]) -> list[str]:
@@ -239,7 +251,7 @@ def _named(
     if wanted is None:
         return default_targets(modules, heads=(*heads, *taken))
     free = [n for n in modules if n and not _hidden(n, modules)]
-    if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
+    if wanted == ALL_LINEAR:
         if taken:
             warnings.warn(
                 f"{len(taken)} layers such as {taken[0]!r} are left out: PEFT and transformers take "

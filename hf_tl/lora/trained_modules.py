@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -54,7 +54,14 @@ def find_head(model: nn.Module, modules: Mapping[str, nn.Module], *, example: Ba
 
 
 def bare_parameters(model: nn.Module) -> list[str]:
-    """Names of the parameters that a module of the user's own around networks holds itself, outside of any module."""
+    """Names of the parameters that are new and lie in no module that is.
+
+    A module of the user's own around networks holds some itself; so may a network of transformers, as that of two
+    towers does, the scale of whose products no checkpoint of a tower has.
+    """
+    if is_transformers(model):
+        modules, new = dict(model.named_modules()), _new_parameters(model)
+        return [n for n in new if not _is_all_new(modules[n.rpartition(".")[0]], n.rpartition(".")[0], new)]
     networks = find_networks(model)
     above = {name.rpartition(".")[0] for name in networks if name}
     return [
@@ -123,17 +130,27 @@ def find_new(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
             for outer, network in networks.items()
             for name in find_new(network, _below(outer, modules))
         ]
-    # not public: transformers marks what it has loaded; tests/lora/test_trained_modules.py watches
-    loaded = {id(p) for p in model.parameters() if "_is_hf_initialized" in vars(p)}
-    resized = resized_vocabulary(model) if loaded else []
+    new = _new_parameters(model)
     return [
         name
-        for name, module in modules.items()
-        if any(
-            loaded and id(p) not in loaded and f"{name}.{part}" not in resized
-            for part, p in module.named_parameters(recurse=False)
-        )
+        for name in dict.fromkeys(one.rpartition(".")[0] for one in new)
+        if _is_all_new(modules.get(name), name, new)
     ]
+
+
+def _is_all_new(module: nn.Module | None, name: str, new: Collection[str]) -> bool:
+    """Whether all that a module holds was drawn, so that it can train and be saved as a whole."""
+    return bool(name) and module is not None and all(f"{name}.{part}" in new for part, _ in module.named_parameters())
+
+
+def _new_parameters(model: nn.Module) -> list[str]:
+    """Names of the parameters that `from_pretrained` drew; [] where it did not make the network."""
+    # not public: transformers marks what it has loaded; tests/lora/test_trained_modules.py watches
+    new = [name for name, p in model.named_parameters() if "_is_hf_initialized" not in vars(p)]
+    if len(new) == len([*model.parameters()]):
+        return []
+    resized = resized_vocabulary(model)
+    return [name for name in new if name not in resized]
 
 
 def output_embeddings(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
@@ -145,7 +162,7 @@ def output_embeddings(model: nn.Module, modules: Mapping[str, nn.Module]) -> lis
 def resized_vocabulary(model: nn.Module) -> list[str]:
     """Names of the weights of a transformers network's embeddings, where its checkpoint has fewer or more rows.
 
-    Of tied weights the first name; [] where the checkpoint is not on this disk.
+    Of tied weights every name; [] where the checkpoint is not on this disk.
     """
     if not is_transformers(model) or not model.name_or_path:
         return []
@@ -160,7 +177,8 @@ def resized_vocabulary(model: nn.Module) -> list[str]:
     if not isinstance(embeddings, nn.Embedding) or size in (None, embeddings.num_embeddings):
         return []
     tables = [embeddings, model.get_output_embeddings()]
-    return [name for name, p in model.named_parameters() if any(t is not None and p is t.weight for t in tables)]
+    named = model.named_parameters(remove_duplicate=False)
+    return [name for name, p in named if any(t is not None and p is t.weight for t in tables)]
 
 
 def saved_names(modules: Mapping[str, nn.Module], wanted: Sequence[str]) -> list[str]:

@@ -48,3 +48,17 @@ def test_its_own_methods_save_and_load_the_adapter(make, tmp_path):
         model.save_pretrained(str(tmp_path / "whole"))
     whole = SentenceTransformer(str(tmp_path / "whole"), device="cpu")
     torch.testing.assert_close(whole.encode(["w1 w2 w3"], convert_to_tensor=True), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_so_do_those_of_a_cross_encoder(make, tmp_path):
+    from sentence_transformers import CrossEncoder
+    from transformers import BertForSequenceClassification
+
+    make()
+    BertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1).save_pretrained(tmp_path / "base")
+    model = add_lora(CrossEncoder(str(tmp_path / "base"), device="cpu"), LoraConfig(r=2, init_lora_weights="random"))
+    pair = [("w1 w2", "w3")]
+    expected = model.predict(pair)
+    model.save_pretrained(str(tmp_path / "whole"))
+    assert CrossEncoder(str(tmp_path / "whole"), device="cpu").predict(pair) == pytest.approx(expected, abs=1e-6)

@@ -342,3 +342,16 @@ def test_a_linear_layer_with_a_forward_pass_of_its_own_is_chosen_if_it_computes_
         "dense_h_to_4h",
         "query_key_value",
     ]
+
+
+@pytest.mark.parametrize("settings", [{"layers_to_transform": [7]}, {"exclude_modules": ["query"]}])
+def test_a_setting_that_leaves_no_target_is_named_rather_than_the_targets(settings):
+    model = nn.ModuleDict({"blocks": nn.ModuleList(nn.ModuleDict({"query": nn.Linear(4, 4)}) for _ in range(2))})
+    (name, value), *_ = settings.items()
+    message = rf"{name}={re.escape(repr(value))} leaves none of the 2 modules .* 'blocks.0.query'"
+    with pytest.raises(InputError, match=message):
+        add_lora(model, LoraConfig(r=2, target_modules=["query"], modules_to_save=(), **settings))
+
+
+def test_all_linear_is_the_same_word_in_any_case():
+    assert LoraConfig(target_modules="All-Linear") == LoraConfig(target_modules="all-linear")

@@ -138,3 +138,39 @@ def test_the_head_of_perceiver_lies_in_its_decoder():
     with torch.device("meta"):
         model = add_lora(PerceiverForImageClassificationConvProcessing(config), LoraConfig(r=2))
     assert "perceiver.decoder.decoder.final_layer" in record_of(model).saved
+
+
+def test_projections_between_two_towers_are_new_and_a_bare_scale_is_named(tmp_path):
+    """The towers come from checkpoints of their own; the scale lies in no module but the network."""
+    from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+    from transformers import VisionTextDualEncoderModel as Dual
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    BertModel(BertConfig(vocab_size=20, **sizes)).save_pretrained(tmp_path / "text")
+    ViTModel(ViTConfig(image_size=8, patch_size=4, **sizes)).save_pretrained(tmp_path / "vision")
+    model = Dual.from_vision_text_pretrained(str(tmp_path / "vision"), str(tmp_path / "text"))
+    with pytest.warns(UserWarning, match="logit_scale belong to no module"):
+        add_lora(model, LoraConfig(r=2))
+    assert {*record_of(model).saved} == {"text_projection", "visual_projection"}
+
+
+def test_a_new_row_that_only_the_tied_output_reads_travels_too(tmp_path):
+    """Where the input embeddings train in full, the output goes on with the old ones, which have the new rows too."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=20, n_positions=8)).save_pretrained(tmp_path)
+
+    def base(seed):
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+        model.resize_token_embeddings(24, mean_resizing=False)
+        return model
+
+    x = torch.tensor([[1, 22, 23]])
+    model = add_lora(base(1), LoraConfig(r=2, modules_to_save=["wte"]))
+    save_adapter(model, tmp_path / "adapter")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.PeftModel.from_pretrained(base(2), tmp_path / "adapter")
+    for other in (load_adapter(base(3), tmp_path / "adapter"), theirs):
+        torch.testing.assert_close(other(x).logits, model(x).logits)
