@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hf_tl.architectures import is_timm, is_transformers, timm_config
 from hf_tl.errors import InputError
+from hf_tl.files import pack_tensors, write_json, write_whole, writing_to
 from hf_tl.models import Network, load_processor
 
 
@@ -75,13 +76,13 @@ def save_model(
             f"a {type(model).__name__} is neither a network of transformers nor of timm, and no file says how to "
             f"build it; save its state_dict yourself"
         )
-    from safetensors.torch import save_file
     from timm.models import save_for_hf
 
     config = {} if n_labels is None else {"num_classes": n_labels}
-    save_for_hf(model, str(folder), model_config=config, safe_serialization=True)
+    with writing_to(folder):
+        save_for_hf(model, str(folder), model_config=config, safe_serialization=True)
     if state_dict is not None:
-        save_file({name: value.contiguous() for name, value in state_dict.items()}, Path(folder, "model.safetensors"))
+        write_whole(Path(folder, "model.safetensors"), pack_tensors(state_dict))
     path = Path(folder, "config.json")
     said = json.loads(path.read_text(encoding="utf-8"))
     if class_names:
@@ -92,7 +93,7 @@ def save_model(
         settings.pop("test_input_size", None)
         if known.get("fixed_input_size"):
             said.setdefault("model_args", {})["img_size"] = image_size
-    path.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    write_json(path, said)
 
 
 def name_outputs(model: nn.Module, names: Sequence[str] = ()) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,21 +17,57 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_whole(path: Path, data: bytes) -> Path:
-    """Writes a file that is there whole or not at all, whenever the process ends; returns its path.
+def make_folder(folder: str | Path) -> Path:
+    """Makes a folder, with its parents; it may be there already.
+
+    Raises:
+        InputError: a file of that name, a disk that is full, a name that no folder can have.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # a ValueError for a null byte in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{str(folder)!r} cannot be made a folder: {reason}") from error
+    return Path(folder)
+
+
+@contextmanager
+def writing_to(path: str | Path) -> Iterator[None]:
+    """Around what a library writes to a path: where the disk refuses, the error is a sentence that names the path.
 
     Raises:
         InputError: a disk that is full, a folder that may not be written.
     """
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        unfinished.write_bytes(data)
-        os.replace(unfinished, path)
+        yield
     except OSError as error:
         raise InputError(f"{str(path)!r} cannot be written: {in_one_line(error)}") from error
+
+
+def write_whole(path: Path, data: bytes | str) -> Path:
+    """Writes a file that is there whole or not at all, whenever the process ends; returns its path.
+
+    Args:
+        path: of the file; its folder is made.
+        data: its content; text as UTF-8.
+
+    Raises:
+        InputError: a disk that is full, a folder that may not be written.
+    """
+    make_folder(path.parent)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with writing_to(path):
+            unfinished.write_bytes(data.encode() if isinstance(data, str) else data)
+            os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+def write_json(path: Path, value: object) -> Path:
+    """Writes what JSON can hold, as `write_whole` does."""
+    return write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_untrusted(path: Path, *, largest: int) -> bytes:

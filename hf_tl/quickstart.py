@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from hf_tl.embedding.embedding import Embedding, LayerColumns
 from hf_tl.embedding.full_network import FullNetworkEmbedding
+from hf_tl.files import write_json
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.inject import add_lora
 from hf_tl.models import Network
@@ -193,14 +193,13 @@ def predict(model: nn.Module, images: Tensor) -> np.ndarray:
 
 def save(results: Results, folder: Path) -> list[Path]:
     """Writes results.json and learning_curve.png into a folder, which is made; returns the two paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     content = {
         "shots": list(results.curve.shots),
         "accuracy": {method: values.round(4).tolist() for method, values in results.curve.accuracy.items()},
         "source_accuracy": round(results.source_accuracy, 4),
         "n_features": results.n_features,
     }
-    (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", content)
     results.curve.plot(
         folder / "learning_curve.png",
         title="Digits 5-9, from a network trained on digits 0-4",

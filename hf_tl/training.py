@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch
 
 from hf_tl.data import Samples, Task
 from hf_tl.errors import InputError
+from hf_tl.files import write_json
 from hf_tl.models import Network
 
 
@@ -123,7 +123,7 @@ def run_trainer(trainer: Trainer) -> dict[str, float]:
     results = {name: metrics[f"eval_{name}"] for name in ("accuracy", "cross_entropy")}
     results["processes"] = arguments.world_size
     if trainer.is_world_process_zero():
-        (Path(str(arguments.output_dir)) / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        write_json(Path(str(arguments.output_dir)) / "results.json", results)
         print("accuracy {accuracy:.4f}, cross entropy {cross_entropy:.4f}, {processes} process(es)".format(**results))
     trainer.accelerator.end_training()
     return results

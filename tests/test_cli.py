@@ -224,7 +224,7 @@ def file_as_folder(tmp_path, model, data):
         (bad_share, "--top must be above 0 and at most 1, got 0.0"),
         (bad_selection, r"this names no layer: 'blocks.99'; the closest are 'layer"),
         (bad_picture, r"a picture should be a .png, .svg or .pdf file, got '.*ladder.txt'"),
-        (file_as_folder, "taken cannot be made a folder: File exists"),
+        (file_as_folder, "taken' cannot be made a folder: File exists"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

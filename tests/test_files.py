@@ -1,9 +1,23 @@
 """Files that are there whole or not at all; files of others that are read with care."""
 
 import os
+import shutil
+import subprocess
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
+from hf_tl import (
+    Footprint,
+    FullNetworkEmbedding,
+    LoraConfig,
+    Network,
+    add_lora,
+    list_layers,
+    save_adapter,
+)
 from hf_tl.errors import InputError
 from hf_tl.files import leads_out, read_untrusted, write_whole
 
@@ -68,3 +82,52 @@ def test_which_links_lead_out(tmp_path):
         "outside": True,
         "circle": True,
     }
+
+
+SAVED = {  # everything that a user saves, each into a folder or file of its own
+    "embedding": lambda made, path: made.embedding.save(path),
+    "shards": lambda made, path: made.embedding.to_parquet(path),
+    "fitted embedding": lambda made, path: made.fitted.save_pretrained(path),
+    "adapter": lambda made, path: save_adapter(made.adapted, path),
+    "picture": lambda made, path: made.layers.plot(path / "layers.png", title="layers"),
+    "footprint": lambda made, path: made.footprint.save(path / "footprint.json"),
+}
+
+
+@pytest.fixture(scope="module")
+def made():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    fitted = FullNetworkEmbedding(Network(model, prepare=torch.stack), progress=False)
+    embedding = fitted.fit_transform(list(torch.randn(10, 4)))
+    with Footprint("nothing") as footprint:
+        pass
+    layers = list_layers(model, example=torch.zeros(2, 4))
+    adapted = add_lora(nn.Sequential(nn.Linear(4, 6)), LoraConfig(r=2, target_modules=["0"]))
+    return SimpleNamespace(embedding=embedding, fitted=fitted, adapted=adapted, layers=layers, footprint=footprint)
+
+
+@pytest.mark.parametrize("what", SAVED)
+def test_a_place_that_is_no_folder_is_named_whatever_is_saved(made, tmp_path, what):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=r"file' cannot be made a folder: File exists"):
+        SAVED[what](made, tmp_path / "file")
+    with pytest.raises(InputError, match=r"null\\x00byte' cannot be (made a folder|written): embedded null byte"):
+        SAVED[what](made, tmp_path / "null\0byte")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("what", SAVED)
+def test_a_full_disk_is_a_sentence_whatever_is_saved(made, tmp_path, what, small_disk):
+    with pytest.raises(InputError, match=r"cannot be written|are free on that disk"):
+        SAVED[what](made, small_disk / "folder")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk with room for folders and for nothing in them; only who may mount one has it."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(tmp_path)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    (tmp_path / "full").write_bytes(bytes(4096))
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)

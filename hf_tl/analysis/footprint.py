@@ -8,7 +8,6 @@ print(sum([search, training]))
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,7 +18,7 @@ from hf_tl.analysis.grid_intensity import GridIntensity, find_intensity
 from hf_tl.analysis.meters import EVERY, Meters
 from hf_tl.card import in_bytes, in_time
 from hf_tl.errors import InputError
-from hf_tl.files import parse_json, read_untrusted, write_whole
+from hf_tl.files import parse_json, read_untrusted, write_json
 from hf_tl.table import format_table
 
 
@@ -239,7 +238,7 @@ class Footprint:
 
     def save(self, path: str | Path) -> Path:
         """Writes a JSON file."""
-        return write_whole(Path(path), (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+        return write_json(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> Footprint:

@@ -124,9 +124,7 @@ class FootprintCallback(TrainerCallback):
         if args.world_size > 1:
             self.footprint = _of_all_processes(self.footprint, args)
         if state.is_world_process_zero:
-            folder = Path(str(args.output_dir))
-            folder.mkdir(parents=True, exist_ok=True)
-            self.footprint.save(folder / FILE)
+            self.footprint.save(Path(str(args.output_dir)) / FILE)
 
     def _read(self) -> Footprint:
         running, passes = self._running, self._passes

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.example import dummy_inputs
+from hf_tl.files import make_folder, writing_to
 from hf_tl.trace import Batch
 
 
@@ -65,11 +66,12 @@ def export_classifier(classifier: Classifier, path: str | Path, *, inputs: Seque
             f"torch exported {network.name!r} to a program whose logits of {len(other[0])} samples are {off:.1e} off; "
             f"use classifier.to_module() itself"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".pt2":
-        torch.export.save(program, path)
-    else:
-        _write_onnx(program, path, names=module.names, class_names=classifier.class_names)
+    make_folder(path.parent)
+    with writing_to(path):
+        if path.suffix == ".pt2":
+            torch.export.save(program, path)
+        else:
+            _write_onnx(program, path, names=module.names, class_names=classifier.class_names)
     return path
 
 

@@ -18,6 +18,7 @@ from hf_tl.classifier.raw_samples import RawSamples
 from hf_tl.data import Samples
 from hf_tl.embedding.fingerprint import fingerprint_samples
 from hf_tl.errors import InputError, in_one_line
+from hf_tl.files import make_folder, writing_to
 
 
 if TYPE_CHECKING:
@@ -97,8 +98,8 @@ def write_predictions(classifier: Classifier, inputs: object, out: str | Path, *
     header = [raw.kind, "class", "probability", *later]
     part = path.with_name(f"{path.name}.part")
     mark = MARK + _digest(classifier, raw, header)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    with writing_to(path):
         rows = _read_part(part, mark, n_cells=len(header) + 1)
         n_done = len(rows)
         with part.open("w", newline="", encoding="utf-8") as file:
@@ -113,8 +114,6 @@ def write_predictions(classifier: Classifier, inputs: object, out: str | Path, *
         with part.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([header, *(row[:-1] for row in rows if not row[-1])])
         os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be written: {in_one_line(error)}") from error
     counts = Counter(row[1] for row in rows if not row[-1])
     unreadable = {row[0]: row[-1] for row in rows if row[-1]}
     return PredictionFile(path, dict(counts.most_common()), unreadable, raw.left_out, n_done)

@@ -31,7 +31,7 @@ from hf_tl.embedding.pretrained import public_name, write_fitted
 from hf_tl.embedding.store import read_tensors
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.example import dummy_batch
-from hf_tl.files import leads_out, read_untrusted
+from hf_tl.files import leads_out, make_folder, read_untrusted, write_json, write_whole
 from hf_tl.hub import CARD, PushResult, check_repo_id, is_hub_id, is_hub_name, pull_files, push_files
 from hf_tl.models import Network, load_network
 from hf_tl.trace import evaluating, forward
@@ -71,7 +71,7 @@ def save_classifier(classifier: Classifier, folder: str | Path, *, with_network:
     """See `Classifier.save_pretrained`."""
     folder = Path(folder)
     _write_files(classifier, folder, with_network=with_network, name=classifier.network.name)
-    (folder / CARD).write_text(_card(classifier, CardInfo()), encoding="utf-8")
+    write_whole(folder / CARD, _card(classifier, CardInfo()))
     return folder
 
 
@@ -249,14 +249,14 @@ def _read_head(folder: Path, shape: tuple[int, int]) -> LinearHead:
 
 
 def _write_files(classifier: Classifier, folder: Path, *, with_network: bool, name: str) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     scorer, calibration, network = classifier.scorer, classifier.calibration, classifier.network
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if isinstance(scorer, EmbeddingScorer):
         kind = "embedding"
         write_fitted(scorer.embedding, folder, name=name)
-        save_file({"coef": scorer.head.coef, "intercept": scorer.head.intercept}, folder / HEAD)
+        write_whole(folder / HEAD, save({"coef": scorer.head.coef, "intercept": scorer.head.intercept}))
         if with_network and can_reload(network.model):
             save_network(network, folder / NETWORK)
     else:
@@ -277,7 +277,7 @@ def _write_files(classifier: Classifier, folder: Path, *, with_network: bool, na
         "calibration": asdict(calibration),
         "record": asdict(classifier.record),
     }
-    (folder / CONFIG).write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG, said)
 
 
 def _with_temperature(model: nn.Module, temperature: float) -> dict[str, Tensor] | None:

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hf_tl.cli.arguments import MODEL, make_folder
+from hf_tl.cli.arguments import MODEL
 from hf_tl.errors import InputError
+from hf_tl.files import make_folder
 from hf_tl.table import format_table
 
 

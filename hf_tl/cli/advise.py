@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hf_tl.cli.arguments import DATA, MODEL, make_folder
+from hf_tl.cli.arguments import DATA, MODEL
+from hf_tl.files import make_folder
 
 
 EXAMPLES = """\

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Literal
 
 from hf_tl.errors import InputError
@@ -56,11 +55,3 @@ def refuse_reading(options: argparse.Namespace, *, why: str) -> None:
 def number_or_auto(text: str) -> int | Literal["auto"]:
     """A whole number, or the word "auto"."""
     return "auto" if text == "auto" else int(text)
-
-
-def make_folder(folder: Path) -> None:
-    """Makes the folder of --out, with its parents; it may be there already."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder} cannot be made a folder: {error.strerror}") from error

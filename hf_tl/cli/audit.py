@@ -6,7 +6,8 @@ import argparse
 import time
 from pathlib import Path
 
-from hf_tl.cli.arguments import DATA, make_folder
+from hf_tl.cli.arguments import DATA
+from hf_tl.files import make_folder
 
 
 EXAMPLES = """\

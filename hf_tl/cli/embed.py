@@ -6,8 +6,9 @@ import argparse
 import time
 from pathlib import Path
 
-from hf_tl.cli.arguments import DATA, MODEL, add_reading, make_folder, number_or_auto
+from hf_tl.cli.arguments import DATA, MODEL, add_reading, number_or_auto
 from hf_tl.cli.reading import read_task
+from hf_tl.files import make_folder
 from hf_tl.table import format_table
 
 

@@ -6,10 +6,11 @@ import argparse
 import time
 from pathlib import Path
 
-from hf_tl.cli.arguments import DATA, MODEL, add_reading, make_folder
+from hf_tl.cli.arguments import DATA, MODEL, add_reading
 from hf_tl.cli.probe import read_C
 from hf_tl.cli.reading import look_for_twins, read_network_and_task
 from hf_tl.errors import InputError
+from hf_tl.files import make_folder
 
 
 HEADS = ("svm", "logreg", "ridge", "lda")  # the linear ones, named here without importing them

@@ -47,7 +47,6 @@ def run(options: argparse.Namespace) -> None:
     layers = list_layers(network.model, level=options.level, example=example)
     frozen = [] if options.select is None else select_layers(layers, options.select)
     if options.plot is not None:
-        options.plot.parent.mkdir(parents=True, exist_ok=True)
         layers.plot(options.plot, title=f"{Path(network.name).name}: from data (below) to task", frozen=frozen)
     marks = {id(layer): "frozen" for layer in frozen}
     rows = []

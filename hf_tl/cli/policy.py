@@ -50,7 +50,6 @@ def run(options: argparse.Namespace) -> None:
     network = load_network(options.model, image_size=options.image_size)
     result = policy.dry_run(network.model, lr=options.lr, example=dummy_batch(network.model))
     if options.plot is not None:
-        options.plot.parent.mkdir(parents=True, exist_ok=True)
         result.plot(
             options.plot, title=f"{Path(network.name).name}: learning rates, from data (below) to task (above)"
         )

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_tl.cli.arguments import DATA, MODEL, add_reading, make_folder, refuse_reading
+from hf_tl.cli.arguments import DATA, MODEL, add_reading, refuse_reading
 from hf_tl.cli.reading import read_task
 from hf_tl.errors import InputError
+from hf_tl.files import make_folder
 from hf_tl.plugins import find_plugin, plugin_names
 
 

@@ -6,8 +6,8 @@ import argparse
 import time
 from pathlib import Path
 
-from hf_tl.cli.arguments import make_folder
 from hf_tl.errors import InputError
+from hf_tl.files import make_folder
 
 
 EXAMPLES = """\

@@ -16,6 +16,7 @@ from hf_tl.embedding.store import INDEX, MANIFEST, ROWS_AT_ONCE, Store, writing
 from hf_tl.embedding.stored_array import Codec, LazyArray
 from hf_tl.embedding.taps import TapSelection, select_names
 from hf_tl.errors import InputError
+from hf_tl.files import make_folder, writing_to
 from hf_tl.table import as_html, format_table, in_words
 
 
@@ -176,12 +177,12 @@ class Embedding:
         folder = Path(folder)
         if list(folder.glob("*.parquet")):
             raise InputError(f"{str(folder)!r} holds Parquet files already; choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         chosen = codec or self._smallest_codec()
         schema = shard_schema(self.describe(), codec=chosen, label=self._label_type())
         for n, start in enumerate(range(0, len(self), rows_per_file)):
             unfinished = folder / f".{n:05d}"
-            with pq.ParquetWriter(unfinished, schema, **WRITE) as writer:
+            with writing_to(folder), pq.ParquetWriter(unfinished, schema, **WRITE) as writer:
                 for first in range(start, min(start + rows_per_file, len(self)), ROWS_PER_GROUP):
                     part = self[first : min(first + ROWS_PER_GROUP, start + rows_per_file)]
                     labels = None if part.labels is None else part.labels.tolist()

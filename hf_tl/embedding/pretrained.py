@@ -14,6 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors.numpy import save
+
 from hf_tl.card import CardInfo, data_sentence, footprint_table, in_time, results_table, write_card
 from hf_tl.embedding.embedding import LayerColumns, read_layer
 from hf_tl.embedding.fingerprint import fingerprint_weights
@@ -21,6 +23,7 @@ from hf_tl.embedding.pooling import POOLINGS, Pooling
 from hf_tl.embedding.recipe import Recipe, Statistics, find_recipe
 from hf_tl.embedding.store import STATISTICS, read_tensors
 from hf_tl.errors import InputError, in_one_line
+from hf_tl.files import write_json, write_whole
 from hf_tl.hub import CARD, PushResult, check_repo_id, is_hub_id, is_hub_name, pull_files, push_files
 from hf_tl.models import Network, load_network
 
@@ -38,7 +41,7 @@ def save_fitted(embedding: FullNetworkEmbedding, folder: str | Path) -> Path:
     """See `FullNetworkEmbedding.save_pretrained`."""
     folder, name = Path(folder), embedding.require_network().name
     write_fitted(embedding, folder, name=name)
-    (folder / CARD).write_text(_card(embedding, info=CardInfo(), name=name), encoding="utf-8")
+    write_whole(folder / CARD, _card(embedding, info=CardInfo(), name=name))
     return folder
 
 
@@ -168,7 +171,6 @@ def write_fitted(embedding: FullNetworkEmbedding, folder: Path, *, name: str) ->
         NotFittedError: `fit` comes first.
         InputError: a pooling of your own, which no file can hold.
     """
-    from safetensors.numpy import save_file
 
     embedding.check_fitted()
     network, pool, taps, top = embedding.require_network(), embedding.pool, embedding.taps, embedding.top
@@ -189,9 +191,8 @@ def write_fitted(embedding: FullNetworkEmbedding, folder: Path, *, name: str) ->
         "dtype": embedding.dtype_name,
         "layers": [asdict(layer) for layer in embedding.layers_],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(embedding.statistics_.state(), folder / STATISTICS)
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / STATISTICS, save(embedding.statistics_.state()))
+    write_json(folder / CONFIG, config)
 
 
 def _check_name(base: str, folder: Path) -> None:

@@ -27,7 +27,7 @@ from hf_tl.embedding.batches import Processes
 from hf_tl.embedding.fingerprint import fingerprint_bytes, fingerprint_json
 from hf_tl.embedding.stored_array import SKIPPED, Codec, StoredArray, checksums
 from hf_tl.errors import InputError
-from hf_tl.files import write_whole
+from hf_tl.files import make_folder, write_whole
 
 
 FORMAT = "hf_tl embedding 3"
@@ -65,7 +65,7 @@ class Store:
             InputError: the folder holds an embedding that was made of something else, with what differs; or the
                 disk has no room.
         """
-        folder = _made(folder)
+        folder = make_folder(folder)
         manifest = {"format": FORMAT, **manifest, "features": None, "files": {}}
         if (folder / MANIFEST).exists():
             store = cls(folder, read_manifest(folder))
@@ -102,7 +102,7 @@ class Store:
     def write_manifest(self) -> None:
         """Writes embedding.json in one step: a reader sees the old one or the new one."""
         self.manifest["digest"] = _digest(self.manifest)
-        write_whole(self.folder / MANIFEST, (json.dumps(self.manifest, indent=1) + "\n").encode())
+        write_whole(self.folder / MANIFEST, json.dumps(self.manifest, indent=1) + "\n")
 
     @property
     def sums(self) -> np.ndarray:
@@ -312,7 +312,7 @@ def writing(folder: str | Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(_made(folder) / LOCK)
+    lock = FileLock(make_folder(folder) / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -361,14 +361,6 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         return load_file(path)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{str(path)!r} cannot be read: {error}") from error
-
-
-def _made(folder: str | Path) -> Path:
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{str(folder)!r} cannot be made a folder: {error.strerror}") from error
-    return Path(folder)
 
 
 def _check(manifest: dict) -> None:

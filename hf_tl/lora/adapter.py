@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hf_tl.errors import InputError
-from hf_tl.files import pack_tensors, read_untrusted, unpack_tensors, write_whole
+from hf_tl.files import make_folder, pack_tensors, read_untrusted, unpack_tensors, write_whole
 from hf_tl.hub import is_hub_id, pull_files
 from hf_tl.lora.config import NOT_IMPLEMENTED, PEFT_FIELDS, SPLIT_BASE, LoraConfig, check_fields, shortened
 from hf_tl.names import match_pattern
@@ -273,16 +273,12 @@ def read_adapter(folder: str | Path, *, revision: str | None = None) -> Adapter:
 
 def write_adapter(adapter: Adapter, folder: str | Path) -> Path:
     """Writes both files into a folder, which is made; returns the folder. The same adapter gives the same bytes."""
-    place = Path(folder)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{str(folder)!r} cannot be made a folder: {error.strerror}") from error
+    place = make_folder(folder)
     text = json.dumps({**_DEFAULTS, **adapter.config}, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
     write_whole(
         place / TENSORS_NAME, pack_tensors({PREFIX + name: tensor for name, tensor in adapter.tensors.items()})
     )
-    write_whole(place / CONFIG_NAME, f"{text}\n".encode())
+    write_whole(place / CONFIG_NAME, f"{text}\n")
     return place
 
 

@@ -24,7 +24,7 @@ from hf_tl.card import (
     write_card,
 )
 from hf_tl.errors import InputError
-from hf_tl.files import leads_out, read_untrusted
+from hf_tl.files import leads_out, read_untrusted, write_whole
 from hf_tl.hub import CARD, PushResult, check_repo_id, is_hub_name, push_files
 from hf_tl.lora.adapted import record_of
 from hf_tl.lora.adapter import CONFIG_NAME, TENSORS_NAME, Adapter, read_adapter
@@ -121,7 +121,7 @@ def update_card(folder: Path, *, n_base: int | None = None) -> None:
     size = (folder / TENSORS_NAME).stat().st_size
     adapter = replace(read_adapter(folder), folder=folder.resolve().name)
     text = adapter_card(adapter, info=info, size=size, n_base=n_base, old=_read_card(folder))
-    (folder / CARD).write_text(text, encoding="utf-8")
+    write_whole(folder / CARD, text)
 
 
 def adapter_card(
@@ -203,9 +203,7 @@ def _changed_config(folder: Path, changes: Mapping[str, object], made: Path) -> 
     """A copy of adapter_config.json, in `made`, with other values."""
     config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     text = json.dumps({**config, **changes}, indent=2, sort_keys=True, ensure_ascii=False)
-    path = made / CONFIG_NAME
-    path.write_text(f"{text}\n", encoding="utf-8")
-    return path
+    return write_whole(made / CONFIG_NAME, f"{text}\n")
 
 
 def _check_link(path: Path) -> None:

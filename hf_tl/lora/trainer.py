@@ -323,7 +323,7 @@ def _complete_card(model: nn.Module, output_dir: str | os.PathLike) -> None:
 
 def _write_gitignore(folder: Path) -> None:
     if not (folder / ".gitignore").exists():
-        (folder / ".gitignore").write_text(_UNPUSHED, encoding="utf-8")
+        write_whole(folder / ".gitignore", _UNPUSHED)
 
 
 def _take_adapter(model: nn.Module, tensors: MutableMapping[str, Tensor], prefix: str, *details: object) -> None:

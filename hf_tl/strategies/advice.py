@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hf_tl.card import in_time
-from hf_tl.files import write_whole
+from hf_tl.files import write_json
 from hf_tl.probes.learning_curve import LearningCurve
 from hf_tl.strategies.decision import Decision
 from hf_tl.strategies.ledger import Run
@@ -139,7 +138,7 @@ class Advice:
 
     def save(self, path: str | Path) -> Path:
         """Writes a JSON file."""
-        return write_whole(Path(path), (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+        return write_json(Path(path), self.to_dict())
 
 
 def costs_to_settle(n_samples: float, *, evaluated: int, available: int, seconds: Sequence[float]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +13,7 @@ import numpy as np
 from hf_tl.analysis.footprint import Footprint
 from hf_tl.classifier import Classifier
 from hf_tl.errors import InputError
-from hf_tl.files import write_whole
+from hf_tl.files import write_json
 from hf_tl.probes.learning_curve import LearningCurve
 from hf_tl.strategies.crossover import Crossover, find_crossover
 from hf_tl.strategies.ledger import Run
@@ -237,7 +236,7 @@ class Comparison:
 
     def save(self, path: str | Path) -> Path:
         """Writes a JSON file."""
-        return write_whole(Path(path), (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+        return write_json(Path(path), self.to_dict())
 
 
 def _signed(gap: float, half: float) -> str:

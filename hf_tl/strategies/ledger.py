@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from hf_tl.errors import InputError
+from hf_tl.files import make_folder
 
 
 LARGEST = 10**9  # bytes
@@ -96,8 +97,8 @@ class Ledger:
     def append(self, run: Run) -> bool:
         """Writes a run, unless another process has written it meanwhile; whether it did."""
         line = json.dumps(_encoded(run), separators=(",", ":")).encode() + b"\n"
+        make_folder(self.path.parent)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)  # released as the file closes, however that happens
                 _cut_torn_line(file)

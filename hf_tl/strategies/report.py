@@ -52,7 +52,6 @@ def write_report(found: Advice | Comparison, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix != ".html":
         raise InputError(f"a report should be an .html file, got {str(path)!r}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     sections = _of_advice(found) if isinstance(found, Advice) else _of_comparison(found)
     body = []
     for heading, content in sections:
@@ -65,7 +64,7 @@ def write_report(found: Advice | Comparison, path: str | Path) -> Path:
         f"<body><h1>{title}</h1>\n{''.join(body)}</body></html>\n"
     )
     found.save(path.with_suffix(".json"))
-    return write_whole(path, page.encode())
+    return write_whole(path, page)
 
 
 def _of_advice(found: Advice) -> list[tuple[str, str | Draw]]:

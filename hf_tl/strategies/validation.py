@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_tl.errors import InputError
-from hf_tl.files import write_whole
+from hf_tl.files import write_json
 from hf_tl.strategies.decision import decide
 from hf_tl.strategies.published import Cell
 from hf_tl.table import format_table
@@ -147,7 +146,7 @@ class Validation:
             "summary": rounded,
             "losses": {rule: self.losses(rule) for rule in self.rules},
         }
-        return write_whole(Path(path), (json.dumps(said, indent=1) + "\n").encode())
+        return write_json(Path(path), said)
 
 
 def validate(cells: Sequence[Cell], *, delta: float = 1.0, seed: int = 0) -> Validation:
