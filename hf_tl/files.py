@@ -123,8 +123,8 @@ def leads_out(path: Path, *, root: Path | None = None) -> bool:
     if not path.is_symlink():
         return False
     try:
-        folder, target = (root or path.parent).resolve(), path.resolve()
-    except (OSError, RuntimeError):  # links in a circle
+        folder, target = (root or path.parent).resolve(), path.resolve(strict=True)
+    except (OSError, RuntimeError):  # links in a circle, or to nothing
         return True
     blobs = folder.parents[1] / "blobs" if len(folder.parents) > 1 else folder
     return not (target.is_relative_to(folder) or target.parent == blobs)

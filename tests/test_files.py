@@ -51,7 +51,7 @@ def test_only_a_regular_file_of_a_sane_size_is_read(tmp_path):
         read_untrusted(tmp_path / "b", largest=4)
     with pytest.raises(InputError, match="is not a regular file"):
         read_untrusted(tmp_path, largest=4)
-    with pytest.raises(InputError, match="cannot be read: ValueError: embedded null byte"):
+    with pytest.raises(InputError, match=r"cannot be read: ValueError: .*embedded null"):
         read_untrusted(tmp_path / "a\0b", largest=4)
 
 
@@ -109,9 +109,11 @@ def made():
 @pytest.mark.parametrize("what", SAVED)
 def test_a_place_that_is_no_folder_is_named_whatever_is_saved(made, tmp_path, what):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match=r"file' cannot be made a folder: File exists"):
+    with pytest.raises(InputError, match=r"file' cannot be made a folder: File exists|there is no folder '.*file'"):
         SAVED[what](made, tmp_path / "file")
-    with pytest.raises(InputError, match=r"null\\x00byte' cannot be (made a folder|written): embedded null byte"):
+    with pytest.raises(
+        InputError, match=r"null\\x00byte' cannot be made a folder: .*embedded null|there is no folder '.*null"
+    ):
         SAVED[what](made, tmp_path / "null\0byte")
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -61,9 +61,9 @@ def test_features_without_raw_activations(tmp_path):
 def test_another_recipe_needs_no_second_pass(tmp_path, recipe):
     log = tmp_path / "log"
     embedding(small_model(), log=log).fit_transform(rows(24), out=tmp_path / "out")
-    n = log.stat().st_size
+    assert log.stat().st_size == 3
     again = embedding(small_model(), log=log, recipe=recipe).fit_transform(rows(24), out=tmp_path / "out")
-    assert log.stat().st_size == n == 3
+    assert log.stat().st_size == 3 + 1  # the first batch, to be held against the rows that are there
     assert np.array_equal(again, embedding(small_model(), recipe=recipe).fit_transform(rows(24)))
 
 
@@ -118,7 +118,9 @@ def test_damaged_rows_are_read_again(tmp_path):
         file.write(b"damage")
     n = log.stat().st_size
     embedding(small_model(), log=log).fit_transform(rows(32), out=tmp_path / "out")
-    assert log.stat().st_size == n + 1  # the batch of that row
+    assert (
+        log.stat().st_size == n + 2
+    )  # the batch of that row, and the first one, held against the rows that are there
     assert contents(tmp_path / "out") == before
 
 
@@ -182,7 +184,8 @@ def test_kills_at_any_batch_leave_the_store_of_a_straight_run(tmp_path):
         assert os.waitpid(start(out, log), 0)[1] == 0
         assert contents(out) == contents(straight)
         lost = log.stat().st_size - N_KILLED_SAMPLES // BATCH
-        assert 0 <= lost <= 2 * len(moments)  # each kill lost the batch that was read and the next one, at most
+        # each kill lost the batch that was read and the next one, at most; each start reads one again
+        assert 0 <= lost <= 3 * len(moments)
     print(f"\n{len(n_done)} kills, with {n_done} of {N_KILLED_SAMPLES} samples done")
     assert len(set(n_done)) > 5
     assert any(0 < n < N_KILLED_SAMPLES for n in n_done)
