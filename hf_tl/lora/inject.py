@@ -111,7 +111,8 @@ def _check_reach(network: nn.Module, adapter: str, batch: Batch) -> None:
     if idle:
         warnings.warn(
             f"the output does not depend on {len(idle)} of {len(layers)} adapted layers, which the network does not "
-            f"run or whose output it drops; their adapters do not train: {listed(idle)}",
+            f"run or whose output it drops; their adapters do not train: "
+            f"{listed([name.replace('.base_layer.', '.') for name in idle])}",
             stacklevel=3,
         )
     whole = [n for n, saved in record.saved.items() if saved.trains.get(adapter) and not reached & {*_trained(saved)}]

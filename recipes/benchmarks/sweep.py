@@ -380,6 +380,8 @@ def _shrunk(config_class: type, size: Mapping[str, int]) -> dict[str, Any]:
     for key, value in vars(default).items():
         if isinstance(value, PreTrainedConfig):
             arguments[key] = _shrunk(type(value), size)
+        elif key == "pad_token_id" and value is None:
+            arguments[key] = WORDS - 1  # which a classifier of texts insists on
         elif isinstance(value, bool) or key.startswith("_"):
             continue
         elif isinstance(value, int):

@@ -44,7 +44,7 @@ FIRST = [  # network, config, arguments of add_lora, message
     ("two-attentions", {"target_modules": ["first", "second"]}, {}, "queries, keys and values of one width"),
     ("mlp", {"target_modules": ["lin0", "norm"]}, {}, "chooses 'norm', a LayerNorm"),
     ("mlp", {"target_modules": ["lin0"], "layers": "..5o%"}, {"example": torch.zeros(1, 10)}, r"\n  \.\.5o%\n  \^"),
-    ("mlp", {"target_modules": ["lin0"]}, {"adapter_name": "a.b"}, r"word without dots, got 'a.b'"),
+    ("mlp", {"target_modules": ["lin0"]}, {"adapter_name": "a.b"}, r"word without dots and slashes, got 'a.b'"),
     (
         "norm",
         {"target_modules": ["conv0"], "init_lora_weights": "orthogonal", "modules_to_save": ["fc"]},
@@ -143,7 +143,7 @@ def test_a_refused_combination():
     before = state(model.eval(), batch)
     with pytest.raises(InputError, match=re.escape("'linear' needs adapters of one rank, got [2, 4]")):
         combine_adapters(model, ["a", "b"], weights=[0.5, 0.5], adapter_name="both", combination_type="linear")
-    with pytest.raises(InputError, match=r"word without dots, got 'a.b'"):
+    with pytest.raises(InputError, match=r"word without dots and slashes, got 'a.b'"):
         combine_adapters(model, ["a", "b"], weights=[0.5, 0.5], adapter_name="a.b")
     assert_untouched(model, batch, before)
 

@@ -197,7 +197,7 @@ def test_two_adapters_of_one_name_and_none_at_all():
     add_lora(model, LoraConfig(r=2, target_modules=["lin0"]))
     with pytest.raises(InputError, match="adapter 'default' already"):
         add_lora(model, LoraConfig(r=2, target_modules=["lin1"]))
-    with pytest.raises(InputError, match=r"word without dots, got 'a.b'"):
+    with pytest.raises(InputError, match=r"word without dots and slashes, got 'a.b'"):
         add_lora(model, LoraConfig(r=2, target_modules=["lin1"]), adapter_name="a.b")
 
 
