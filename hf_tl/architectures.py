@@ -74,7 +74,17 @@ def timm_groups(model: nn.Module) -> Mapping[str, Any] | Callable[[str], Any]:
 
 def base_model(model: nn.Module) -> nn.Module:
     """A transformers network without its head; any other network, and one without a head, itself."""
-    return model.base_model if is_transformers(model) else model
+    return model.base_model if is_transformers(model) and not is_bare(model) else model
+
+
+def is_bare(model: nn.Module) -> bool:
+    """True for a transformers network that AutoModel gives: DINOv3's has a part that is called as base models are."""
+    from transformers import MODEL_MAPPING
+
+    if not is_transformers(model) or not type(model).__name__.endswith("Model"):
+        return False
+    found = MODEL_MAPPING.get(type(model.config), ())
+    return type(model) in (found if isinstance(found, tuple) else (found,))
 
 
 def base_model_name(model: nn.Module) -> str:

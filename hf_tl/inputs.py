@@ -63,6 +63,8 @@ def read_image(value: object, *, mode: Literal["RGB", "L"] = "RGB") -> Image.Ima
     if _is_file(value):
         try:
             value = Image.open(io.BytesIO(_read_bytes(value)))
+        except FileNotFoundError as error:
+            raise ValueError(f"an image is wanted, and there is no file {_name_of(value)!r}") from error
         except UnidentifiedImageError as error:
             raise ValueError(f"{_name_of(value)} is no image that Pillow can read") from error
     value = value.numpy(force=True) if isinstance(value, Tensor) else value
@@ -99,7 +101,10 @@ def read_recording(value: object, *, rate: int) -> np.ndarray:
         ValueError: no samples, axes that cannot be told apart, values out of range, or a file that cannot be read.
     """
     if _is_file(value):
-        samples, own = _decode_audio(value)
+        try:
+            samples, own = _decode_audio(value)
+        except FileNotFoundError as error:
+            raise ValueError(f"a recording is wanted, and there is no file {_name_of(value)!r}") from error
     elif isinstance(value, Mapping) and "array" in value and set(value) <= {"array", "sampling_rate", "path"}:
         samples, own = _numbers(value["array"]), _rate(value.get("sampling_rate"), rate)
     else:

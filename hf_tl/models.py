@@ -105,6 +105,8 @@ def load_network(
         model, untrained = _from_transformers(files, _image_part(_load_config(files)), BARE)
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
+        elif _has_text_and_images(model.config):  # whose images' part AutoModel does not load by itself
+            model = dict(model.named_children()).get("vision_model", model)
     prepare, processor, modality = find_preparation(
         model, files.place, name=name, image_size=image_size, max_length=max_length, revision=revision
     )
@@ -254,14 +256,18 @@ def _load_config(files: _Files, **labels: Any) -> PretrainedConfig:
 
 def _image_part(config: PretrainedConfig) -> PretrainedConfig:
     """Of an encoder of images beside one of text the former; of any other network all."""
-    from transformers import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING
+    from transformers import MODEL_MAPPING
 
-    if (
-        type(config) not in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING
-        or "vision_config" not in config.sub_configs
-    ):
+    if not _has_text_and_images(config):
         return config
     return config.vision_config if type(config.vision_config) in MODEL_MAPPING else config
+
+
+def _has_text_and_images(config: PretrainedConfig) -> bool:
+    """Whether a network encodes images beside texts, as CLIP does."""
+    from transformers import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING
+
+    return type(config) in MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING and "vision_config" in config.sub_configs
 
 
 def _classifier(files: _Files, config: PretrainedConfig) -> AutoClass:

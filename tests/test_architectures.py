@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_tl import architectures
 from hf_tl.architectures import AUTO_CLASSES, auto_class_for, auto_class_named, auto_class_of_task, classifiers_for
+from hf_tl.layers import head_names
 
 
 def test_networks_are_known_by_their_library():
@@ -24,6 +25,10 @@ def test_networks_are_known_by_their_library():
     assert architectures.base_model_name(bert) == "bert"
     assert architectures.base_model_name(bert.bert) == ""
     assert architectures.base_model(resnet) is resnet
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    dino = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**sizes, image_size=32, patch_size=16))
+    assert architectures.base_model(dino) is dino  # not dino.model, its encoder
+    assert head_names(dino) == ()
     assert architectures.classifiers(resnet) == [resnet.fc]
     assert architectures.classifiers(bert) == []
     assert len(architectures.classifiers(timm.create_model("deit_tiny_distilled_patch16_224"))) == 2

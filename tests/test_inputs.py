@@ -89,6 +89,13 @@ def test_an_image_by_its_path_is_upright(tmp_path):
     assert read_image({"bytes": (tmp_path / "a.jpg").read_bytes(), "path": None}).size == (2, 4)
 
 
+def test_a_file_that_is_not_there():
+    with pytest.raises(ValueError, match="an image is wanted, and there is no file 'a film'"):
+        read_image("a film")
+    with pytest.raises(ValueError, match="a recording is wanted, and there is no file 'a film'"):
+        read_recording("a film", rate=8000)
+
+
 def test_what_is_no_image():
     for value in ({"label": 1}, 3, None):
         with pytest.raises(TypeError, match="an image should be a PIL image, a path, or a numpy array"):

@@ -78,6 +78,21 @@ def test_an_encoder_decoder_is_read_as_its_encoder(tmp_path, text_folder):
     assert len(taps) == 2 * 3 + 1 + 1  # attention, hidden layer and block, the final norm, and "last"
 
 
+def test_an_image_encoder_that_cannot_be_loaded_by_itself_is_taken_from_the_whole(tmp_path):
+    from transformers import AltCLIPConfig, AltCLIPModel, CLIPImageProcessor
+
+    part = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    vision, text = {**part, "image_size": 32, "patch_size": 8}, {**part, "vocab_size": 40, "project_dim": 8}
+    model = AltCLIPModel(AltCLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).eval()
+    model.save_pretrained(tmp_path)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    network = load_network(str(tmp_path))
+    assert network.modality == "image"
+    batch = network.prepare([Image.new("RGB", (50, 40), "red")])
+    expected = model.vision_model(**batch).last_hidden_state
+    assert torch.allclose(network.model(**batch).last_hidden_state, expected, atol=1e-6)
+
+
 def test_of_clip_the_image_encoder_is_read_with_its_weights(tmp_path):
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 

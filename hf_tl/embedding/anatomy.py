@@ -55,7 +55,7 @@ def find_taps(
         activation: whether a layer is read after its norm and activation, or its own output before them.
         selection: see `TapSelection`.
         top: the share of the chosen taps to keep, counted from the task side.
-        padded: whether samples of different lengths share a batch.
+        padded: whether samples share a batch, padded to one length where they differ.
 
     Returns:
         The taps, and the layers that cannot be read: name -> reason.
@@ -73,12 +73,12 @@ def find_taps(
     survey = _Survey(network, record, n_samples(example), activation)
     strides, prefix = find_strides(record, example), n_prefix_tokens(network.model)
     taps = [replace(tap, prefix=prefix, strides=strides.get(tap.n_positions, ())) for tap in survey.select(selection)]
-    mixed = find_mixed(network.model, example, taps)
+    mixed = find_mixed(network.model, example, taps, several=padded)
     mixed |= find_unmatched(example, [tap for tap in taps if padded and tap.name not in mixed])
     left_out = survey.left_out | mixed
     chosen = [tap for tap in taps if tap.name not in mixed]
-    if taps and not chosen:
-        name, reason = next(iter(mixed.items()))
+    if not chosen and left_out and (taps or selection == "auto"):
+        name, reason = next(iter((mixed or survey.left_out).items()))
         raise InputError(f"layer {name!r} of {network.name} cannot be read: {reason}; choose other layers with taps=")
     return keep_top(chosen, top, selection), left_out
 

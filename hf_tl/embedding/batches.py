@@ -105,7 +105,8 @@ class Execution:
         """The batch on the device, its images in the precision and layout of the network."""
         if isinstance(batch, torch.Tensor):
             return self._placed(batch)
-        return {key: self._placed(value) for key, value in batch.items()}
+        placed = {key: self._placed(value) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+        return {**batch, **placed}
 
     def _placed(self, value: torch.Tensor) -> torch.Tensor:
         value = value.to(self.device, non_blocking=True)
@@ -189,7 +190,7 @@ def to_device(batch: Batch, device: str) -> Batch:
     """The batch with its tensors on a device."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device)
-    return {key: value.to(device) for key, value in batch.items()}
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
 def loaded_batches(

@@ -21,11 +21,12 @@ VARIATIONS = 4  # inputs of one shape and other content that show whether a shap
 TOLERANCE = 1e-4  # of the largest value of a tap: above all rounding to float32, below what padding does
 
 
-def find_mixed(model: nn.Module, example: Batch, taps: Sequence[Tap]) -> dict[str, str]:
+def find_mixed(model: nn.Module, example: Batch, taps: Sequence[Tap], *, several: bool = True) -> dict[str, str]:
     """The taps whose values cannot be told apart by samples: name -> reason.
 
     No axis is the samples' by its length alone: it must be half as long for half the batch. Several pieces a sample,
-    such as windows, must come in a number that does not depend on their content, and hold one sample each.
+    such as windows, must come in a number that does not depend on their content, and hold one sample each. Where
+    `several` samples will share a batch, one gives by itself what it gives in company.
     """
     n, one = n_samples(example), _shapes_in(model, _part(example, 0))
     reasons: dict[str, str] = {}
@@ -33,7 +34,10 @@ def find_mixed(model: nn.Module, example: Batch, taps: Sequence[Tap]) -> dict[st
         key = tap.reading.module, tap.reading.call
         if tap.reading.side == "output" and key in one and one[key] and one[key][0] * n != tap.shape[0]:
             reasons[tap.name] = f"its first axis is not the samples': {tap.shape} for {n}, {one[key]} for one"
-    pieces = [tap for tap in taps if tap.name not in reasons and tap.shape and tap.shape[0] != n]
+    fine = [tap for tap in taps if tap.name not in reasons]
+    if several:
+        reasons |= _company(model, example, [tap for tap in fine if not tap.shape or tap.shape[0] == n])
+    pieces = [tap for tap in fine if tap.shape and tap.shape[0] != n]
     if not pieces:
         return reasons
     generator = torch.Generator().manual_seed(0)
@@ -43,14 +47,21 @@ def find_mixed(model: nn.Module, example: Batch, taps: Sequence[Tap]) -> dict[st
             shape = other.get((tap.reading.module, tap.reading.call), tap.shape)
             if tap.reading.side == "output" and shape[0] != tap.shape[0]:
                 reasons[tap.name] = "how many values it gives depends on what they are, as where tokens are routed"
-    pieces = [tap for tap in pieces if tap.name not in reasons]
-    if not pieces:
-        return reasons
-    with suppress(InputError), TapReader(model, pieces) as read:  # a layer that does not run is named when it is read
-        alone = torch.cat([read(_part(example, i)) for i in range(n)])
-        for name in _differing(pieces, read(example), alone, tolerance=_tolerance(model)):
-            reasons[name] = "what it gives for a sample depends on the others in the batch"
-    return reasons
+    return reasons | _company(model, example, [tap for tap in pieces if tap.name not in reasons])
+
+
+def _company(model: nn.Module, example: Batch, taps: Sequence[Tap]) -> dict[str, str]:
+    """The taps for which a sample gives other values alone, as networks that draw masks do anyway."""
+    found: list[str] = []
+    if not taps:
+        return {}
+    with suppress(InputError), TapReader(model, taps) as read:  # a layer that does not run is named when it is read
+        alone = torch.cat([read(_part(example, i)) for i in range(n_samples(example))])
+        together = read(example)
+        found = _differing(taps, together, alone, tolerance=_tolerance(model))
+        drawn = _differing(taps, together, read(example), tolerance=0) if found else []
+        found = [name for name in found if name not in drawn]
+    return dict.fromkeys(found, "what it gives for a sample depends on the others in the batch")
 
 
 def find_unmatched(example: Batch, taps: Sequence[Tap]) -> dict[str, str]:

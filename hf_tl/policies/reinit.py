@@ -167,7 +167,8 @@ def _build_timm(network: Any) -> nn.Module:
 def _initialised_copy(network: Any, named: nn.Module) -> nn.Module:
     """A copy of a network with its own fresh values, of other widths than those of its name.
 
-    What the initialiser leaves out and is one number throughout in the network of the name is that number here.
+    What is one number throughout in the network of the name (a norm that begins at 0) is that number here, where the
+    initialiser leaves it out or its module alone says another one.
     """
     twin: nn.Module = _blank_copy(network)
     for module in twin.modules():
@@ -177,10 +178,11 @@ def _initialised_copy(network: Any, named: nn.Module) -> nn.Module:
         twin.init_weights()
     constants = {name: value.flatten()[0] for name, value in named.named_parameters() if value.unique().numel() == 1}
     for name, parameter in twin.named_parameters():
-        if parameter.isnan().any():
-            if name not in constants:
-                raise ValueError(f"its init_weights leaves {name!r} out")
+        unset = bool(parameter.isnan().any())
+        if name in constants and (unset or parameter.unique().numel() == 1):
             parameter.fill_(constants[name])
+        elif unset:
+            raise ValueError(f"its init_weights leaves {name!r} out")
     return twin
 
 

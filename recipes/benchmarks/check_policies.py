@@ -93,7 +93,8 @@ def examine(specimen: Specimen) -> Finding:
 
 def reads_one_text(model: nn.Module) -> bool:
     """Whether a classifier of texts takes them one by one, as it knows no padding."""
-    return is_transformers(model) and vars(model.config).get("pad_token_id") is None
+    reads_text = is_transformers(model) and model.main_input_name == "input_ids"
+    return reads_text and vars(model.config).get("pad_token_id") is None
 
 
 def check_freeze(specimen: Specimen, model: nn.Module, layers: Layers, batch: Batch, selection: str) -> str:
@@ -106,7 +107,9 @@ def check_freeze(specimen: Specimen, model: nn.Module, layers: Layers, batch: Ba
     model.train()
     with torch.no_grad():
         forward(model, batch)
-    drifted = frozen & changed(model, before)
+        drifted = frozen & changed(model, before)
+        for name, tensor in distinct(model).items():  # with other statistics other units are dead
+            tensor.copy_(before[name])
     found = moved_by_a_step(model, batch)
     return f"statistics of {sorted(drifted)[:3]} moved" if drifted else difference(found, expected)
 
@@ -129,8 +132,8 @@ def check_reinit(specimen: Specimen, model: nn.Module, layers: Layers, batch: Ba
     before = copy_of(model)
     start(model, layers, f"reinit: {selection}")
     found = changed(model, before)
-    floating = {name for name, tensor in distinct(model).items() if tensor.numel()}
-    if told := difference(found, named & floating):
+    seen = {name for name, tensor in distinct(model).items() if tensor.numel() and tensor.isfinite().all()}
+    if told := difference(found, named & seen):
         return told
     new, own = distinct(specimen.model(seed=1)), distinct(model)
     for name in sorted(found):

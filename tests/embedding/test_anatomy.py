@@ -114,6 +114,34 @@ def test_layers_whose_first_axis_is_not_the_samples_are_refused_by_name():
         fne.set_params(taps="streams").activations(list(torch.randn(4, 3)))
 
 
+def test_a_layer_that_depends_on_the_others_in_the_batch_is_left_out_by_name():
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.centred, self.head = nn.Linear(3, 16), nn.Linear(16, 16), nn.Linear(16, 2)
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            return self.head(self.centred(x - x.mean(dim=0)).relu())
+
+    network, rows = Network(Centred(), torch.stack), list(torch.randn(4, 3))
+    fne = FullNetworkEmbedding(network, recipe="raw", progress=False)
+    assert [layer.name for layer in fne.activations(rows).layers] == ["first"]
+    assert "not read: centred: what it gives for a sample depends on the others in the batch" in fne.describe(rows)
+    alone = FullNetworkEmbedding(network, recipe="raw", progress=False, batch_size=1).activations(rows)
+    assert [layer.name for layer in alone.layers] == ["first", "centred"]
+
+
+def test_a_network_that_draws_masks_is_read_all_the_same():
+    class Drops(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x * (torch.rand_like(x) > 0.5))
+
+    network = Network(Drops(nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 2)), torch.stack)
+    fne = FullNetworkEmbedding(network, recipe="raw", progress=False)
+    assert [layer.name for layer in fne.activations(list(torch.randn(4, 9))).layers] == ["0"]
+
+
 def test_a_network_that_padding_leaks_into_says_so_when_it_is_fitted():
     class Longest(nn.Module):
         def __init__(self):
