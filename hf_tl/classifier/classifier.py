@@ -442,7 +442,7 @@ def _cross_validated(
     train: Embedding, numbers: np.ndarray, make: Callable[[tuple[int, int]], Any], groups: np.ndarray | None
 ) -> Calibration:
     """The temperature from the logits of folds that the head did not see."""
-    n_folds = usable_folds(numbers)
+    n_folds = usable_folds(numbers, groups=groups)
     if not n_folds:
         return Calibration(how="not calibrated: too few training samples a class to hold some out")
     fold = stratified_folds(numbers, n_splits=n_folds, groups=groups)

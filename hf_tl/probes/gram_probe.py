@@ -57,7 +57,7 @@ class GramProbe:
         if test is None:
             taught = tested = label_table(embedding, "training")
             strata = taught.labels if find_problem(taught.labels) == "classification" else np.zeros(len(taught.labels))
-            n_folds = usable_folds(strata, n_splits=n_splits)
+            n_folds = usable_folds(strata, groups=groups, n_splits=n_splits)
             if n_folds == 0:
                 raise InputError(f"{len(strata)} samples, about one a class, cannot be split; give test samples")
             self.fold = stratified_folds(strata, n_splits=n_folds, groups=groups)

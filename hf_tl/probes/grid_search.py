@@ -80,9 +80,14 @@ def stratified_folds(
         random_state: decides the folds.
 
     Raises:
-        InputError: groups of other samples.
+        InputError: groups of other samples, or fewer of them than folds.
     """
     groups = check_groups(groups, len(strata))
+    if groups is not None and len(np.unique(groups)) < n_splits:
+        raise InputError(
+            f"{len(np.unique(groups))} different samples, the others being copies of them, make no {n_splits} folds; "
+            f"give more, or leave groups out"
+        )
     fold = np.empty(len(strata), dtype=int)
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     splitter = kind(n_splits, shuffle=True, random_state=random_state)
@@ -107,8 +112,13 @@ def check_groups(groups: np.ndarray | None, n_samples: int) -> np.ndarray | None
     return found if len(np.unique(found)) < n_samples else None
 
 
-def usable_folds(strata: np.ndarray, *, n_splits: int = N_SPLITS) -> int:
-    """How many folds the classes allow: at most `n_splits` and the size of the median class, 0 for fewer than 2."""
+def usable_folds(strata: np.ndarray, *, groups: np.ndarray | None = None, n_splits: int = N_SPLITS) -> int:
+    """How many folds the classes allow: at most `n_splits` and the size of the median class, 0 for fewer than 2.
+
+    Samples of one group count as one.
+    """
+    if groups is not None:
+        strata = np.unique(np.stack([np.unique(strata, return_inverse=True)[1], groups]), axis=1)[0]
     usable = min(n_splits, int(np.median(np.unique(strata, return_counts=True)[1])))
     return usable if usable >= 2 else 0
 
@@ -133,7 +143,7 @@ def search(
         groups: see `stratified_folds`.
     """
     signs = columns.signs.astype(np.float64)
-    n_folds = usable_folds(columns.strata, n_splits=n_splits) if len(grid) > 1 else 0
+    n_folds = usable_folds(columns.strata, groups=groups, n_splits=n_splits) if len(grid) > 1 else 0
     if n_folds == 0:
         chosen = grid[len(grid) // 2]
         found = solve(space, signs, curvature(chosen))
