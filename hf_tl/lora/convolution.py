@@ -48,6 +48,12 @@ class LoraConv(LoraLayer):
                 y = y + delta
         return y.to(dtype)
 
+    @property
+    def is_beyond_peft(self) -> bool:
+        """Whether PEFT's layer would convolve otherwise: its A is made without dilation and padding mode."""
+        base = self.base_layer
+        return any(step != 1 for step in base.dilation) or base.padding_mode != "zeros"
+
     def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         base = self.base_layer
         padding = base.padding

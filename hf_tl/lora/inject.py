@@ -128,6 +128,13 @@ def _check_reach(network: nn.Module, adapter: str, batch: Batch) -> None:
             f"{listed(read)}",
             stacklevel=3,
         )
+    spread = [n for n, layer in layers.items() if isinstance(layer, LoraConv) and layer.is_beyond_peft]
+    if spread:
+        warnings.warn(
+            "PEFT's convolutions have no dilation and pad with zeros, so PEFT cannot run this adapter until it is "
+            f"merged; leave these out for PEFT: {listed(spread)}",
+            stacklevel=3,
+        )
     strange = {n: layer.asked - _PEFT_HAS for n, layer in layers.items() if layer.asked - _PEFT_HAS}
     if strange:
         warnings.warn(

@@ -127,6 +127,13 @@ def test_what_the_network_reads_of_a_layer_and_peft_s_has_not_is_named():
         add_lora(Strided(), LoraConfig(r=2, target_modules=["conv"], modules_to_save=[]), example=torch.randn(1, 2, 9))
 
 
+@pytest.mark.parametrize("settings", [{"dilation": 2}, {"padding": 1, "padding_mode": "circular"}])
+def test_a_convolution_that_peft_makes_otherwise_is_named(settings):
+    model = nn.Sequential(nn.Conv1d(2, 3, 3, **settings), nn.Conv1d(3, 2, 1))
+    with pytest.warns(UserWarning, match="PEFT cannot run this adapter until it is merged.*: 0$"):
+        add_lora(model, LoraConfig(r=2, target_modules=["0"]), example=torch.randn(1, 2, 9))
+
+
 def test_targets_that_all_train_in_full_are_named():
     with pytest.raises(InputError, match=r"chooses only modules that train in full \(conv\); .* modules_to_save"):
         add_lora(Strided(), LoraConfig(r=2, target_modules=["conv"]), example=torch.randn(1, 2, 9))

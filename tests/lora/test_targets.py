@@ -355,3 +355,11 @@ def test_a_setting_that_leaves_no_target_is_named_rather_than_the_targets(settin
 
 def test_all_linear_is_the_same_word_in_any_case():
     assert LoraConfig(target_modules="All-Linear") == LoraConfig(target_modules="all-linear")
+
+
+def test_a_linear_layer_that_takes_other_shapes_is_left_out():
+    from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4GroupedLinear
+
+    model = nn.ModuleDict({"plain": nn.Linear(4, 4), "grouped": DeepseekV4GroupedLinear(4, 8, n_groups=2)})
+    add_lora(model, LoraConfig(r=2, target_modules="all-linear", modules_to_save=()))
+    assert [*record_of(model).layers] == ["plain"]
