@@ -14,7 +14,7 @@ from hf_tl.analysis.footprint import Footprint
 from hf_tl.data import Task
 from hf_tl.embedding.fingerprint import fingerprint_json
 from hf_tl.errors import InputError
-from hf_tl.probes.layer_probes import layer_probes
+from hf_tl.probes.heads import make_head
 from hf_tl.probes.learning_curve import LearningCurve, learning_curve
 from hf_tl.strategies.advice import Advice, Alternative, costs_to_settle
 from hf_tl.strategies.compare import run_config, run_once
@@ -27,7 +27,7 @@ from hf_tl.strategies.ledger import Ledger, Run
 from hf_tl.strategies.mistakes import find_mistakes
 from hf_tl.strategies.strategy import Effort, Strategy, find_strategies
 from hf_tl.strategies.transfer import Pace, Transfer
-from hf_tl.strategies.zones import Zones, find_zones
+from hf_tl.strategies.zones import Zones, find_zones, last_of_blocks
 
 
 STRATEGIES = ("last layer", "full network", "linear probe", "split", "LP-FT", "full fine-tuning", "LoRA")
@@ -99,7 +99,7 @@ def advise(
         pilots.run(strategy, epochs=1)
     is_early = time.monotonic() - started < limit / 2
     curve = _curve(transfer, split, pilots.effort) if is_early else None
-    zones = _zones(transfer, split) if is_early else None
+    zones = _zones(transfer, split, pilots.effort) if is_early else None
     pilots.halve([one for one in found if not isinstance(one, FeatureExtraction)])
     return _advice(transfer, found, pilots, curve, zones, delta, limit, reading, notes, started)
 
@@ -181,10 +181,19 @@ def _curve(transfer: Transfer, split: Draw, effort: Effort) -> LearningCurve | N
     )
 
 
-def _zones(transfer: Transfer, split: Draw) -> Zones:
-    """Every layer alone, learnt and evaluated on the samples that the pilots have."""
-    probes = layer_probes(transfer.raw[split.train], transfer.raw[split.validation], progress=False)
-    return find_zones(probes)
+def _zones(transfer: Transfer, split: Draw, effort: Effort) -> Zones | None:
+    """The last layer of each block alone, learnt and evaluated on the samples that the pilots have."""
+    names, outcomes, labels = [], [], transfer.labels
+    for block, layer in last_of_blocks(transfer.raw.layers).items():
+        if effort.is_over:
+            return None
+        features = transfer.raw.select(layer)
+        train, held_out = (np.asarray(features[part].values) for part in (split.train, split.validation))
+        C = 10 / max(float(np.square(train, dtype=np.float64).sum(axis=1).mean()), 1e-12)
+        head = make_head("svm", train.shape, C=C).fit(train, labels[split.train])
+        names.append(block)
+        outcomes.append(head.predict(held_out) == labels[split.validation])
+    return find_zones(names, np.stack(outcomes).astype(np.int8)) if len(names) > 1 else None
 
 
 def _rival(outcomes: dict[str, np.ndarray], decision: Decision) -> str:

@@ -24,7 +24,7 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:0 1r
 h1{font-size:1.4rem}h2{font-size:1.15rem;margin-top:2rem}.verdict{font-size:1.15rem;border-left:.4rem solid #1f4e8c;
 padding:.6rem 1rem;background:#f2f6fb}svg{width:100%;height:auto}figure{margin:0}.wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.85rem}td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;
-text-align:left}figure{overflow-x:auto}figure svg{min-width:34rem}
+text-align:left}figure{overflow-x:auto}figure svg{min-width:24rem}
 .wall{display:flex;flex-wrap:wrap;gap:.5rem}.wall div{width:7.2rem;font-size:.72rem;line-height:1.25}
 .wall img{width:7rem;height:7rem;object-fit:cover;display:block}.wall blockquote{margin:0;font-style:italic}
 pre{background:#f6f6f6;padding:.8rem;overflow-x:auto;font-size:.8rem;white-space:pre-wrap;overflow-wrap:anywhere}
@@ -111,7 +111,7 @@ def _of_comparison(found: Comparison) -> list[tuple[str, str | Draw]]:
 
 def _draw_alternatives(found: Advice, file: Path) -> None:
     caption = "80 % intervals; measured on this machine"
-    with plots.picture(file, title=found.title, size=(7.2, 4.4), caption=caption) as (panel,):
+    with plots.picture(file, title=found.title, size=(5.6, 4.2), caption=caption) as (panel,):
         for i, one in enumerate(one for one in found.alternatives if one.accuracy is not None):
             color, marker = plots.SERIES[i % len(plots.SERIES)]
             accuracy, low, high = one.accuracy or 0.0, one.low or 0.0, one.high or 0.0
@@ -133,7 +133,7 @@ def _round_numbers(values: Sequence[float]) -> list[float]:
 
 def _draw_zones(found: Zones, title: str, file: Path) -> None:
     caption = f"a linear SVM on each layer alone, {found.n_samples} held-out samples; bars: standard error to the best"
-    with plots.picture(file, title=title, size=(7.2, 4.4), caption=caption) as (panel,):
+    with plots.picture(file, title=title, size=(5.6, 4.2), caption=caption) as (panel,):
         n = len(found.names)
         if found.first_worse is not None:
             plots.zone(panel, found.first_worse - 0.5, n - 0.5, color=plots.ORANGE, label="candidates to retrain")
@@ -175,7 +175,7 @@ def _shown(one: Mistake) -> str:
 def _draw_costs(found: Comparison, file: Path) -> None:
     caption = "Wh: filled where measured, hollow where estimated from a power model"
     halves = {name: found.curve.half_widths(name)[-1] for name in found.strategies}
-    with plots.picture(file, title=found.title, size=(7.2, 4.4), caption=caption) as (panel,):
+    with plots.picture(file, title=found.title, size=(5.6, 4.2), caption=caption) as (panel,):
         for i, row in enumerate(found.costs()):
             name, (color, marker) = row["strategy"], plots.SERIES[i % len(plots.SERIES)]
             accuracy = [found.curve.accuracy[name][-1].mean()]

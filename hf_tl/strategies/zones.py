@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_tl.probes.layer_probes import LayerProbes
+from hf_tl.embedding.embedding import LayerColumns
 from hf_tl.table import format_table
 
 
@@ -74,27 +74,29 @@ class Zones:
         return format_table(*self.cells())
 
 
-def find_zones(probes: LayerProbes) -> Zones:
-    """The zones of layers that were probed on the same samples; of a block the last layer."""
-    names, kept = _blocks(probes)
-    outcomes = np.stack([probes.single[i].outcomes for i in kept]).astype(np.float64)
+def find_zones(names: Sequence[str], outcomes: np.ndarray) -> Zones:
+    """The zones of layers that were probed on the same samples.
+
+    Args:
+        names: of the layers, from data to task.
+        outcomes: (n_layers, n_samples), 1 where a probe of the layer alone is right.
+    """
     accuracy = outcomes.mean(axis=1)
     best = int(accuracy.argmax())
-    gaps = outcomes[best] - outcomes
+    gaps = outcomes[best].astype(np.float64) - outcomes
     error = gaps.std(axis=1, ddof=1) / np.sqrt(outcomes.shape[1])
     worse = gaps.mean(axis=1) > error
-    above = [i for i in range(best + 1, len(kept)) if worse[i:].all()]
+    above = [i for i in range(best + 1, len(names)) if worse[i:].all()]
     return Zones(tuple(names), accuracy, error, best, above[0] if above else None, outcomes.shape[1])
 
 
-def _blocks(probes: LayerProbes) -> tuple[list[str], Sequence[int]]:
-    """Names and last layers of the blocks; the layers themselves where their places are unknown."""
-    blocks = [place.partition("/")[0] for place in probes.places]
-    if not any(blocks):
-        return [probed.name for probed in probes.single], range(len(probes.single))
-    last: dict[str, int] = {}
+def last_of_blocks(layers: Sequence[LayerColumns]) -> dict[str, str]:
+    """Name of each block -> its last layer; the layers themselves where their places are unknown."""
+    layers = [layer for layer in layers if layer.kind != "last"]
+    last: dict[str, str] = {}
     name = "stem"
-    for i, block in enumerate(blocks):
+    for layer in layers:
+        block = layer.place.partition("/")[0]
         name = (f"block {block}" if block.isdecimal() else block) or name
-        last[name] = i
-    return list(last), list(last.values())
+        last[name] = layer.name
+    return last if len(last) > 1 else {layer.name: layer.name for layer in layers}

@@ -3,21 +3,24 @@
 import numpy as np
 import pytest
 
+from hf_tl.embedding.embedding import LayerColumns
 from hf_tl.policies import Policy
-from hf_tl.probes.layer_probes import LayerProbes, Probed
-from hf_tl.strategies.zones import find_zones
+from hf_tl.strategies.zones import find_zones, last_of_blocks
 
 
-def probes(shares, *, places=None, n=400):
+def layers(places):
+    return [LayerColumns(f"layer{i}", i, i + 1, i / 9, "conv", place) for i, place in enumerate(places)]
+
+
+def zones(shares, *, names=None, n=400):
     hard = (np.arange(n) + 0.5) / n
-    single = tuple(Probed(f"layer{i}", 10, (hard < share).astype(np.int8)) for i, share in enumerate(shares))
-    depths = tuple(np.linspace(0, 1, len(shares)))
-    return LayerProbes(single, single, single, depths, 0.1, "made up", places=places or ())
+    outcomes = np.stack([hard < share for share in shares]).astype(np.int8)
+    return find_zones(names or [f"layer{i}" for i in range(len(shares))], outcomes)
 
 
 def test_layers_above_the_best_that_are_worse_are_candidates():
-    places = ("stem", "0/4", "1/4", "2/4", "3/4", "head")
-    found = find_zones(probes([0.3, 0.5, 0.8, 0.79, 0.6, 0.5], places=places))
+    names = list(last_of_blocks(layers(("stem", "0/4", "0/4", "1/4", "2/4", "3/4", "head"))))
+    found = zones([0.3, 0.5, 0.8, 0.79, 0.6, 0.5], names=names)
     assert found.names == ("stem", "block 0", "block 1", "block 2", "block 3", "head")
     assert found.best == 2
     assert found.names[found.first_worse] == "block 2"
@@ -30,7 +33,7 @@ def test_layers_above_the_best_that_are_worse_are_candidates():
 
 @pytest.mark.parametrize("shares", [[0.3, 0.5, 0.8], [0.5, 0.8, 0.8, 0.8]])
 def test_where_nothing_is_worse_nothing_starts_anew(shares):
-    found = find_zones(probes(shares))
+    found = zones(shares)
     assert found.first_worse is None
     assert found.policy == ""
     assert "none has to start anew" in found.verdict
@@ -38,5 +41,10 @@ def test_where_nothing_is_worse_nothing_starts_anew(shares):
 
 
 def test_a_dip_from_which_layers_recover_is_none():
-    found = find_zones(probes([0.5, 0.8, 0.6, 0.79, 0.8]))
+    found = zones([0.5, 0.8, 0.6, 0.79, 0.8])
     assert found.first_worse is None
+
+
+def test_of_a_block_the_last_layer_stands():
+    assert last_of_blocks(layers(("stem", "0/2", "0/2", "1/2")))["block 0"] == "layer2"
+    assert list(last_of_blocks(layers(("", "", "")))) == ["layer0", "layer1", "layer2"]
