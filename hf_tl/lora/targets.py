@@ -46,6 +46,9 @@ FUSED = ("qkv", "c_attn", "query_key_value", "Wqkv", "qkv_proj", "in_proj")
 STACKED = ("qkv", "c_attn", "Wqkv", "qkv_proj", "in_proj")  # of those: queries, keys and values one below the other
 
 
+_PEFT_REFUSES = ("out_proj", "conv1d")  # in networks of Mamba's kind, whose fused kernels read the weights
+
+
 @dataclass(frozen=True)
 class Target:
     """One module that gets an adapter.
@@ -120,6 +123,13 @@ def plan_adapter(
     if not _found_by_name(config):
         exact = exact_names([target.name for target in targets], modules)
         config = replace(config, target_modules=exact, layers=None, layers_to_transform=None, layers_pattern=None)
+    refused = [t.name for t in targets if t.name.rpartition(".")[2] in _PEFT_REFUSES and _is_mamba(model)]
+    if refused:
+        warnings.warn(
+            f"PEFT cannot load this adapter: it refuses layers such as {refused[0]!r} in networks of Mamba's kind; "
+            "put them into exclude_modules to have it do so",
+            stacklevel=3,
+        )
     moving = [name for name in with_running_statistics(modules) if not is_inside(name, saved)]
     statistics, frozen = (tuple(moving) if running_statistics == word else () for word in ("save", "freeze"))
     statistics += tuple(_taken_besides(modules, (*saved, *statistics), [target.name for target in targets]))
@@ -215,6 +225,16 @@ def find_targets(
     ]
     parts = config.fused_parts
     return targets if parts is None else [_part(t, modules[t.name], parts, config.use_rslora) for t in targets]
+
+
+def _is_mamba(model: nn.Module) -> bool:
+    return is_transformers(model) and model.config.model_type in (
+        "falcon_h1",
+        "falcon_mamba",
+        "mamba",
+        "mamba2",
+        "nemotron_h",
+    )
 
 
 def _narrowing(config: LoraConfig) -> str:

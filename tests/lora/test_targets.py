@@ -363,3 +363,10 @@ def test_a_linear_layer_that_takes_other_shapes_is_left_out():
     model = nn.ModuleDict({"plain": nn.Linear(4, 4), "grouped": DeepseekV4GroupedLinear(4, 8, n_groups=2)})
     add_lora(model, LoraConfig(r=2, target_modules="all-linear", modules_to_save=()))
     assert [*record_of(model).layers] == ["plain"]
+
+
+def test_what_peft_refuses_in_mamba_is_named():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 32, "state_size": 4}
+    model = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes))
+    with pytest.warns(UserWarning, match="PEFT cannot load this adapter: .*mixer.out_proj"):
+        add_lora(model, LoraConfig(r=2, target_modules=["out_proj"]))
