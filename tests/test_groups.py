@@ -151,6 +151,15 @@ def test_a_run_of_compare_has_a_group_on_one_side(numbers, seed):
     assert len(np.unique(sides[0])) == len(sides[0])
 
 
+def test_a_class_of_one_photo_leaves_nothing_to_calibrate_on():
+    few = np.array([0] * 30 + [1] * 30)
+    samples = Samples([{"x": torch.from_numpy(row)} for row in copied().values], "x", few, tuple("ab"), "train")
+    network = Network(nn.Sequential(nn.Linear(40, 8), nn.ReLU(), nn.Linear(8, 2)), torch.stack)
+    reader = FullNetworkEmbedding(network, recipe="standardize", taps=["0"])
+    found = Classifier.fit(reader, Task(samples, samples), groups=few)
+    assert "not calibrated" in found.calibration.how
+
+
 def test_groups_of_other_samples():
     with pytest.raises(InputError, match=r"one number a sample, \(60,\), got shape \(3,\)"):
         stratified_folds(LABELS, groups=np.arange(3))

@@ -112,9 +112,10 @@ def fit_head(head: Head, X: Features, y: np.ndarray, *, groups: np.ndarray | Non
     search = head[-1] if isinstance(head, Pipeline) else None
     if isinstance(search, (GridSearchCV, RidgeCV, RidgeClassifierCV)):
         strata = y if y.ndim == 1 and y.dtype.kind != "f" else np.zeros(len(y))
-        n_folds = usable_folds(strata, groups=groups) or 2
-        fold = stratified_folds(strata, n_splits=n_folds, groups=groups)
-        search.set_params(cv=[(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in np.unique(fold)])
+        n_folds = usable_folds(strata, groups=groups)
+        if n_folds:
+            fold = stratified_folds(strata, n_splits=n_folds, groups=groups)
+            search.set_params(cv=[(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in np.unique(fold)])
     return head.fit(X, y)
 
 
