@@ -271,6 +271,9 @@ def _labels(batch: Any, name: str) -> np.ndarray:
         if key is None:
             raise InputError(f"batches of {name} have no labels: none of {LABELS} among {list(batch)}; {CLASSES}")
         found = batch[key]
+        ids = batch.get("input_ids")
+        if isinstance(ids, torch.Tensor) and ids.ndim == 3:  # multiple choice
+            raise InputError(f"{name} are {ids.shape[1]} texts each, of which the label says the right one; {CLASSES}")
     elif isinstance(batch, Sequence) and len(batch) == 2:
         found = batch[1]
     else:

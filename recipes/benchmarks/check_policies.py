@@ -171,7 +171,7 @@ def distinct(model: nn.Module) -> dict[str, Tensor]:
 
 def moved_by_a_step(model: nn.Module, batch: Batch) -> set[str]:
     """Names of the parameters that a step of gradient descent would move, in eval mode."""
-    model.eval()
+    model.train().eval()  # LeViT keeps a graph as long as it is in eval mode
     model.zero_grad()
     with torch.enable_grad():
         sum_of_squares(forward(model, batch)).backward()

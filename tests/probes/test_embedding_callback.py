@@ -178,6 +178,9 @@ def test_what_has_no_classes_is_refused(tmp_path):
             InputError, match=rf"labels of samples are {what}, of shape \(2, 6.*EmbeddingCallback\(train"
         ):
             samples_of_loader(DataLoader([{"x": 1, "labels": torch.zeros(shape, dtype=torch.int64)}] * 2))
+    choices = {"input_ids": torch.zeros(4, 7, dtype=torch.int64), "labels": 1}
+    with pytest.raises(InputError, match="samples are 4 texts each, of which the label says the right one; give"):
+        samples_of_loader(DataLoader([choices] * 2))
     boxes = DataLoader([{"x": 1, "labels": {"boxes": 1}}] * 2, collate_fn=lambda items: {"labels": [{}, {}]})
     with pytest.raises(InputError, match="should be one class a sample, got a dict; give"):
         samples_of_loader(boxes)
