@@ -30,6 +30,7 @@ from hf_tl.embedding.fingerprint import (
 from hf_tl.embedding.isolation import batch_shapes
 from hf_tl.embedding.reader import TapReader, n_samples
 from hf_tl.embedding.store import INDEX, Store
+from hf_tl.embedding.stored_array import StoredArray
 from hf_tl.embedding.taps import Tap
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.example import shapes_of
@@ -38,6 +39,7 @@ from hf_tl.trace import Batch
 
 
 LOOKED_AT = 16  # samples, for some of different lengths
+FEW = 4  # rows that are read again where a pass resumes
 SAME = {True: 0.01, False: 0.1}  # relative difference that rounding explains, in float32 or not
 
 
@@ -206,7 +208,7 @@ class Pass:
         if store.has_raw:
             if self.processes.main:
                 done = store.verify()
-                self._check_raw(store, done)
+                self._check_same(store, done, store.raw, lambda values: values)
             done = self.processes.gather(done)[0]
         missing = [wanted for wanted in self._execution.batches(store.n_rows) if not done[wanted].all()]
         for chunk in self._read(self.processes.share(missing)):
@@ -228,16 +230,37 @@ class Pass:
 
     def check_features(self, store: Store, scale: Callable[[np.ndarray], np.ndarray]) -> None:
         """Refuses features that the network does not give any more, where no raw activations are left to tell it."""
-        positions, values = self._read_again(store, np.ones(store.n_rows, bool))
-        self._check_same(store, scale(values), store.features(positions)[:])
+        self._check_same(store, np.ones(store.n_rows, bool), store.features, scale)
 
-    def _check_raw(self, store: Store, done: np.ndarray) -> None:
-        positions, values = self._read_again(store, done)
-        self._check_same(store, values, store.raw(positions)[:])
+    def _check_same(
+        self,
+        store: Store,
+        done: np.ndarray,
+        stored: Callable[[np.ndarray], StoredArray],
+        scale: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        """Reads the first rows of a store again: a few, or all of their batch where those differ, as company may.
 
-    def _read_again(self, store: Store, done: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The first rows that a store holds, read anew: their positions (n,) and raw activations (n, n_features)."""
-        first = next((wanted for wanted in self._execution.batches(store.n_rows) if done[wanted].any()), None)
+        No digest covers all that a network computes with: hooks, attributes, globals of its code. What it gives for
+        samples that were read before shows a change of any of them, as far as those samples do.
+        """
+        layer = None
+        for n in (FEW, len(self.samples)):
+            positions, values = self._read_again(store, done, n)
+            layer = self._differing(scale(values), stored(positions)[:])
+            if layer is None:
+                return
+        raise InputError(
+            f"{str(store.folder)!r} holds an embedding that {self.network.name} does not give any more: layer "
+            f"{layer!r} differs, though weights, preprocessing and samples are the same; nothing was changed: "
+            f"choose another folder, delete this one, or repeat what made it"
+        )
+
+    def _read_again(self, store: Store, done: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """At most `n` rows of a store, of one batch, read anew: positions (n,) and raw activations (n, n_features)."""
+        first = next((wanted for wanted in self._execution.batches(store.n_rows) if done[wanted].any()), range(0))
+        if n < len(first):
+            first = first[int(done[first].argmax()) :][:n]
         quiet = copy.copy(self)
         quiet.execution, quiet.choice = replace(self.execution, progress=False), Choice(**self.choice)
         for chunk in quiet._read([first] if first else []):
@@ -245,22 +268,14 @@ class Pass:
             return chunk.indices[held], chunk.values[held]
         return np.empty(0, np.int64), np.empty((0, store.width), np.float32)
 
-    def _check_same(self, store: Store, now: np.ndarray, then: np.ndarray) -> None:
-        """Holds rows that were read anew against those of a store.
-
-        No digest covers all that a network computes with: hooks, attributes, globals of its code. What it gives for
-        samples that were read before shows a change of any of them, as far as those samples do.
-        """
+    def _differing(self, now: np.ndarray, then: np.ndarray) -> str | None:
+        """The first layer in which rows differ by more than rounding explains."""
         limit = SAME[self.execution.dtype_name == "float32"]
         for layer in self.columns if len(now) else ():
             new, old = (rows[:, layer.start : layer.stop] for rows in (now, then))
-            share = np.mean(new != old) / 5 if old.dtype.kind == "i" else _distance(new, old)
-            if share > limit:
-                raise InputError(
-                    f"{str(store.folder)!r} holds an embedding that {self.network.name} does not give any more: layer "
-                    f"{layer.name!r} differs, though weights, preprocessing and samples are the same; nothing was "
-                    f"changed: choose another folder, delete this one, or repeat what made it"
-                )
+            if (np.mean(new != old) / 5 if old.dtype.kind == "i" else _distance(new, old)) > limit:
+                return layer.name
+        return None
 
     def _read(self, batches: Sequence[range], *, into: np.ndarray | None = None) -> Iterator[Chunk]:
         if not len(batches):

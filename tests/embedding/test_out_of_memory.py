@@ -63,7 +63,7 @@ def test_another_recipe_needs_no_second_pass(tmp_path, recipe):
     embedding(small_model(), log=log).fit_transform(rows(24), out=tmp_path / "out")
     assert log.stat().st_size == 3
     again = embedding(small_model(), log=log, recipe=recipe).fit_transform(rows(24), out=tmp_path / "out")
-    assert log.stat().st_size == 3 + 1  # the first batch, to be held against the rows that are there
+    assert log.stat().st_size == 3  # whole batches: four samples are held against the rows that are there
     assert np.array_equal(again, embedding(small_model(), recipe=recipe).fit_transform(rows(24)))
 
 
@@ -184,8 +184,7 @@ def test_kills_at_any_batch_leave_the_store_of_a_straight_run(tmp_path):
         assert os.waitpid(start(out, log), 0)[1] == 0
         assert contents(out) == contents(straight)
         lost = log.stat().st_size - N_KILLED_SAMPLES // BATCH
-        # each kill lost the batch that was read and the next one, at most; each start reads one again
-        assert 0 <= lost <= 3 * len(moments)
+        assert 0 <= lost <= 2 * len(moments)  # each kill lost the batch that was read and the next one, at most
     print(f"\n{len(n_done)} kills, with {n_done} of {N_KILLED_SAMPLES} samples done")
     assert len(set(n_done)) > 5
     assert any(0 < n < N_KILLED_SAMPLES for n in n_done)
