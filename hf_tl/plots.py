@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hf_tl.errors import InputError
-from hf_tl.files import make_folder, writing_to
+from hf_tl.files import writing_to
 
 
 if TYPE_CHECKING:
@@ -65,7 +65,6 @@ def picture(
         figure.legends[-1].get_title().set(fontsize=8, color="#555555")
     elif caption:
         figure.supxlabel(caption, fontsize=8, color="#555555")
-    make_folder(Path(path).parent)
     with writing_to(path):
         figure.savefig(path)
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import write_images
@@ -51,7 +52,9 @@ def test_the_examples_of_help_run_as_printed(tmp_path, timm_folder, text_folder,
     for name in ("beans", "path/to/images"):
         write_images(tmp_path / name)
         write_images(tmp_path / name, rows=3, split="test")
-    frame = pd.DataFrame({"text": ["good film", "dull film"] * 10, "stars": [5, 1] * 10})
+    words = ("a", "the", "film", "was", "very", "not", "good", "bad", "fine", "dull")  # no two texts are copies
+    texts = [" ".join(np.random.default_rng(i).permutation(words)) for i in range(20)]
+    frame = pd.DataFrame({"text": texts, "stars": [5, 1] * 10})
     frame.to_csv(tmp_path / "path/to/texts.csv", index=False)
     monkeypatch.chdir(tmp_path)
     ran = 0

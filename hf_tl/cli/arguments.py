@@ -13,12 +13,13 @@ DATA = "Hub id, .csv/.json/.parquet file, or folder"
 RECIPE = "paper, fne-package, standardize, l2 or raw (default %(default)s)"
 
 
-def add_reading(parser: argparse.ArgumentParser, *, recipe: bool = True) -> None:
+def add_reading(parser: argparse.ArgumentParser, *, recipe: bool = True, problem: bool = True) -> None:
     """The options of commands that read a network on a dataset.
 
     Args:
         parser: of a command.
         recipe: whether what is read is scaled, as a recipe says.
+        problem: whether something is learnt from the labels.
     """
     add = parser.add_argument
     if recipe:
@@ -29,8 +30,9 @@ def add_reading(parser: argparse.ArgumentParser, *, recipe: bool = True) -> None
     add("--label", nargs="+", metavar="COLUMN", help=label_help)
     input_help = "image or text column, where it is not found by itself; or two, texts read as pairs"
     add("--input", nargs="+", metavar="COLUMN", help=input_help)
-    problem_help = "what is learnt: one class a sample, several, or a number; by default the labels tell"
-    add("--problem", choices=("classification", "multilabel", "regression"), help=problem_help)
+    if problem:
+        problem_help = "what is learnt: one class a sample, several, or a number; by default the labels tell"
+        add("--problem", choices=("classification", "multilabel", "regression"), help=problem_help)
     add("--config", help="configuration of the dataset, where it has several")
     size_help = "samples per forward pass (default: the first samples show which is fastest)"
     add("--batch-size", type=number_or_auto, default="auto", metavar="N", help=size_help)

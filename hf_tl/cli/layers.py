@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hf_tl.cli.arguments import MODEL
 from hf_tl.errors import InputError
+from hf_tl.files import make_folder
 from hf_tl.table import format_table
 
 
@@ -47,6 +48,7 @@ def run(options: argparse.Namespace) -> None:
     layers = list_layers(network.model, level=options.level, example=example)
     frozen = [] if options.select is None else select_layers(layers, options.select)
     if options.plot is not None:
+        make_folder(options.plot.parent)
         layers.plot(options.plot, title=f"{Path(network.name).name}: from data (below) to task", frozen=frozen)
     marks = {id(layer): "frozen" for layer in frozen}
     rows = []

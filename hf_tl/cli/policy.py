@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hf_tl.cli.arguments import MODEL
 from hf_tl.errors import InputError
+from hf_tl.files import make_folder
 
 
 EXAMPLES = """\
@@ -50,6 +51,7 @@ def run(options: argparse.Namespace) -> None:
     network = load_network(options.model, image_size=options.image_size)
     result = policy.dry_run(network.model, lr=options.lr, example=dummy_batch(network.model))
     if options.plot is not None:
+        make_folder(options.plot.parent)
         result.plot(
             options.plot, title=f"{Path(network.name).name}: learning rates, from data (below) to task (above)"
         )

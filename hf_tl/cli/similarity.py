@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plot_help = "a picture (.png, .svg or .pdf): with --against its map, else of target and source"
     add("--plot", type=Path, metavar="FILE", help=plot_help)
     add("--samples", type=int, default=1000, help="training samples that are read (default %(default)s)")
-    add_reading(parser, recipe=False)
+    add_reading(parser, recipe=False, problem=False)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hf_tl import plots
 from hf_tl.errors import InputError
-from hf_tl.files import write_whole
+from hf_tl.files import make_folder, write_whole
 from hf_tl.strategies.advice import Advice
 from hf_tl.strategies.comparison import Comparison
 from hf_tl.strategies.ledger import Run
@@ -52,6 +52,7 @@ def write_report(found: Advice | Comparison, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix != ".html":
         raise InputError(f"a report should be an .html file, got {str(path)!r}")
+    make_folder(path.parent)
     sections = _of_advice(found) if isinstance(found, Advice) else _of_comparison(found)
     body = []
     for heading, content in sections:

@@ -196,9 +196,9 @@ def test_a_network_inside_another_module_has_its_own_initialiser():
 @pytest.mark.slow
 def test_norms_that_begin_at_zero_do_so_at_another_size_of_images():
     model = trained(timm.create_model("efficientvit_m0", img_size=64, num_classes=3))
-    reinit_layers(model, select_layers(list_layers(model), "-1"))
+    reinit_layers(model, list(list_layers(model)))
     for name, fresh in timm.create_model("efficientvit_m0", img_size=64, num_classes=3).named_parameters():
-        if name.startswith("stages.2.blocks.2.") and name.endswith("bn.weight"):
+        if name.endswith("bn.weight"):
             assert torch.equal(model.get_parameter(name), fresh), name
 
 
