@@ -174,10 +174,9 @@ class Embedding:
         """
         import pyarrow.parquet as pq
 
-        folder = Path(folder)
+        folder = make_folder(folder)
         if list(folder.glob("*.parquet")):
             raise InputError(f"{str(folder)!r} holds Parquet files already; choose another folder")
-        make_folder(folder)
         chosen = codec or self._smallest_codec()
         schema = shard_schema(self.describe(), codec=chosen, label=self._label_type())
         for n, start in enumerate(range(0, len(self), rows_per_file)):
