@@ -64,7 +64,7 @@ class LoraAttention(LoraLayer):
 
     def forward(self, query: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None]:
         """Attention with the adapted projections; arguments as those of nn.MultiheadAttention."""
-        self.called = True
+        self.called.add(self.training)
         running = self.running
         if not running:
             return self.base_layer(query, *args, **kwargs)

@@ -26,7 +26,7 @@ class LoraConv(LoraLayer):
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """The convolution and what the active adapters add: (n, k, ...) -> (n, d, ...)."""
-        self.called = True
+        self.called.add(self.training)
         y = self.base_layer(x, *args, **kwargs)
         dtype = y.dtype
         for adapter in self.running:

@@ -25,7 +25,7 @@ class LoraEmbedding(LoraLayer):
 
     def forward(self, ids: Tensor, *args: object, **kwargs: object) -> Tensor:
         """The embeddings and what the active adapters add: (...) of integers -> (..., d)."""
-        self.called = True
+        self.called.add(self.training)
         base = self.base_layer
         y = base(ids, *args, **kwargs)
         dtype = y.dtype

@@ -67,7 +67,8 @@ class LoraLayer(nn.Module):
         disable_adapters: whether it behaves as if it had none.
         weight_name: the frozen layer's parameter that is adapted.
         transposed: whether that parameter is laid out as (k, d).
-        called: whether the network ever called the layer; it may read `weight` instead.
+        called: in which modes (training or not) the network has called the layer; it may read `weight` instead, as
+            Gemma3n does in training.
         asked: what was read through from the frozen layer.
         originals: the frozen layer's parameters that a merge replaced, by name.
     """
@@ -98,7 +99,7 @@ class LoraLayer(nn.Module):
         self.merged_adapters: list[str] = []
         self.originals: dict[str, nn.Parameter] = {}
         self.disable_adapters = False
-        self.called = False
+        self.called: set[bool] = set()
         self.asked: set[str] = set()
         self.training = base_layer.training
         self.register_state_dict_post_hook(_give_originals)
@@ -147,8 +148,9 @@ class LoraLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """What a network finds that reads the weight by itself: of a layer that it has never called, with adapters."""
-        return self.frozen_weight if self.called else self.adapted_weight(self.running)
+        """What a network finds that reads the weight by itself: of a layer that it has not called in this mode, with
+        adapters."""
+        return self.frozen_weight if self.training in self.called else self.adapted_weight(self.running)
 
     def adapted_weight(self, adapters: Sequence[str]) -> Tensor:
         """The frozen weight with the updates of adapters in it, for a gradient to pass, in its own layout."""

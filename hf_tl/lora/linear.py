@@ -32,7 +32,7 @@ class LoraLinear(LoraLayer):
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """`x W' + c` and what the active adapters add: (..., k) -> (..., d)."""
-        self.called = True
+        self.called.add(self.training)
         y = self.base_layer(x, *args, **kwargs)
         for adapter in self.running:
             y = self._add(y, x, adapter)

@@ -130,6 +130,15 @@ def plan_adapter(
             "put them into exclude_modules to have it do so",
             stacklevel=3,
         )
+    renamed = _renamed_by_peft(model, [target.name for target in targets])
+    if renamed:
+        first, other = next(iter(renamed.items()))
+        warnings.warn(
+            f"PEFT cannot load this adapter: it takes {len(renamed)} of its names for those of old checkpoints, such "
+            f"as {first!r}, in whose place it looks for {other!r}; merge the adapter first, or put these layers "
+            "into exclude_modules",
+            stacklevel=3,
+        )
     moving = [name for name in with_running_statistics(modules) if not is_inside(name, saved)]
     statistics, frozen = (tuple(moving) if running_statistics == word else () for word in ("save", "freeze"))
     statistics += tuple(_taken_besides(modules, (*saved, *statistics), [target.name for target in targets]))
@@ -306,6 +315,27 @@ def names_of_experts(model: nn.Module) -> frozenset[str]:
     old = [name for change in get_model_conversion_mapping(model) for name in change.source_patterns]
     found = {name.removesuffix(".weight").rpartition(".")[2] for name in old if ".experts." in name}
     return frozenset(found | {"gate"} if found else ())
+
+
+def _renamed_by_peft(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
+    """Layers whose tensors PEFT looks for elsewhere when it loads a file for this network -> where.
+
+    It renames all of a file's keys as transformers renames those of old checkpoints, be they old or not.
+    """
+    if not is_transformers(model):
+        return {}
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    renamings = [change for change in get_model_conversion_mapping(model) if isinstance(change, WeightRenaming)]
+    found = {}
+    for name in names:
+        key = f"{name}.lora_A.weight"
+        for renaming in renamings:
+            key, _ = renaming.rename_source_key(key)
+        if not f"{name}.lora_A.weight".endswith(key):  # PEFT takes back what only shortens a name
+            found[name] = key.removesuffix(".lora_A.weight")
+    return found
 
 
 def _warn_of_idle_words(modules: Mapping[str, nn.Module], config: LoraConfig, chosen: Sequence[str]) -> None:

@@ -64,6 +64,26 @@ def test_a_layer_whose_weight_is_read_acts_and_is_named(dora, tmp_path):
     assert torch.allclose(model(x), expected, atol=1e-6)
 
 
+class ReaderInTraining(nn.Module):
+    """Calls its layer, but clamps the weight in training, as Gemma3n does."""
+
+    def __init__(self):
+        super().__init__()
+        self.coefs = nn.Linear(4, 4, bias=False)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.coefs.weight.clamp(-9, 9)) if self.training else self.coefs(x)
+
+
+def test_a_layer_whose_weight_is_read_in_training_only_acts_there_too():
+    model, x = ReaderInTraining(), torch.randn(3, 4)
+    add_lora(model, LoraConfig(r=2, target_modules=["coefs"], init_lora_weights="random"))
+    trained, called = model.train()(x), model.eval()(x)
+    assert torch.allclose(trained, called, atol=1e-6)
+    trained.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.coefs.lora_A.parameters())
+
+
 def test_a_layer_that_the_output_does_not_depend_on_is_named():
     with pytest.warns(UserWarning, match=r"does not depend on 1 of 2 adapted layers.*: spare$"):
         add_lora(Reader(), LoraConfig(r=2, target_modules=["spare", "out"]))

@@ -370,3 +370,24 @@ def test_what_peft_refuses_in_mamba_is_named():
     model = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes))
     with pytest.warns(UserWarning, match="PEFT cannot load this adapter: .*mixer.out_proj"):
         add_lora(model, LoraConfig(r=2, target_modules=["out_proj"]))
+
+
+@pytest.mark.parametrize(("source", "target", "told"), [
+    (r"attention\.q", "attention.weights_of_q", True),  # as transformers takes Inkling2's convolutions for older ones
+    (r"^bert\.", "", False),  # PEFT takes back what only shortens a name
+])  # fmt: skip
+def test_names_that_peft_takes_for_those_of_old_checkpoints_are_named(source, target, told, monkeypatch):
+    from transformers import conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    mapping = [WeightRenaming(source, target)]
+    monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda model: mapping)
+    sizes = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, intermediate_size=16))
+    model.bert.encoder.layer[0].attention.q = nn.Linear(4, 4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plan_adapter(model, LoraConfig(r=2, target_modules=["q"]))
+    found = [str(one.message) for one in caught if "PEFT cannot load" in str(one.message)]
+    assert len(found) == told
+    assert all("'bert.encoder.layer.0.attention.weights_of_q'" in message for message in found)
