@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from time import process_time
-from typing import TypeVar, overload
+from typing import TypeVar
 
 import regex
 
@@ -21,6 +21,7 @@ from hf_tl.errors import InputError
 
 Matcher = Callable[[str], object]
 _Value = TypeVar("_Value")
+_Default = TypeVar("_Default")
 
 _NUMBER = re.compile(r"(\d+)")
 SECONDS = 0.2  # of the processor's time, for PEFT's patterns and one name; a microsecond is usual
@@ -86,15 +87,7 @@ def exact_names(names: Sequence[str], known: Iterable[str]) -> list[str] | str:
     return "|".join(re.escape(name) for name in sorted(names))
 
 
-@overload
-def match_pattern(patterns: Mapping[str, _Value], name: str) -> _Value | None: ...
-
-
-@overload
-def match_pattern(patterns: Mapping[str, _Value], name: str, *, default: _Value) -> _Value: ...
-
-
-def match_pattern(patterns: Mapping[str, _Value], name: str, *, default: _Value | None = None) -> _Value | None:
+def match_pattern(patterns: Mapping[str, _Value], name: str, *, default: _Default) -> _Value | _Default:
     """The value of the first of PEFT's patterns that matches a name, or its end from a dot on; else the default.
 
     Raises:

@@ -52,11 +52,11 @@ def test_pefts_pattern_matches_in_full():
 
 def test_the_first_of_pefts_patterns_counts_for_a_name_or_its_end():
     patterns = {r"layer\.(0|2)\.q": 1, ".*v": 2, r"2\.q": 3}
-    assert match_pattern(patterns, "x.layer.2.q") == 1
-    assert match_pattern(patterns, "x.layer.1.v") == 2
-    assert match_pattern(patterns, "x.2.q") == 3
-    assert match_pattern(patterns, "x.22.q") is None
-    assert match_pattern({"^q": 1}, "x.q") is None
+    assert match_pattern(patterns, "x.layer.2.q", default=None) == 1
+    assert match_pattern(patterns, "x.layer.1.v", default=None) == 2
+    assert match_pattern(patterns, "x.2.q", default=None) == 3
+    assert match_pattern(patterns, "x.22.q", default=None) is None
+    assert match_pattern({"^q": 1}, "x.q", default=None) is None
     assert match_pattern({}, "q", default=8) == 8
     assert match_pattern({"q": None}, "q", default=8) is None
 
@@ -77,19 +77,19 @@ def test_the_first_of_pefts_patterns_counts_for_a_name_or_its_end():
 def test_a_pattern_of_an_untrusted_file_ends(pattern, name):
     start = time.process_time()
     with suppress(InputError):
-        assert match_pattern({pattern: 1}, name) is None
+        assert match_pattern({pattern: 1}, name, default=None) is None
     assert time.process_time() - start < 2
 
 
 def test_a_pattern_that_takes_too_long_is_refused():
     with pytest.raises(InputError, match="takes too long to match 'a"):
-        match_pattern({"(a|a)" * 40 + "c": 1}, "a" * 40 + "b")
+        match_pattern({"(a|a)" * 40 + "c": 1}, "a" * 40 + "b", default=None)
 
 
 def test_a_broken_pattern_is_refused():
     for broken in ("(", "[", "*"):
         with pytest.raises(InputError, match="is not a regular expression"):
-            match_pattern({broken: 1}, "a")
+            match_pattern({broken: 1}, "a", default=None)
         with pytest.raises(InputError, match="is not a regular expression"):
             peft_matcher(broken)("a")
 
@@ -151,7 +151,7 @@ def test_a_pattern_in_full_is_pefts(pattern, name):
 def test_the_first_pattern_that_matches_is_pefts(patterns, name):
     """As peft.utils.other.get_pattern_key has it."""
     first = next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", name)), None)
-    assert match_pattern({pattern: pattern for pattern in patterns}, name) == first
+    assert match_pattern({pattern: pattern for pattern in patterns}, name, default=None) == first
 
 
 @settings(deadline=None, max_examples=50)

@@ -218,13 +218,11 @@ class Adapter:
 
     def alpha_of(self, name: str) -> float:
         """alpha of a layer: of the first pattern that matches its name, or lora_alpha."""
-        found = match_pattern(self.settings.alpha_pattern, _patterned(name))
-        return float(self.settings.lora_alpha if found is None else found)
+        return float(match_pattern(self.settings.alpha_pattern, _patterned(name), default=self.settings.lora_alpha))
 
     def rank_of(self, name: str) -> int:
         """The rank that the configuration promises for a layer."""
-        found = match_pattern(self.settings.rank_pattern, _patterned(name))
-        return self.settings.r if found is None else found
+        return match_pattern(self.settings.rank_pattern, _patterned(name), default=self.settings.r)
 
     def _problems(self, name: str, parts: Mapping[str, Tensor], *, embedding: bool) -> Iterator[str]:
         """What is wrong with a layer's tensors; a check counts on those before it, so only the first one holds."""

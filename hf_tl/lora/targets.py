@@ -350,7 +350,7 @@ def _warn_of_idle_words(modules: Mapping[str, nn.Module], config: LoraConfig, ch
                     idle.append((field, word, names if "." in word else sorted({n.rpartition(".")[2] for n in names})))
     for field in ("rank_pattern", "alpha_pattern"):
         for word in getattr(config, field):
-            if not any(match_pattern({word: True}, name) for name in chosen):
+            if not any(match_pattern({word: True}, name, default=False) for name in chosen):
                 idle.append((field, word, list(chosen)))
     blocks = {_block(name, config) for name in names}
     for index in _indices(config):

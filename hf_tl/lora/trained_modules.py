@@ -84,10 +84,6 @@ def _outside(
             yield from _called(name, modules)
 
 
-def _with_prefixes(names: Mapping[str, Sequence[str]]) -> list[str]:
-    return [f"{outer}.{name}" if name else outer for outer, inner in names.items() for name in inner]
-
-
 def _below(outer: str, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """The modules of the network at `outer`, by their names in it."""
     inside = {name: module for name, module in modules.items() if is_inside(name, [outer])}
