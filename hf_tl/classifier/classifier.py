@@ -17,11 +17,10 @@ from hf_tl.architectures import is_transformers, unwrapped
 from hf_tl.checkpoint import name_outputs
 from hf_tl.classifier.calibration import Calibration, calibrate, cross_entropy
 from hf_tl.classifier.export import export_classifier
-from hf_tl.classifier.linear_head import linear_head
 from hf_tl.classifier.predictions import Prediction, batches_in_order
 from hf_tl.classifier.raw_samples import RawSamples, read_raw
 from hf_tl.classifier.saved_classifier import push_classifier, read_classifier, save_classifier
-from hf_tl.classifier.scorer import EmbeddingScorer, NetworkScorer, Scorer
+from hf_tl.classifier.scorer import EmbeddingScorer, LinearHead, NetworkScorer, Scorer
 from hf_tl.classifier.training_record import TrainingRecord, record_training
 from hf_tl.data import Samples, Task, load_task
 from hf_tl.embedding.batches import Execution
@@ -123,7 +122,7 @@ class Classifier:
             warnings.filterwarnings("ignore", category=UserWarning, message=".*can memorise.*")
             fitted = make_head(head, train.shape, C=C)
         fit_head(fitted, train.values, numbers, groups=groups)
-        scorer = EmbeddingScorer(embedding, linear_head(fitted))
+        scorer = EmbeddingScorer(embedding, LinearHead.of(fitted))
         cost = fitted.C_ if isinstance(fitted, LinearSVM) else C
         calibration = _cross_validated(train, numbers, lambda shape: make_head(head, shape, C=cost), groups)
         made = cls(
@@ -453,7 +452,7 @@ def _cross_validated(
             continue  # a class of one sample cannot be learnt here
         part = train[kept]
         inside = None if groups is None else groups[kept]
-        found = linear_head(fit_head(make(part.shape), part.values, numbers[kept], groups=inside))
+        found = LinearHead.of(fit_head(make(part.shape), part.values, numbers[kept], groups=inside))
         logits[out] = found(np.asarray(train[out].values))
     used = np.isfinite(logits).all(axis=1)
     if not used.any():

@@ -22,8 +22,7 @@ from hf_tl.architectures import base_model_name, classifiers, is_transformers
 from hf_tl.card import CardInfo, data_sentence, results_table, write_card
 from hf_tl.checkpoint import can_reload, save_network
 from hf_tl.classifier.calibration import Calibration
-from hf_tl.classifier.linear_head import LinearHead
-from hf_tl.classifier.scorer import EmbeddingScorer, NetworkScorer, Scorer, logits_of
+from hf_tl.classifier.scorer import EmbeddingScorer, LinearHead, NetworkScorer, Scorer, logits_of
 from hf_tl.classifier.training_record import TrainingRecord
 from hf_tl.embedding.batches import Execution
 from hf_tl.embedding.full_network import FullNetworkEmbedding

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hf_tl.classifier.linear_head import LinearHead
 from hf_tl.data import Samples
 from hf_tl.embedding.batches import Execution, loaded_batches
 from hf_tl.embedding.full_network import FullNetworkEmbedding
 from hf_tl.embedding.passes import Chunk, move
 from hf_tl.errors import InputError
 from hf_tl.models import Network
+from hf_tl.probes.heads import Head, linear_weights
 from hf_tl.trace import evaluating, forward
 
 
@@ -34,6 +34,38 @@ class Scorer(Protocol):
 
     def chunks(self, samples: Samples) -> Iterator[Chunk]:
         """The logits (n, n_classes) of each batch, with the indices of its samples and of those left out."""
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """Features -> a logit for each class.
+
+    Attributes:
+        coef: (n_classes, n_features) float32.
+        intercept: (n_classes,) float32.
+    """
+
+    coef: np.ndarray
+    intercept: np.ndarray
+
+    @classmethod
+    def of(cls, fitted: Head) -> LinearHead:
+        """The weights of a fitted head; two classes share the one decision value d of theirs as (-d / 2, d / 2).
+
+        Raises:
+            InputError: a head that is not linear, which no file of weights can hold.
+        """
+        try:
+            coef, intercept = linear_weights(fitted)
+        except InputError as error:
+            raise InputError(f"a classifier is saved with a linear head: {error}") from error
+        if len(coef) == 1:
+            coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
+        return cls(coef.astype(np.float32), intercept.astype(np.float32))
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Features (n, n_features) -> logits (n, n_classes), float64."""
+        return features.astype(np.float64) @ self.coef.T.astype(np.float64) + self.intercept
 
 
 @dataclass(frozen=True)

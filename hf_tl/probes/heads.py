@@ -128,7 +128,7 @@ def linear_weights(head: Head) -> tuple[np.ndarray, np.ndarray]:
     """What a fitted linear head computes, X @ weights.T + bias: decision values of classes, or the numbers themselves.
 
     Args:
-        head: from `make_head`: "svm", "logreg", "ridge" or "lda", fitted.
+        head: from `make_head`: "svm", "logreg", "ridge" or "lda", fitted; or another linear one in a `RowSpace`.
 
     Returns:
         Weights (n_outputs, n_features) and bias (n_outputs,), float64; one output for two classes, or for numbers.
@@ -136,20 +136,17 @@ def linear_weights(head: Head) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: a head that is not linear.
     """
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-    from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier, RidgeClassifierCV, RidgeCV
     from sklearn.model_selection import GridSearchCV
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import Pipeline
 
     if isinstance(head, LinearSVM):
         return head.coef_, head.intercept_
-    space, estimator = (head[0], head[-1]) if isinstance(head, Pipeline) else (None, head)
+    space, estimator = (head[0], head[1]) if isinstance(head, Pipeline) and len(head) == 2 else (None, head)
     if isinstance(estimator, GridSearchCV):
         estimator = estimator.best_estimator_
     parts: list[Any] = estimator.estimators_ if isinstance(estimator, OneVsRestClassifier) else [estimator]
-    kinds = (LogisticRegression, Ridge, RidgeCV, RidgeClassifier, RidgeClassifierCV, LinearDiscriminantAnalysis)
-    if not isinstance(space, RowSpace) or not all(isinstance(part, kinds) for part in parts):
+    if not isinstance(space, RowSpace) or not all("coef_" in vars(part) for part in parts):
         raise InputError(
             f"{type(estimator).__name__} has no weights of features; 'svm', 'ridge', 'logreg', 'lda' have"
         )

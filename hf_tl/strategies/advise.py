@@ -19,13 +19,11 @@ from hf_tl.probes.learning_curve import LearningCurve, learning_curve
 from hf_tl.strategies.advice import Advice, Alternative, costs_to_settle
 from hf_tl.strategies.compare import run_config, run_once
 from hf_tl.strategies.decision import Decision, bootstrap, decide, samples_to_settle
-from hf_tl.strategies.draws import Draw, draw, usable_samples
-from hf_tl.strategies.duration import in_seconds
+from hf_tl.strategies.draws import Draw, draw, find_groups, usable_samples
 from hf_tl.strategies.feature_extraction import FeatureExtraction
-from hf_tl.strategies.groups import find_groups
 from hf_tl.strategies.ledger import Ledger, Run
 from hf_tl.strategies.mistakes import find_mistakes
-from hf_tl.strategies.strategy import Effort, Strategy, find_strategies
+from hf_tl.strategies.strategy import Effort, Strategy, find_strategies, in_seconds
 from hf_tl.strategies.transfer import Pace, Transfer
 from hf_tl.strategies.zones import Zones, find_zones, last_of_blocks
 

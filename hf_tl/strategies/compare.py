@@ -19,12 +19,10 @@ from hf_tl.data import Task
 from hf_tl.embedding.fingerprint import fingerprint_json
 from hf_tl.errors import InputError
 from hf_tl.strategies.comparison import Comparison
-from hf_tl.strategies.draws import Draw, check_shots, draw, usable_samples
-from hf_tl.strategies.duration import in_seconds
+from hf_tl.strategies.draws import Draw, check_shots, draw, find_groups, usable_samples
 from hf_tl.strategies.feature_extraction import FeatureExtraction
-from hf_tl.strategies.groups import find_groups
 from hf_tl.strategies.ledger import Ledger, Run
-from hf_tl.strategies.strategy import Effort, Strategy, find_strategies
+from hf_tl.strategies.strategy import Effort, Strategy, find_strategies, in_seconds
 from hf_tl.strategies.transfer import Transfer
 
 

@@ -1,8 +1,9 @@
-"""What a strategy of transfer is, and which ones there are by name."""
+"""What a strategy of transfer is, what it may spend, and which ones there are by name."""
 
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ BUILT_IN = {  # name -> what makes it
     "from scratch": "hf_tl.strategies.fine_tuning:from_scratch",
 }
 
+UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "": 1.0}
+DURATION = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*")
 SAVE_AND_PREDICT = """\
 classifier.save_pretrained("classifier")
 print(classifier)
@@ -74,6 +77,22 @@ class Effort:
     def is_over(self) -> bool:
         """Whether the deadline has passed."""
         return time.monotonic() >= self.deadline
+
+
+def in_seconds(budget: str | float) -> float:
+    """A budget, "90s", "10min", "2h" or a number, in seconds.
+
+    Raises:
+        InputError: none that is above 0.
+    """
+    if isinstance(budget, str):
+        found = DURATION.fullmatch(budget.lower())
+        seconds = math.nan if found is None or found[2] not in UNITS else float(found[1]) * UNITS[found[2]]
+    else:
+        seconds = float(budget)
+    if not seconds > 0:
+        raise InputError(f"a budget should be a duration such as '90s', '10min' or '2h', got {budget!r}")
+    return seconds
 
 
 @dataclass(frozen=True)

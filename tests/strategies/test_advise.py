@@ -17,7 +17,7 @@ from one_comparison import Guess, task
 from hf_tl.errors import InputError
 from hf_tl.strategies import advise, compare, write_report
 from hf_tl.strategies.advise import RUNGS
-from hf_tl.strategies.duration import in_seconds
+from hf_tl.strategies.strategy import in_seconds
 
 
 MANY = {"image_size": 32, "budget": "2min"}
