@@ -1,6 +1,6 @@
 """Do policies act on exactly the parameters that they name, on every kind of network that transformers and timm know?
 
-    python recipes/benchmarks/check_policies.py [--families sequence timm] [--sample 20] [--ledger FILE]
+    python recipes/benchmarks/check_policies.py [--families timm ...] [--only NAME ...] [--sample N] [--ledger FILE]
 
 Each network of `sweep.py` is asked for its layers without an example. Then, one after the other and each time from the
 same weights:
@@ -16,17 +16,13 @@ is what it computes with. A network is right, or refused with a sentence, or wro
 kept in a file, and a run that is cut short goes on from there; the table is kept in results/ when no sample was asked.
 """
 
-import argparse
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from machine import keep
-from sweep import FAMILIES, Specimen, count, sample, specimens, sweep
+from sweep import Specimen, run_sweep
 from torch import Tensor, nn
 
 from hf_tl import InputError, Policy, list_layers, select_layers
@@ -34,7 +30,6 @@ from hf_tl.architectures import is_transformers
 from hf_tl.example import dummy_batch
 from hf_tl.layers import Layers
 from hf_tl.policies.applied import AppliedPolicy
-from hf_tl.table import format_table
 from hf_tl.trace import Batch, forward
 
 
@@ -228,25 +223,5 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
         model.zero_grad()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
-    parser.add_argument("--sample", type=int, help="so many networks at random")
-    parser.add_argument("--ledger", type=Path, help="a file of what was found so far")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    chosen = sample(options.sample, families=options.families) if options.sample else specimens(options.families)
-    items = list(sweep(lambda specimen: asdict(examine(specimen)), chosen, ledger=options.ledger).values())
-    counts = count(items, OUTCOMES)
-    print(format_table(["family", *OUTCOMES], [[family, *numbers] for family, numbers in counts.items()]))
-    if not options.sample:
-        told = [item for item in items if item["outcome"] not in (RIGHT, NOT_RUN)]
-        keep("check_policies", {"outcomes": OUTCOMES, "counts": counts, "not right": told})
-    sys.exit(any(item["outcome"] == WRONG for item in items))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(run_sweep(examine, OUTCOMES, name="check_policies", doc=__doc__))

@@ -14,23 +14,19 @@ results/ when all of a family were read.
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from machine import keep
-from sweep import FAMILIES, Specimen, count, sample, specimens, sweep
+from sweep import Specimen, run_sweep
 from torch import Tensor, nn
 
 from hf_tl import FullNetworkEmbedding, InputError, Network, list_layers
 from hf_tl.example import dummy_batch
-from hf_tl.table import format_table
 
 
 N_SAMPLES = 3
@@ -120,29 +116,6 @@ def inputs_of(model: nn.Module) -> tuple[list[Sample], Callable[[list[Sample]], 
     return [{main: value} for value in cut], prepare
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="networks of these names")
-    parser.add_argument("--sample", type=int, metavar="N", help="that many at random, the same at every call")
-    parser.add_argument("--ledger", type=Path, metavar="FILE", help="where what was found so far is kept")
-    options = parser.parse_args()
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    warnings.simplefilter("ignore")
-    chosen = sample(options.sample, families=options.families) if options.sample else specimens(options.families)
-    if options.only:
-        chosen = [specimen for specimen in chosen if specimen.name in options.only]
-    items = list(sweep(lambda specimen: asdict(examine(specimen)), chosen, ledger=options.ledger).values())
-    counts = count(items, OUTCOMES)
-    print(format_table(["family", *OUTCOMES], [[family, *numbers] for family, numbers in counts.items()]))
-    if not options.only and not options.sample:
-        told = [item for item in items if item["outcome"] != "right"]
-        keep("check_reading", {"outcomes": OUTCOMES, "counts": counts, "not right": told})
-    return int(any(item["outcome"] == "wrong" for item in items))
-
-
 def _cut(value: Tensor, eighths: int) -> Tensor:
     """The sample without some eighths of its length; its last token stays the last."""
     length = len(value) - eighths * len(value) // 8
@@ -155,4 +128,4 @@ def _error(together: np.ndarray, alone: np.ndarray, start: int, stop: int) -> fl
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_sweep(examine, OUTCOMES, name="check_reading", doc=__doc__))

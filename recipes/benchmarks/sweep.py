@@ -17,15 +17,17 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import keep
 from torch import nn
 
 from hf_tl.example import dummy_batch
+from hf_tl.table import format_table
 from hf_tl.trace import forward
 
 
@@ -255,6 +257,40 @@ def count(items: Sequence[Mapping[str, Any]], outcomes: Sequence[str]) -> dict[s
     families = [family for family in FAMILIES if family in dict(found)]
     counts = {family: [found.count((family, outcome)) for outcome in outcomes] for family in families}
     return counts | {"all": [sum(column) for column in zip(*counts.values(), strict=True)]}
+
+
+def run_sweep(examine: Callable[[Specimen], Any], outcomes: Sequence[str], *, name: str, doc: str) -> int:
+    """The command line of a sweep: prints how often each outcome was found, and keeps it of whole families.
+
+    Args:
+        examine: a network -> a dataclass with an "outcome" and "sentences".
+        outcomes: that there are; "right" and "wrong" among them.
+        name: of the file in results/.
+        doc: what --help says.
+
+    Returns:
+        The exit code: 1 where something was wrong.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="networks of these names")
+    parser.add_argument("--sample", type=int, metavar="N", help="that many at random, the same at every call")
+    parser.add_argument("--ledger", type=Path, metavar="FILE", help="where what was found so far is kept")
+    options = parser.parse_args()
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    chosen = sample(options.sample, families=options.families) if options.sample else specimens(options.families)
+    if options.only:
+        chosen = [specimen for specimen in chosen if specimen.name in options.only]
+    items = list(sweep(lambda specimen: asdict(examine(specimen)), chosen, ledger=options.ledger).values())
+    counts = count(items, outcomes)
+    print(format_table(["family", *outcomes], [[family, *numbers] for family, numbers in counts.items()]))
+    if not options.only and not options.sample:
+        told = [item for item in items if item["outcome"] != "right"]
+        keep(name, {"outcomes": outcomes, "counts": counts, "not right": told})
+    return int(any(item["outcome"] == "wrong" for item in items))
 
 
 @contextlib.contextmanager
