@@ -1,5 +1,6 @@
 """Settings that must stand before any library is imported, and the networks and data that tests share."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -17,6 +18,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import Processes
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen_garbage():
+    """The half million objects of imported modules are not looked at again: each Trainer collects when it ends."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +37,13 @@ def seeded():
     """Every test starts from the same random numbers."""
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Starts processes, two that train together for example, without waiting for their imports: see processes.py."""
+    with Processes() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -110,11 +110,6 @@ def test_skipped_rows_are_reported(timm_folder, image_folder, tmp_path, capsys):
     assert train.labels.tolist() == [0] * 6 + [1] * 5
 
 
-def run(arguments):
-    """The command in a process of its own, as a user runs it."""
-    return subprocess.run([sys.executable, "-m", "hf_tl.cli", *arguments], capture_output=True, text=True)
-
-
 def no_label_column(tmp_path, model, data):
     pd.DataFrame({"text": ["a film", "the film"]}).to_csv(tmp_path / "data.csv", index=False)
     return ["probe", model("text"), str(tmp_path / "data.csv")]
@@ -244,29 +239,30 @@ def test_bad_input_ends_in_one_sentence(case, sentence, tmp_path, image_folder, 
 
 
 @pytest.mark.slow
-def test_in_a_process_of_its_own_nothing_else_is_printed(timm_folder, image_folder):
-    done = run(["probe", str(timm_folder), str(image_folder), "--taps", "stage4.*"])
+def test_in_a_process_of_its_own_nothing_else_is_printed(timm_folder, image_folder, processes):
+    command = ["-m", "hf_tl.cli", "probe", str(timm_folder), str(image_folder)]
+    done = subprocess.run([sys.executable, *command, "--taps", "stage4.*"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""
     sentence, pattern, carets = done.stderr.splitlines()
     assert sentence.startswith("hf-tl probe: layer pattern 'stage4.*' matches none")
     assert (pattern, carets) == ("  stage4.*", "  ^^^^^^^^")
     corrupt(image_folder)
-    done = run(["probe", str(timm_folder), str(image_folder)])
-    assert done.returncode == 2
-    assert "1 of 12 train samples cannot be read" in done.stderr
-    assert "Traceback" not in done.stderr
+    (done,) = processes.run(*command)
+    assert done.code == 2
+    assert "1 of 12 train samples cannot be read" in done.err
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.slow
-def test_a_reader_that_has_seen_enough_ends_the_program_without_a_word(timm_folder):
-    command = [sys.executable, "-c", "import sys; from hf_tl.cli.main import main; sys.exit(main(sys.argv[1:]))"]
-    process = subprocess.Popen(
-        [*command, "layers", str(timm_folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+def test_a_reader_that_has_seen_enough_ends_the_program_without_a_word(timm_folder, tmp_path, processes):
+    script = tmp_path / "nobody_reads.py"
+    script.write_text(
+        "import os, sys; from hf_tl.cli.main import main; end, pipe = os.pipe(); os.dup2(pipe, 1); os.close(pipe);"
+        "os.close(end); sys.exit(main(sys.argv[1:]))"
     )
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait() == 141
+    (done,) = processes.run(script, "layers", timm_folder)
+    assert (done.code, done.err) == (141, "")
 
 
 def test_an_unknown_command_exits_with_2(capsys):

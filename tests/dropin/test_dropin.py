@@ -5,18 +5,15 @@ The whole of it, official scripts and two processes included: `python recipes/be
 
 import ast
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from dropin_cell import Watch
-from dropin_matrix import OWN, judge
+from dropin_matrix import OWN, judge, main
 from dropin_scripts import OFFICIAL, PILLARS, SCRIPTS, added_lines, difference
 from dropin_world import save_bert, write_texts
 
 
-ROOT = Path(__file__).parent.parent.parent
 HERE = [script for script in SCRIPTS.values() if script not in OFFICIAL]
 
 
@@ -118,12 +115,16 @@ def test_another_version_of_a_script_is_named():
 
 @pytest.mark.dist
 @pytest.mark.slow
-def test_the_command_runs_two_processes(tmp_path):
-    command = [sys.executable, str(ROOT / "recipes" / "benchmarks" / "dropin_matrix.py"), "--scripts", "own_trainer"]
-    options = ["--pillars", "lora", "--processes", "2", "--ledger", str(tmp_path / "ledger.jsonl")]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "+2: green" in done.stdout
-    assert "1 of 1 cells as they should be" in done.stdout
+def test_the_command_runs_two_processes(tmp_path, monkeypatch, capsys):
+    """Forked as `accelerate launch` would start them, which recipes/test_recipes.py does."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--scripts", "own_trainer", "--pillars", "lora", "--processes", "2", "--launcher", "fork"]
+    monkeypatch.setattr(sys, "argv", ["dropin_matrix.py", *words, "--ledger", str(tmp_path / "ledger.jsonl")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    printed = capsys.readouterr().out
+    assert stop.value.code == 0, printed[-3000:]
+    assert "+2: green" in printed
+    assert "1 of 1 cells as they should be" in printed
     (kept,) = map(json.loads, (tmp_path / "ledger.jsonl").read_text().splitlines())
     assert kept["saved as an adapter"]

@@ -76,11 +76,11 @@ def main(out, *sizes):
         Path(out, "world.json").write_text(json.dumps(torch.distributed.get_world_size()))
 
 
-def peak_memory(out, n_rows):
-    """Prints the most memory that the process ever had, in KiB."""
-    fne = embedding(wide_model(), batch_size=64)
-    fne.fit_transform(rows(int(n_rows)), out=out, keep_raw=False)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+def peak_memory(out, *sizes):
+    """Prints the most memory that the process has had by then, in KiB, after each number of rows."""
+    for size in sizes:
+        embedding(wide_model(), batch_size=64).fit_transform(rows(int(size)), out=f"{out}/{size}", keep_raw=False)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,7 @@
 
 import json
 import os
-import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -188,34 +184,23 @@ def test_kills_at_any_batch_leave_the_store_of_a_straight_run(tmp_path):
     assert any(0 < n < N_KILLED_SAMPLES for n in n_done)
 
 
-def run(*arguments):
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."}
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_rows_and_a_row_takes_3_kilobytes(tmp_path):
-    peaks = {}
-    for n in (500, 5000):
-        peaks[n] = int(run(SCRIPT, "peak", tmp_path / str(n), n)) / 1024
+def test_memory_does_not_grow_with_the_rows_and_a_row_takes_3_kilobytes(tmp_path, processes):
+    sizes = (500, 2500)  # whose raw activations differ by 99 MiB
+    (ended,) = processes.succeed(SCRIPT, "peak", tmp_path, *sizes)
+    for n in sizes:
         assert (tmp_path / str(n) / "features.bin").stat().st_size == n * 3104
         assert not (tmp_path / str(n) / "raw.f32").exists()
-        shutil.rmtree(tmp_path / str(n))
-    print(f"\npeak memory: {peaks[500]:.0f} MiB for 500 samples, {peaks[5000]:.0f} MiB for 5,000")
-    assert peaks[5000] - peaks[500] < 50
+    few, many = (int(line) / 1024 for line in ended.out.split())
+    print(f"\npeak memory: {few:.0f} MiB for 500 samples, {many:.0f} MiB for 2,500")
+    assert many - few < 50
 
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_two_processes_write_what_one_writes(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def test_two_processes_write_what_one_writes(tmp_path, processes):
     sizes = (11, 64, 1001)
-    run("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", SCRIPT, tmp_path, *sizes)
+    processes.succeed(SCRIPT, tmp_path, *sizes, ranks=2)
     assert json.loads((tmp_path / "world.json").read_text()) == 2
     assert [json.loads((tmp_path / f"grouped-{rank}.json").read_text()) for rank in (0, 1)] == [False, False]
     for size in sizes:

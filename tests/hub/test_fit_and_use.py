@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,16 +19,18 @@ from hf_tl.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 ROADS = {"its folder, in another process", "one module", "fine-tuned, in transformers.pipeline"}
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # seven processes that each import torch
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
 def recipe(monkeypatch, tmp_path):
-    """Runs it as `python` would, but in this process; its commands run in others, against the same Hub."""
+    """Runs it as `python` would, but in this process; where there is a Hub, its commands run in others, else here."""
 
     def run(*words, hub=None):
-        monkeypatch.setenv("PYTHONPATH", str(ROOT))
-        if hub is not None:
+        if hub is None:
+            monkeypatch.setattr(subprocess, "run", here)
+        else:
+            monkeypatch.setenv("PYTHONPATH", str(ROOT))
             monkeypatch.setenv("HF_ENDPOINT", hub.url)
             monkeypatch.setenv("HF_HUB_OFFLINE", "0")
             monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
@@ -37,6 +40,11 @@ def recipe(monkeypatch, tmp_path):
         return json.loads((tmp_path / "out" / "results.json").read_text())
 
     return run
+
+
+def here(command, check):
+    assert command[1:3] == ["-m", "hf_tl.cli"]
+    assert main(command[3:]) == 0
 
 
 def test_photos_of_all_kinds(recipe, hub, timm_folder, tmp_path, capfd):

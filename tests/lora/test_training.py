@@ -1,8 +1,6 @@
 """Adapters in training: the same steps as PEFT's, under every way of running a network."""
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 
 import peft
@@ -240,10 +238,9 @@ WORKER = Path(__file__).parent / "ddp_worker.py"
 
 @pytest.mark.dist
 @pytest.mark.slow
-def test_two_processes_make_the_steps_of_one(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*command, str(WORKER), str(tmp_path / "two.pt")], check=True, timeout=240, capture_output=True)
-    subprocess.run([sys.executable, str(WORKER), str(tmp_path / "one.pt")], check=True, timeout=240)
+def test_two_processes_make_the_steps_of_one(tmp_path, processes):
+    processes.succeed(WORKER, tmp_path / "two.pt", ranks=2)
+    processes.succeed(WORKER, tmp_path / "one.pt")
     two, one = torch.load(tmp_path / "two.pt"), torch.load(tmp_path / "one.pt")
     assert two["world"] == 2
     assert one["world"] == 1

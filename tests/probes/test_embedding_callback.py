@@ -1,11 +1,7 @@
 """The embedding of a network while it is trained."""
 
 import json
-import os
 import random
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,19 +37,8 @@ def test_training_is_as_if_nothing_had_happened(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_two_processes_log_what_one_logs_and_train_as_if_nothing_had_happened(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = Path(__file__).parent / "one_training.py"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": "."}
-    with subprocess.Popen([*launch, script, tmp_path], stderr=subprocess.PIPE, text=True, env=environment) as both:
-        try:
-            said = both.communicate(timeout=200)[1]
-        finally:
-            both.terminate()  # torchrun ends its processes with it
-    assert both.returncode == 0, said[-3000:]
+def test_two_processes_log_what_one_logs_and_train_as_if_nothing_had_happened(tmp_path, processes):
+    processes.succeed(Path(__file__).parent / "one_training.py", tmp_path, ranks=2)
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     for rank in ranks:
         assert rank["world"] == 2
