@@ -1,13 +1,16 @@
 """hf-tl probe: heads, grids of C, layers and curves, and the sentences for what cannot be done."""
 
 import re
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from test_cli import table_rows
 
 from hf_tl.cli.main import main
 from hf_tl.cli.probe import HEADS
+from hf_tl.cli.reading import save_groups
 from hf_tl.probes.heads import HEADS as MADE
 
 
@@ -49,6 +52,57 @@ def test_layers_and_curve_print_and_draw(stored, tmp_path, capsys):
     assert "share of the largest class 0.500" in printed
     assert re.search(r"class +samples +right +accuracy", printed)
     assert re.search(r"is . taken for +cat +dog", printed)
+
+
+@pytest.fixture
+def copies(tmp_path):
+    """Sentences without any class, each there twice, with other blanks; a test split of new ones."""
+    rng = np.random.default_rng(0)
+    words = ["a", "the", "film", "was", "very", "not", "good", "bad", "fine", "dull"]  # that the network knows
+
+    def sentences(n):
+        return [" ".join(rng.choice(words, 8)) for _ in range(n)]
+
+    (tmp_path / "copies").mkdir()
+    ours, others = sentences(40), sentences(20)
+    train = pd.DataFrame(
+        {"text": [*ours, *(one.replace(" ", "  ") for one in ours)], "label": [*rng.permutation(40)] * 2}
+    )
+    test = pd.DataFrame({"text": others, "label": range(20)})
+    for name, table in (("train", train), ("test", test)):
+        table.assign(label=table.label % 2).to_csv(tmp_path / "copies" / f"{name}.csv", index=False)
+    return str(tmp_path / "copies")
+
+
+def search_and_curve(command, out, capsys):
+    """The accuracy on held-out samples that chose C, and the largest number of samples per class in the curve."""
+    assert main([*command, "-C", "0.001", "0.1", "10", "--curve", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    chosen = re.search(r"full network: C=.*?: ([.\d]+) on 5 folds", printed)[1]
+    shots = re.search(r"samples per class +(.*)", printed)[1].split()
+    return float(chosen), max(int(word) for word in shots if word.isdigit()), printed
+
+
+def test_copies_are_held_out_and_drawn_together(copies, text_folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("datasketch")
+    read, stored = ["probe", str(text_folder), copies], ["probe", str(tmp_path / "store")]
+    assert main(["embed", str(text_folder), copies, "--out", str(tmp_path / "store")]) == 0
+    assert "40 of 80 train samples are copies of others" in capsys.readouterr().out
+    for command in (read, stored):
+        accuracy, shots, _ = search_and_curve(command, tmp_path / "out", capsys)
+        assert accuracy < 0.7
+        assert shots <= 20
+    (tmp_path / "store" / "groups.safetensors").unlink()
+    accuracy, shots, printed = search_and_curve(stored, tmp_path / "out", capsys)
+    assert accuracy > 0.7  # deceived, and says so
+    assert shots > 20
+    assert "copies among the samples were not looked for" in printed
+
+
+def test_groups_of_other_samples_are_refused(stored, capsys):
+    save_groups(Path(stored), np.arange(2))
+    assert main(["probe", stored, "-C", "auto"]) == 2
+    assert "holds no groups of these training samples; repeat hf-tl embed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -52,18 +52,46 @@ class PowerModel:
     Attributes:
         cpu_watts: power of a core that is busy; it is multiplied by CPU seconds.
         memory_watts_per_gb: power of a gigabyte (10^9 bytes) of memory in use; times the wall time.
+        memory_watts: power of the memory, however much of it is in use, instead of watts a gigabyte.
         gpu_watts: power of each GPU in use, times the wall time; None for no assumption: the energy of a run that uses
             a GPU without a counter is then not known.
     """
 
     cpu_watts: float = 12.0
     memory_watts_per_gb: float = 0.3725
+    memory_watts: float | None = None
     gpu_watts: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value is not None and not 0 <= value < 1e5:
                 raise InputError(f"{name} should be watts, 0 or more, got {value}")
+
+    @classmethod
+    def from_codecarbon(cls, *, gpu_watts: float | None = None) -> PowerModel:
+        """What codecarbon assumes of this machine where it tracks a process (`tracking_mode="process"`).
+
+        Its processor draws the thermal design power of codecarbon's table, or 4 W a thread where it has none, times
+        the share of all CPUs that the process uses: watts a core times CPU seconds, as here. Its memory draws 5 W a
+        module, whose number it guesses from the bytes in use, and 10 W at least.
+
+        Args:
+            gpu_watts: see above; codecarbon assumes nothing of GPUs.
+
+        Raises:
+            InputError: codecarbon is not installed.
+        """
+        try:
+            from codecarbon.core.cpu import TDP
+            from codecarbon.core.util import count_cpus, count_physical_cpus
+            from codecarbon.external.hardware import POWER_CONSTANT
+            from codecarbon.external.ram import RAM
+        except ImportError as error:
+            raise InputError("codecarbon's power model takes codecarbon: pip install 'hf-tl[carbon]'") from error
+        watts = TDP().tdp
+        processor = POWER_CONSTANT if watts is None else watts * count_physical_cpus()
+        memory = RAM(tracking_mode="process").total_power().W
+        return cls(cpu_watts=processor / count_cpus(), memory_watts=memory, gpu_watts=gpu_watts)
 
 
 class EnergyMeter:
@@ -98,13 +126,18 @@ class EnergyMeter:
             joules = [value for path, value in spent.items() if _domain(path).startswith(domain)]
             if joules:
                 found[part] = Amount(sum(joules), "measured", f"RAPL, the whole machine{short}")
-        watts, per_gb = self.power.cpu_watts, self.power.memory_watts_per_gb
+        power = self.power
         if "cpu" not in found:
-            source = f"{watts:g} W a busy core"
-            found["cpu"] = Amount(cpu_seconds * watts, "estimated", source)
+            source = f"{power.cpu_watts:g} W a busy core"
+            found["cpu"] = Amount(cpu_seconds * power.cpu_watts, "estimated", source)
         if "memory" not in found:
-            source = f"{per_gb:g} W a GB of memory"
-            found["memory"] = Amount(wall_seconds * per_gb * memory / GIGABYTE, "estimated", source)
+            watts, source = (
+                power.memory_watts_per_gb * memory / GIGABYTE,
+                f"{power.memory_watts_per_gb:g} W a GB of memory",
+            )
+            if power.memory_watts is not None:
+                watts, source = power.memory_watts, f"{power.memory_watts:g} W of memory"
+            found["memory"] = Amount(wall_seconds * watts, "estimated", source)
         used = _gpus_in_use()
         if used:
             found["gpu"] = self._gpu_energy(used, wall_seconds, short)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.autograd.graph import Node
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode, _push_mode
 from torch.utils.flop_counter import flop_registry
 
+from hf_tl.dataflow import tensors_in
 from hf_tl.trace import Batch, first_float, forward
+
+
+FOLLOWED = "hf_tl.flops"  # in the metadata of nodes whose gradients are counted
 
 
 class FlopCounter(TorchDispatchMode):
@@ -50,6 +55,26 @@ class FlopCounter(TorchDispatchMode):
         elif operation in flop_registry:
             self.total += int(flop_registry[operation](*args, **kwargs, out_val=output))
         return output
+
+    def count_gradients(self, output: object) -> None:
+        """Counts the backward pass of an output as well, whenever it runs, without being on until then.
+
+        It is on while a node of the graph computes its gradients: autograd puts the state of a thread back behind
+        each, also where it fails.
+
+        Args:
+            output: what a network returned, with its graph.
+        """
+        for node in _nodes_behind(output):
+            node.register_prehook(self._begin_node)
+            node.register_hook(self._end_node)
+
+    def _begin_node(self, gradients: object) -> None:
+        _push_mode(self)  # no `__enter__`, whose flags nobody would put back after an error
+
+    def _end_node(self, *gradients: object) -> None:
+        if _get_current_dispatch_mode() is self:
+            _pop_mode()
 
 
 def count_flops(model: nn.Module, batch: Batch, *, backward: bool = False) -> int:
@@ -95,6 +120,21 @@ def samples_in(args: Sequence[object], kwargs: Mapping[str, object]) -> int:
             if isinstance(tensor, Tensor) and tensor.ndim:
                 return len(tensor)
     return 0
+
+
+def _nodes_behind(output: object) -> Iterator[Node]:
+    """The nodes of the graph of tensors that were not met before; leaves are none, nothing is computed there."""
+    waiting = [tensor.grad_fn for tensor in tensors_in(output)]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node.name().endswith("AccumulateGrad"):
+            continue
+        known = cast(dict, node.metadata)  # torch types it as a method
+        if FOLLOWED in known:
+            continue
+        known[FOLLOWED] = True
+        waiting += [before for before, _ in node.next_functions]
+        yield node
 
 
 def _convolution_backward(

@@ -99,6 +99,12 @@ class Footprint:
         self.read()
         self._meters = None
 
+    def abandon(self) -> None:
+        """Ends a block that runs without reading its figures."""
+        if self._meters is not None:
+            self._meters.stop()
+            self._meters = None
+
     def read(self) -> None:
         """Brings the figures of a block that still runs up to date."""
         if self._meters is None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial, wraps
 from pathlib import Path
+from types import MethodType
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_tl.analysis.energy import Amount, PowerModel
@@ -30,8 +33,10 @@ class FootprintCallback(TrainerCallback):
     checkpoint holds the footprint up to it, so that a resumed training has that of both parts. In several processes,
     each measures itself, and process 0 has the sum.
 
-    Trainer tells no callback of an error. A forward pass that fails ends the counting itself; after any other error it
-    ends with the next pass or training of the network, and with the Trainer.
+    Operations are counted while a forward pass runs, and while a layer's gradients are computed; those of a loss
+    outside the network are left out. Trainer tells no callback of an error: after one, time and memory are measured on
+    until the next training, or for as long as the Trainer lives. Of `torch.nn.DataParallel`, whose threads no counter
+    sees, the operations stay unknown.
 
     Args:
         name: of the work.
@@ -70,6 +75,7 @@ class FootprintCallback(TrainerCallback):
         self._before: Footprint | None = None
         self._running: Footprint | None = None
         self._passes: _Passes | None = None
+        self._end: weakref.finalize | None = None  # where no event ends the measurement
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -81,7 +87,9 @@ class FootprintCallback(TrainerCallback):
         self._before = Footprint.from_dict(held) if isinstance(held, dict) else self.footprint
         self._running = replace(self._new, experiments=0 if resumed and self._before else 1)
         self._running.__enter__()
-        self._passes = _Passes(kwargs["model"])
+        self._passes = _Passes(kwargs["model"], count=args.n_gpu <= 1)
+        self._end = weakref.finalize(self, _abandon, self._passes, self._running)
+        self._end.atexit = False
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -89,13 +97,6 @@ class FootprintCallback(TrainerCallback):
         """Counts the operations of some steps."""
         if self._passes is not None:
             self._passes.begin_step()
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Ends the counting: all gradients are there."""
-        if self._passes is not None:
-            self._passes.stop_counting()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -137,64 +138,83 @@ class FootprintCallback(TrainerCallback):
         return so_far if self._before is None else _as_one(self._before + so_far, so_far)
 
     def _stop(self) -> None:
+        if self._end is not None:
+            self._end.detach()
         if self._passes is not None:
             self._passes.close()
         if self._running is not None:
             self._running.__exit__()
-        self._running = self._passes = None
+        self._running = self._passes = self._end = None
 
-    def __del__(self) -> None:  # the thread that looks at the memory would go on
-        if getattr(self, "_running", None) is not None:
-            self._stop()
+
+def _abandon(passes: _Passes, running: Footprint) -> None:
+    """Ends a measurement whose callback is gone: the network is as before, nothing looks at the memory any more."""
+    passes.close()
+    running.abandon()
 
 
 class _Passes:
-    """The samples that go through a network, and the operations that this takes."""
+    """The samples that go through a network, and the operations that this takes.
 
-    def __init__(self, model: nn.Module):
+    Args:
+        model: whose `forward` counts from now on.
+        count: whether operations are counted.
+    """
+
+    def __init__(self, model: nn.Module, *, count: bool):
         self.n_samples = 0
         self._flops = 0.0
         self._seen = {True: 0, False: 0}  # passes, in training and in evaluation
         self._each = {True: 0.0, False: 0.0}  # operations a sample, in the last pass that was counted
-        self._in_step = 0
+        self._in_pass = self._in_step = 0  # samples
         self._counted = self._passed = 0
-        self._due = False
-        self._counter: FlopCounter | None = None  # on from the first forward pass of a step to its last backward pass
-        self._found: int | None = None  # operations of the step that was counted
-        self._evaluation = ExitStack()
-        self._hooks = [
-            model.register_forward_pre_hook(self._enter, with_kwargs=True),
-            model.register_forward_hook(self._leave, always_call=True),
-        ]
+        self._step: FlopCounter | None = None  # of a step that is counted
+        self._hook = model.register_forward_pre_hook(self._enter, with_kwargs=True)
+        self._put_back = _counting(model, self) if count else None
 
-    def amount(self) -> Amount:
-        """The operations so far."""
+    def amount(self) -> Amount | None:
+        """The operations so far; None where none were counted."""
+        if not self._counted:
+            return None
         if self._counted == self._passed:
             return Amount(self._flops, "measured", "counted by operation")
         return Amount(self._flops, "estimated", f"counted in {self._counted} of {self._passed} steps")
 
+    def run(self, training: bool, call: Callable[[], Any]) -> Any:
+        """One pass; the counter is on while it runs, and while a node of its graph computes gradients.
+
+        Args:
+            training: whether a step will use its gradients.
+            call: runs it.
+        """
+        if training:
+            if self._step is None:
+                return call()
+            with self._step:
+                output = call()
+            self._step.count_gradients(output)
+            return output
+        n, counter = self._in_pass, FlopCounter() if self._is_due(training=False) else None
+        with counter or nullcontext():
+            output = call()
+        if n:
+            self._book(n, None if counter is None else counter.total, training=False)
+        return output
+
     def begin_step(self) -> None:
         self.end_step()
-        self._due = self._is_due(training=True)
-
-    def stop_counting(self) -> None:
-        """What the counter has found is kept for the end of the step."""
-        if self._counter is not None:
-            if _get_current_dispatch_mode() is self._counter:  # not so in another thread
-                self._counter.__exit__(None, None, None)
-            self._found, self._counter = self._counter.total, None
+        self._step = FlopCounter() if self._put_back and self._is_due(training=True) else None
 
     def end_step(self) -> None:
-        self.stop_counting()
         if self._in_step:
-            self._book(self._in_step, self._found, training=True)
-        self._in_step, self._found, self._due = 0, None, False
+            self._book(self._in_step, None if self._step is None else self._step.total, training=True)
+        self._in_step, self._step = 0, None
 
     def close(self) -> None:
         self.end_step()
-        self._evaluation.close()
-        for hook in self._hooks:
-            hook.remove()
+        self._hook.remove()
+        if self._put_back is not None:
+            self._put_back()
 
     def _is_due(self, *, training: bool) -> bool:
         return self._seen[training] < FIRST or self._seen[training] % THEN == 0
@@ -208,25 +228,41 @@ class _Passes:
         self._flops += n_samples * self._each[training]
 
     def _enter(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
-        n = samples_in(args, kwargs)
-        self._evaluation.close()  # of a pass that was interrupted
-        self.n_samples += n
+        self._in_pass = samples_in(args, kwargs)
+        self.n_samples += self._in_pass
         if model.training:
-            self._in_step += n
-            if self._due and self._counter is None:
-                self._counter = FlopCounter()
-                self._counter.__enter__()
-            return
-        self.stop_counting()  # of a step that failed
-        due, counter = self._is_due(training=False), FlopCounter()
-        self._evaluation.callback(lambda: self._book(n, counter.total if due else None, training=False) if n else None)
-        if due:
-            self._evaluation.enter_context(counter)
+            self._in_step += self._in_pass
 
-    def _leave(self, model: nn.Module, args: tuple, output: object) -> None:
-        self._evaluation.close()
-        if output is None:  # it raised
-            self.stop_counting()
+
+def _counting(model: nn.Module, passes: _Passes) -> Callable[[], None]:
+    """Lets a network's `forward` count; returns what puts the former one back.
+
+    Hooks would not do: none is called after a KeyboardInterrupt.
+    """
+    former, state, known = model.forward, vars(model), weakref.ref(passes)
+    is_own = isinstance(former, MethodType) and former.__self__ is model
+    function = cast(MethodType, former).__func__ if is_own else former
+
+    @wraps(function)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        found = None if torch.compiler.is_compiling() else known()
+        if found is None or (is_own and args[0] is not model):  # a copy of the network
+            return function(*args, **kwargs)
+        return found.run(model.training, partial(function, *args, **kwargs))
+
+    before = state.get("forward")
+    mine = MethodType(counted, model) if is_own else counted  # a method: a deep copy of the network calls itself
+
+    def put_back() -> None:
+        if state.get("forward") is not mine:  # somebody else's stands over it
+            return
+        if before is None:
+            del state["forward"]
+        else:
+            state["forward"] = before
+
+    state["forward"] = mine
+    return put_back
 
 
 def _as_one(total: Footprint, like: Footprint) -> Footprint:

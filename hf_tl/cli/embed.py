@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from hf_tl.cli.arguments import DATA, MODEL, add_reading, number_or_auto
-from hf_tl.cli.reading import read_task
+from hf_tl.cli.reading import look_for_twins, read_task, save_groups
 from hf_tl.files import make_folder
 from hf_tl.table import format_table
 
@@ -51,14 +51,15 @@ def run(options: argparse.Namespace) -> None:
     make_folder(options.out)
     start = time.perf_counter()
     how = {name: vars(options)[name] for name in ("pool", "dtype", "channels_last", "num_workers")}
-    train, test, notes = read_task(options, taps=[*options.taps, "last"], out=options.out, how=how)
+    task = read_task(options, taps=[*options.taps, "last"], out=options.out, how=how)
     if not find_processes(options.device)[0].main:
         return
+    save_groups(options.out, look_for_twins(task.samples, modality=task.modality, notes=task.notes))
     rows = []
-    for split, embedding in (("train", train), ("test", test)):
+    for split, embedding in (("train", task.train), ("test", task.test)):
         size = f"{embedding.values.nbytes / 2**20:.1f} MiB"
         rows.append([split, *embedding.shape, len(embedding.layers), size, str(options.out / split)])
     print(format_table(["split", "samples", "features", "layers", "size", "folder"], rows))
-    for note in notes:
+    for note in task.notes:
         print(f"note: {note}")
     print(f"\n{time.perf_counter() - start:.0f} s; next: hf-tl probe {options.out}")

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_tl.cli.arguments import DATA, MODEL, add_reading, refuse_reading
-from hf_tl.cli.reading import read_task
+from hf_tl.cli.reading import load_groups, look_for_twins, read_task
 from hf_tl.errors import InputError
 from hf_tl.files import make_folder
 from hf_tl.plugins import find_plugin, plugin_names
 
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from hf_tl.embedding.embedding import Embedding
     from hf_tl.probes.grid_search import Cost
     from hf_tl.probes.probe import Probe
@@ -68,12 +70,19 @@ def run(options: argparse.Namespace) -> None:
         refuse_reading(options, why=f"{options.model!r} has been read already")
     if options.layers or options.curve or options.confusion:
         make_folder(options.out)
+    groups, chooses = None, options.curve or not isinstance(C, float)  # samples are held out, or drawn
     if options.data is not None:
-        train, test, notes = read_task(options, taps=[*options.taps, "last"])
+        task = read_task(options, taps=[*options.taps, "last"])
+        train, test, notes = task.train, task.test, task.notes
+        if chooses:
+            groups = look_for_twins(task.samples, modality=task.modality, notes=notes)
+            groups = None if groups is None else groups[train.indices]
     else:
         (train, test), notes = _load(options.model), []
+        if chooses:
+            groups = load_groups(Path(options.model), train, notes=notes)
     features = compared_features(recipe=options.recipe, taps=options.taps, top=options.top)
-    probes = [fit_probe(train, test, choice, head=options.head, C=C) for choice in features]
+    probes = [fit_probe(train, test, choice, head=options.head, C=C, groups=groups) for choice in features]
     print(compare_probes(probes))
     for note in (*notes, *dict.fromkeys(note for probe in probes for note in probe.notes)):
         print(f"note: {note}")
@@ -81,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
     if options.layers:
         _print_layers(train, test, options)
     if options.curve:
-        _print_curve(train, test, options, C)
+        _print_curve(train, test, options, C, groups)
     print(f"\n{time.perf_counter() - start:.0f} s")
 
 
@@ -146,11 +155,14 @@ def _print_layers(train: Embedding, test: Embedding, options: argparse.Namespace
     print(f"\n{probes.table()}\n\n{probes}\nwrote {path}")
 
 
-def _print_curve(train: Embedding, test: Embedding, options: argparse.Namespace, C: Cost) -> None:
+def _print_curve(
+    train: Embedding, test: Embedding, options: argparse.Namespace, C: Cost, groups: np.ndarray | None
+) -> None:
     from hf_tl.probes.probe import compare_curves, compared_features
 
     features = compared_features(recipe=options.recipe, taps=options.taps, top=options.top)
-    curve = compare_curves(train, test, features, head=options.head, C="auto" if C == 1.0 else C)
+    C = "auto" if C == 1.0 else C
+    curve = compare_curves(train, test, features, head=options.head, C=C, groups=groups)
     path = options.out / "curve.png"
     note = "scaled with, and chosen on, the samples alone"
     curve.plot(path, title=_title(train, options, options.head or "default head"), note=note, extrapolate=True)

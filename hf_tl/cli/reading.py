@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_tl.errors import InputError
+from hf_tl.files import pack_tensors, read_untrusted, unpack_tensors, write_whole
 from hf_tl.table import in_words
 
 
@@ -19,6 +20,28 @@ if TYPE_CHECKING:
     from hf_tl.embedding.embedding import Embedding
     from hf_tl.models import Network
 
+GROUPS = "groups.safetensors"  # beside the embeddings of a task: which training samples are copies
+LARGEST_GROUPS = 2**32  # bytes
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """A task that was read.
+
+    Attributes:
+        train: raw activations of the training samples.
+        test: those of the test samples.
+        samples: the training samples themselves.
+        modality: of them.
+        notes: what there is to say about them, in sentences; more may be added.
+    """
+
+    train: Embedding
+    test: Embedding
+    samples: Samples
+    modality: str
+    notes: list[str]
+
 
 def read_task(
     options: argparse.Namespace,
@@ -26,8 +49,8 @@ def read_task(
     taps: Sequence[str],
     out: Path | None = None,
     how: Mapping[str, Any] | None = None,
-) -> tuple[Embedding, Embedding, list[str]]:
-    """The raw activations of training and test samples, and what there is to say about them.
+) -> ReadTask:
+    """Reads a network on the training and test samples of a dataset.
 
     Args:
         options: the arguments that `add_reading` added.
@@ -56,7 +79,7 @@ def read_task(
         if skipped:
             shown = in_words([str(i) for i in skipped], most=10)
             notes.append(f"left out {len(skipped)} of {len(samples)} {samples.name} samples: {shown}")
-    return embeddings[0], embeddings[1], notes
+    return ReadTask(embeddings[0], embeddings[1], task.train, network.modality, notes)
 
 
 def read_network_and_task(options: argparse.Namespace) -> tuple[Network, Task, list[str]]:
@@ -95,7 +118,7 @@ def read_network_and_task(options: argparse.Namespace) -> tuple[Network, Task, l
 
 
 def look_for_twins(samples: Samples, *, modality: str, notes: list[str]) -> np.ndarray | None:
-    """(n_samples,) int, equal for copies of one another; None where there are none, or what finds them is missing.
+    """(n_samples,) int, equal for copies of one another; None where what finds them is missing.
 
     Args:
         samples: to look at.
@@ -114,4 +137,40 @@ def look_for_twins(samples: Samples, *, modality: str, notes: list[str]) -> np.n
     n = len(groups) - len(np.unique(groups))
     if n:
         notes.append(f"{n} of {len(groups)} {samples.name} samples are copies of others, which `hf-tl audit` shows")
-    return groups if n else None
+    return groups
+
+
+def save_groups(folder: Path, groups: np.ndarray | None) -> None:
+    """Keeps the groups of the training samples for whoever probes their embedding; without any, those of before go.
+
+    Args:
+        folder: of the task.
+        groups: (n_train,) int.
+    """
+    import torch
+
+    if groups is None:
+        (folder / GROUPS).unlink(missing_ok=True)
+    else:
+        write_whole(folder / GROUPS, pack_tensors({"train": torch.from_numpy(groups.astype("int64"))}))
+
+
+def load_groups(folder: Path, train: Embedding, *, notes: list[str]) -> np.ndarray | None:
+    """(n,) int of the training samples that were read; None where nobody looked for copies.
+
+    Args:
+        folder: of the task.
+        train: the embedding of its training samples.
+        notes: gets what there is to say, in a sentence.
+
+    Raises:
+        InputError: groups of other samples.
+    """
+    path = folder / GROUPS
+    if not path.exists():
+        notes.append(f"copies among the samples were not looked for when {str(folder)!r} was made: hf-tl embed does")
+        return None
+    found = unpack_tensors(read_untrusted(path, largest=LARGEST_GROUPS), path).get("train")
+    if found is None or found.ndim != 1 or found.is_floating_point() or len(found) <= train.indices.max(initial=-1):
+        raise InputError(f"{str(path)!r} holds no groups of these training samples; repeat hf-tl embed")
+    return found.numpy()[train.indices]

@@ -31,6 +31,12 @@ def test_without_counters_the_model_is_stated(tmp_path):
     assert add_energies(found) == Amount(120.0, "estimated", "5 W a busy core; 0.5 W a GB of memory")
 
 
+def test_memory_that_draws_the_same_however_full(tmp_path):
+    meter = EnergyMeter(PowerModel(memory_watts=10), powercap=tmp_path)
+    meter.start()
+    assert meter.stop(**SPENT)["memory"] == Amount(100.0, "estimated", "10 W of memory")
+
+
 def test_rapl_is_measured(powercap):
     meter = EnergyMeter(PowerModel(), powercap=powercap)
     meter.start()

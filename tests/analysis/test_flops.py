@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils.checkpoint import checkpoint
 
 from hf_tl import count_flops
 from hf_tl.analysis.flops import FlopCounter, run_once
@@ -77,6 +79,44 @@ def test_attention():
         output.sum().backward()
     recomputed = scores // 2  # a fused kernel computes the scores again
     assert counter.total - 2 * (projections + scores) in (0, recomputed)
+
+
+class Twice(nn.Module):
+    """Runs a layer again on what it gave, and a third time under a checkpoint."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.layer, self.reentrant = nn.Linear(8, 8), reentrant
+
+    def forward(self, x):
+        x = self.layer(self.layer(x).relu()).relu()
+        return checkpoint(self.layer, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (convolutions(2)[0], (N, 8, 8, 8)),
+        (nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0), (N, 6, 16)),
+        (Twice(reentrant=True), (N, 8)),
+        (Twice(reentrant=False), (N, 8)),
+    ],
+    ids=["convolutions", "attention", "checkpoint", "checkpoint without re-entry"],
+)
+def test_gradients_are_counted_whenever_they_are_computed(model, shape):
+    x = torch.randn(shape)
+    with FlopCounter() as whole:
+        model(x).sum().backward()
+    with FlopCounter() as counter:
+        output = model(x)
+    counter.count_gradients(output)
+    counter.count_gradients([output, {"again": output * 2}])  # the same nodes
+    before = counter.total
+    torch.ones(8, 8) @ torch.ones(8, 8)  # between the two
+    assert counter.total == before
+    output.sum().backward()
+    assert counter.total == whole.total > before
+    assert not _get_current_dispatch_mode_stack()
 
 
 def test_a_frozen_prefix_has_no_backward_pass():

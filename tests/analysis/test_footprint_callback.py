@@ -1,16 +1,19 @@
 """FootprintCallback counts what a Trainer does: as it is, with evaluations, resumed, and after an error."""
 
+import copy
 import gc
+import inspect
 import threading
 
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_tl import Footprint, FootprintCallback
 from hf_tl.analysis import footprint_callback
+from hf_tl.analysis.flops import FlopCounter
 
 
 class Net(nn.Module):
@@ -87,64 +90,123 @@ def test_two_trainings_add_up(tmp_path):
     assert callback.footprint.experiments == 2
 
 
-class Failing(Net):
-    """Fails in its forward pass, in its backward pass, or is interrupted by its user."""
+class Refusing(torch.autograd.Function):
+    """Passes values on, and calls something for gradients."""
 
-    def __init__(self, where):
+    @staticmethod
+    def forward(ctx, values, call):
+        ctx.call = call
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.call()
+
+
+class Failing(Net):
+    """Fails at one place of a step."""
+
+    def __init__(self, where, error):
         super().__init__()
-        self.where = where
+        self.where, self.error = where, error
+
+    def fail(self, *args, **kwargs):
+        raise self.error("out of memory")
 
     def forward(self, x, labels=None):
         if self.where == "forward":
-            raise RuntimeError("out of memory")
-        if self.where == "interrupted":
-            raise KeyboardInterrupt
-        output = super().forward(x, labels)
-        if self.training:
-            output["loss"].register_hook(self.fail)
-        return output
+            nn.functional.linear(x, torch.ones(8, 8))
+            self.fail()
+        logits = self.net(x)
+        if self.where == "within a gradient":
+            logits = Refusing.apply(logits, self.fail)
+        if self.where == "between two gradients":
+            logits.register_hook(self.fail)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits}
 
-    def fail(self, gradient):
-        raise RuntimeError("out of memory")
+
+PLACES = ("forward", "loss", "within a gradient", "between two gradients", "optimizer", "samples")
+CASES = [("forward", RuntimeError), *((place, KeyboardInterrupt) for place in PLACES)]
 
 
-def fail(folder, callback, where):
-    """A training that an error ends; the Trainer and its network."""
-    one = trainer(folder, callback, net=Failing(where))
-    with pytest.raises(KeyboardInterrupt if where == "interrupted" else RuntimeError):
+def fail(folder, callback, where, error):
+    """A training that an error ends; the Trainer."""
+    net = Failing(where, error)
+    one = trainer(folder, callback, net=net)
+    if where == "loss":
+        one.compute_loss_func = net.fail
+    if where == "optimizer":
+        one.create_optimizer()
+        one.optimizer.register_step_pre_hook(net.fail)
+    if where == "samples":
+        one.data_collator = net.fail
+    with pytest.raises(error):
         one.train()
+    assert not _get_current_dispatch_mode_stack()
     return one
 
 
-def test_a_failing_forward_pass_ends_the_counting(tmp_path):
-    fail(tmp_path, FootprintCallback(), "forward")
-    assert not _get_current_dispatch_mode_stack()
-
-
-@pytest.mark.parametrize("where", ["forward", "backward", "interrupted"])
-def test_after_an_error_the_next_training_is_counted_anew(tmp_path, where):
+@pytest.mark.parametrize(("where", "error"), CASES)
+def test_after_an_error_nothing_is_counted_and_the_next_training_is(tmp_path, where, error):
     callback = FootprintCallback()
-    fail(tmp_path, callback, where)
+    failed = fail(tmp_path, callback, where, error)
+    with FlopCounter() as counter:
+        failed.model.net(torch.zeros(1, 8))
+    assert counter.total == FORWARD
     trainer(tmp_path, callback).train()
     assert callback.footprint.samples == 40
     assert callback.footprint.flops.value == pytest.approx(40 * STEP)
     assert not _get_current_dispatch_mode_stack()
 
 
-def test_after_an_error_the_next_pass_ends_the_counting(tmp_path):
-    failed = fail(tmp_path, FootprintCallback(), "backward")
-    failed.model.eval()(torch.zeros(1, 8), torch.tensor([0]))
-    assert not _get_current_dispatch_mode_stack()
+def test_a_failed_pass_of_evaluation_is_not_counted(tmp_path):
+    callback = FootprintCallback()
+    one = trainer(tmp_path, callback, eval_strategy="epoch", per_device_eval_batch_size=6)
+    fails = iter([True, False])
+
+    class Evaluating(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, model, **kwargs):
+            model.eval()
+            if next(fails):
+                with pytest.raises(TypeError):
+                    model(torch.zeros(6, 8), labels="none")  # behind the products
+            model.train()
+
+    one.add_callback(Evaluating())
+    one.train()
+    assert callback.footprint.samples == 40 + 12 + 6
+    assert callback.footprint.flops.value == pytest.approx(40 * STEP + 12 * FORWARD)
+    assert callback.footprint.flops.source == "counted in 5 of 12 steps"
 
 
-@pytest.mark.parametrize("where", ["backward", "interrupted"])
-def test_the_counting_ends_with_the_trainer(tmp_path, where):
+def test_the_measurement_ends_with_the_trainer(tmp_path):
     threads = threading.active_count()
-    failed = fail(tmp_path, FootprintCallback(), where)
+    failed = fail(tmp_path, FootprintCallback(), "forward", RuntimeError)
     del failed
     gc.collect()
-    assert not _get_current_dispatch_mode_stack()
     assert threading.active_count() == threads
+
+
+def test_the_network_is_as_before(tmp_path):
+    net = Net()
+    one = trainer(tmp_path, FootprintCallback(), net=net)
+    one.train()
+    assert "forward" not in vars(net)
+    assert not net._forward_pre_hooks
+    one.callback_handler.on_train_begin(one.args, one.state, one.control)
+    assert inspect.signature(net.forward) == inspect.signature(Net().forward)
+    copied = copy.deepcopy(net)
+    with torch.no_grad():
+        copied.net[0].weight.zero_()
+    batch = torch.ones(1, 8), torch.tensor([0])
+    assert not torch.equal(copied(*batch)["logits"], net(*batch)["logits"])
+
+
+def test_operations_in_threads_are_unknown(tmp_path):
+    passes = footprint_callback._Passes(Net(), count=False)  # as with torch.nn.DataParallel
+    passes.begin_step()
+    assert passes.amount() is None
 
 
 def test_the_training_is_the_same(tmp_path):
