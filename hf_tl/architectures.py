@@ -5,6 +5,7 @@ transformers and timm are not imported to say no.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, runtime_checkable
@@ -101,6 +102,16 @@ def classifiers(model: nn.Module) -> list[nn.Module]:
         return [modules[name] for name in ([names] if isinstance(names, str) else names) if name in modules]
     found = model.get_classifier()
     return [found] if isinstance(found, nn.Module) else list(found)
+
+
+def task_of(model: object) -> str:
+    """What a network is trained for, as the name of its class says: "token classification"; "" where it does not."""
+    name = type(model).__name__
+    if name.endswith("LMHeadModel"):
+        return "causal LM"
+    found = re.search(r"For([A-Z]\w*)$", name)
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z0-9]*", found[1]) if found else []
+    return " ".join(word if word.isupper() else word.lower() for word in words)
 
 
 def find_output_embeddings(model: nn.Module) -> nn.Module | None:

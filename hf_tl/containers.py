@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Set, Sized
+from collections.abc import Iterable, Mapping, Sequence, Set, Sized
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from hf_tl.errors import InputError
+from hf_tl.inputs import MOST_CHANNELS
 from hf_tl.labels import repeats
 from hf_tl.table import in_words
 
@@ -61,7 +62,7 @@ def items_of(data: object, modality: str) -> list:
             "or a part of it: list(stream.take(1000))"
         )
     if isinstance(data, Mapping):
-        split = next((name for name, part in data.items() if isinstance(part, Dataset)), None)
+        split = next((name for name, part in data.items() if isinstance(part, (Dataset, IterableDataset))), None)
         wanted = "Dataset.from_dict(columns)" if split is None else f"one split, data[{split!r}]"
         raise InputError(
             f"expected a sequence of raw inputs or a Dataset, got {kind} of "
@@ -73,25 +74,57 @@ def items_of(data: object, modality: str) -> list:
         raise InputError(f"expected a sequence of raw inputs, got a {kind}, which has no order; give a list")
     if isinstance(data, (pa.Array, pa.ChunkedArray)):
         return data.to_pylist()
-    if isinstance(data, (np.ndarray, Tensor)) and _is_one_input(tuple(data.shape), modality):
+    if isinstance(data, Tensor) or (isinstance(data, np.ndarray) and data.dtype != object):
+        _refuse_one_input(tuple(data.shape), modality)
+    if isinstance(data, (str, os.PathLike)):
         raise InputError(
-            f"expected a sequence of raw inputs, got an array of shape {tuple(data.shape)}, which may be a single "
-            f"one; put it into a list, or give list(array) where its first axis is the samples'"
+            f"expected a sequence of raw inputs, got one {kind}; put it into a list, or give what load_task finds "
+            f"where it names a dataset"
         )
     if isinstance(data, TorchDataset) and isinstance(data, Sized):  # which need not end an iteration
-        return [data[index] for index in range(len(data))]
-    if isinstance(data, (str, bytes, os.PathLike)) or not isinstance(data, Iterable):
+        items = [data[index] for index in range(len(data))]
+    elif isinstance(data, bytes) or not isinstance(data, Iterable) or (isinstance(data, np.ndarray) and not data.ndim):
         raise InputError(f"expected a sequence of raw inputs, got one {kind}; put it into a list")
-    items = list(data)
+    else:
+        items = list(data)
     _check_pairs(items, modality)
     return items
 
 
-def _is_one_input(shape: tuple[int, ...], modality: str) -> bool:
-    """Whether an array may be one image or recording, not several."""
-    if modality == "image":
-        return len(shape) == 2 or (len(shape) == 3 and bool({1, 3, 4} & {shape[0], shape[2]}))
-    return modality == "audio" and len(shape) == 1
+def are_labelled(items: Sequence, modality: str) -> bool:
+    """Whether items are pairs of a text or image and the number of its class, as the datasets of torch give them."""
+    return (
+        modality in ("text", "image")
+        and bool(items)
+        and all(isinstance(item, (tuple, list)) and len(item) == 2 and _is_number(item[1]) for item in items)
+    )
+
+
+def array_columns(rows: Sequence[Mapping]) -> list[str]:
+    """The columns in which each of some rows has an array or tensor, of one axis or more."""
+    return [key for key in rows[0] if all(_is_array(row.get(key)) for row in rows)]
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, (np.ndarray, Tensor)) and value.ndim > 0
+
+
+def _is_number(value: object) -> bool:
+    """Whether something is one whole number."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.is_floating_point()
+    return isinstance(value, (int, np.integer))
+
+
+def _refuse_one_input(shape: tuple[int, ...], modality: str) -> None:
+    """Raises an InputError for an array that may be one image or recording, not several."""
+    one_image = len(shape) == 2 or (len(shape) == 3 and bool({1, 3, 4} & {shape[0], shape[2]}))
+    stereo = len(shape) == 2 and (shape[0] == 2 or shape[1] <= MOST_CHANNELS)
+    if (modality == "image" and one_image) or (modality == "audio" and (len(shape) == 1 or stereo)):
+        raise InputError(
+            f"expected a sequence of raw inputs, got an array of shape {shape}, which may be a single one; put it "
+            f"into a list, or give list(array) where its first axis is the samples'"
+        )
 
 
 def _check_pairs(items: list, modality: str) -> None:

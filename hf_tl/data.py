@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import numpy as np
 
 from hf_tl.audio_folder import holds_recordings, load_audio_folder
-from hf_tl.containers import as_table, is_row, items_of
+from hf_tl.containers import are_labelled, array_columns, as_table, is_row, items_of
 from hf_tl.dataset_check import check_classes, check_folder, find_bad_samples
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.labels import LABEL_NAMES, LabelTable, Problem, find_label, find_problem, read_labels
@@ -96,6 +96,8 @@ class Samples:
             indices: (n,) which, in the order that is wanted.
         """
         labels = None if self.labels is None else self.labels[indices]
+        if isinstance(self.dataset, list):
+            return replace(self, dataset=[self.dataset[index] for index in indices], labels=labels)
         return replace(self, dataset=cast(Any, self.dataset).select(indices), labels=labels)
 
     def __getitem__(self, index: int) -> object:
@@ -341,6 +343,8 @@ def as_samples(
 ) -> Samples:
     """Samples from whatever holds some: a table, a sequence of raw inputs or of a table's rows, or `Samples`.
 
+    Texts and images may come in pairs with the numbers of their classes, as the datasets of torch give them.
+
     A table is a `datasets.Dataset`, a DataFrame of pandas or polars, or a pyarrow Table. Its input column and labels
     are found, as `load_task` finds them; `labels` stays None where no column looks like one.
 
@@ -355,13 +359,38 @@ def as_samples(
     table = as_table(data)
     if table is None:
         items = items_of(data, modality)
+        if are_labelled(items, modality):
+            labels = np.array([int(number) for _, number in items])
+            return Samples([{"input": value} for value, _ in items], "input", labels, name=name)
         if not (items and modality != "array" and all(is_row(item) for item in items)):
             return Samples([{"input": value} for value in items], "input", name=name)
+        arrays = [key for key in array_columns(items) if modality != "text" and key not in _listed(label)]
+        if arrays and (input_column is None or input_column in arrays):
+            return _from_rows(items, arrays, label, input_column, problem, name)
         try:
             table = Dataset.from_list([dict(item) for item in items])
         except Exception as error:  # of pyarrow: values of several types in one column
             raise InputError(f"the {len(items)} mappings are no rows of one table: {in_one_line(error)}") from error
     return _from_table(table, modality, label, input_column, problem, name)
+
+
+def _from_rows(
+    rows: Sequence[Mapping],
+    arrays: Sequence[str],
+    label: str | Sequence[str] | None,
+    input_column: str | Sequence[str] | None,
+    problem: Problem | None,
+    name: str,
+) -> Samples:
+    """Rows with arrays, which a table would turn into lists, as they are."""
+    from datasets import Dataset
+
+    if input_column is None and len(arrays) > 1:
+        raise InputError(f"several columns hold arrays: {list(arrays)}; name one with input_column=...")
+    others = Dataset.from_list([{key: value for key, value in row.items() if key not in arrays} for row in rows])
+    label = label or find_label(others)
+    labels, class_names = (None, None) if label is None else read_labels(others, _listed(label), problem=problem)
+    return Samples(rows, str(input_column or arrays[0]), labels, class_names, name)
 
 
 def _from_table(
@@ -372,6 +401,8 @@ def _from_table(
     problem: Problem | None,
     name: str,
 ) -> Samples:
+    from datasets import Array2D, Array3D
+
     transformed = dataset.format["type"] == "custom"  # it may need all columns
     shown, dataset = dataset, dataset.with_format(None)
     columns = dataset.column_names
@@ -386,6 +417,9 @@ def _from_table(
     if len(inputs) > 2:
         raise InputError(f"one column is read, or two as pairs, got {len(inputs)}: {list(inputs)}")
     read = shown if transformed else _undecoded(dataset, inputs[0]).select_columns(inputs[0])
+    feature = dataset.features[inputs[0]]
+    if isinstance(feature, (Array2D, Array3D)) and not transformed:
+        read = read.with_format("numpy", dtype=np.dtype(feature.dtype))
     return Samples(read, inputs[0], labels, class_names, name)
 
 
@@ -461,11 +495,11 @@ def _is_saved(folder: str) -> bool:
 
 
 def _find_input(dataset: Dataset, modality: str, label: str | Sequence[str] | None) -> str | tuple[str, str]:
-    from datasets import Audio, Image, Value
+    from datasets import Array2D, Array3D, Audio, Image, Value
 
     kinds = {
         "audio": lambda feature: isinstance(feature, Audio),
-        "image": lambda feature: isinstance(feature, Image),
+        "image": lambda feature: isinstance(feature, (Image, Array2D, Array3D)),
         "text": lambda feature: isinstance(feature, Value) and feature.dtype in ("string", "large_string"),
         "array": lambda feature: True,
     }
@@ -485,8 +519,8 @@ def _find_input(dataset: Dataset, modality: str, label: str | Sequence[str] | No
     preferred = [name for name in TEXT_NAMES if name in found]
     if len(found) > 1 and not preferred:
         raise InputError(
-            f"several columns hold {PLURALS[modality]}: {found}; name one with input_column=... (--input), "
-            f"or two that are read as pairs"
+            f"several columns hold {PLURALS[modality]}: {found}; name one with input_column=... (--input)"
+            + (", or two that are read as pairs" if modality == "text" else "")
         )
     return (preferred or found)[0]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -67,7 +68,7 @@ def read_image(value: object, *, mode: Literal["RGB", "L"] = "RGB") -> Image.Ima
             raise ValueError(f"an image is wanted, and there is no file {_name_of(value)!r}") from error
         except UnidentifiedImageError as error:
             raise ValueError(f"{_name_of(value)} is no image that Pillow can read") from error
-    value = value.numpy(force=True) if isinstance(value, Tensor) else value
+    value = _array_of(value) if isinstance(value, Tensor) else value
     if isinstance(value, np.ndarray):
         return Image.fromarray(_eight_bits(value)).convert(mode)
     if not isinstance(value, Image.Image):
@@ -125,19 +126,19 @@ def read_recording(value: object, *, rate: int) -> np.ndarray:
 def _is_file(value: object) -> bool:
     if isinstance(value, Mapping):
         return set(value) <= {"bytes", "path"} and any(value.values())
-    return isinstance(value, (str, os.PathLike, bytes))
+    return isinstance(value, (str, os.PathLike, bytes, bytearray, memoryview))
 
 
 def _read_bytes(file: object) -> bytes:
     if isinstance(file, Mapping):
         file = file["path"] if file.get("bytes") is None else file["bytes"]
-    return file if isinstance(file, bytes) else Path(str(file)).read_bytes()
+    return bytes(file) if isinstance(file, (bytes, bytearray, memoryview)) else Path(str(file)).read_bytes()
 
 
 def _numbers(value: object) -> np.ndarray:
     """The array of samples that something is."""
     try:
-        samples = np.asarray(value)
+        samples = _array_of(value) if isinstance(value, Tensor) else np.asarray(value)
     except ValueError:  # lists of several lengths
         samples = np.asarray(None)
     if isinstance(value, Mapping) or samples.dtype.kind not in "iuf":
@@ -145,7 +146,14 @@ def _numbers(value: object) -> np.ndarray:
             f"a recording should be an array of samples, {{'array', 'sampling_rate'}}, or a path, "
             f"got {type(value).__name__}{_keys_of(value)}"
         )
+    if samples.dtype == np.int32 and 0 < (loudest := int(np.abs(samples).max(initial=0))) < 2**16:
+        raise ValueError(f"int32 samples up to {loudest} are next to silence, or of 16 bits: give those as int16")
     return samples
+
+
+def _array_of(value: Tensor) -> np.ndarray:
+    """A tensor as an array, of bfloat16 as float32, which numpy has not."""
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy(force=True)
 
 
 def _rate(given: object, expected: int) -> int:
@@ -158,7 +166,7 @@ def _rate(given: object, expected: int) -> int:
 
 def _name_of(file: object) -> str:
     named = file.get("path") if isinstance(file, Mapping) else file
-    return "the file" if named is None or isinstance(named, bytes) else str(named)
+    return str(named) if isinstance(named, (str, os.PathLike)) else "the file"
 
 
 def _keys_of(value: object) -> str:

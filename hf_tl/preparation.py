@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -164,6 +165,8 @@ def _mode(n_channels: int, name: str) -> Literal["RGB", "L"]:
 
 def _sizes(settings: Mapping[str, Any], image_size: int) -> dict[str, dict[str, int]]:
     """A processor's sizes for images of another side: all by one factor, so that the same margins are cut off."""
+    if not settings.get("size"):
+        raise InputError(f"image_size={image_size} was given, but the processor has no size of images; leave it out")
     sizes = {"size": settings["size"]}
     if settings.get("do_center_crop") and settings.get("crop_size"):
         sizes["crop_size"] = settings["crop_size"]
@@ -184,7 +187,14 @@ def _for_texts(model: PreTrainedModel, tokenizer: Any, name: str, max_length: in
     if max_length is not None and not 0 < max_length <= possible:
         raise InputError(f"max_length should be 1 to the {possible} tokens that {name!r} reads, got {max_length}")
     length = max_length or min(possible, LONGEST_TEXT)
-    return _ForTexts(tokenizer, length, length < possible, name)
+    window = _window(model)
+    return _ForTexts(tokenizer, length, length < possible, name, window if window and length % window == 0 else None)
+
+
+def _window(model: PreTrainedModel) -> int | None:
+    """How many tokens local attention takes at a time, to which Longformer pads; None for any other network."""
+    window = model.config.to_dict().get("attention_window")
+    return max(window) if isinstance(window, (list, tuple)) else window
 
 
 def _limits(model: PreTrainedModel) -> list[int]:
@@ -205,6 +215,7 @@ class _ForTexts:
     max_length: int
     more: bool  # whether the network could read longer ones
     name: str
+    multiple: int | None = None  # to which texts are padded, so that the mask tells of all positions
     warned: bool = field(default=False, repr=False)
 
     def __call__(self, texts: list) -> Batch:
@@ -212,7 +223,13 @@ class _ForTexts:
         if None in seconds and any(second is not None for second in seconds):
             raise ValueError("single texts and pairs of texts are mixed")
         pairs = [list(firsts), None if None in seconds else list(seconds)]
-        batch = self.processor(*pairs, padding=True, truncation=True, max_length=self.max_length)
+        batch = self.processor(
+            *pairs,
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            pad_to_multiple_of=self.multiple,
+        )
         lengths = [sum(mask) for mask in batch["attention_mask"]]
         if not all(lengths):
             raise ValueError("the tokenizer finds no token in the text: there is nothing to read")
@@ -238,7 +255,9 @@ def _for_recordings(model: PreTrainedModel, extractor: Any, name: str) -> _ForRe
     settings, rate = extractor.to_dict(), extractor.sampling_rate
     # spectrograms come in the one length that the network takes, samples in that of the longest recording
     takes_samples = model.main_input_name == "input_values" and "num_mel_bins" not in model.config.to_dict()
-    padding = {"padding": True} if takes_samples and "padding_value" in settings else {}
+    asked = inspect.signature(type(extractor).__call__).parameters.get("padding")
+    pads = (takes_samples and "padding_value" in settings) or (asked is not None and asked.default is False)
+    padding = {"padding": True} if pads else {}
     longest = settings.get("n_samples") or settings.get("nb_max_samples")  # of Whisper and CLAP
     if longest is None and {"max_length", "num_mel_bins"} <= set(settings):
         longest = settings["max_length"] * rate // 100  # of AST, in frames of 10 ms

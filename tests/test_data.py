@@ -219,6 +219,22 @@ def test_two_columns_are_read_as_pairs(tmp_path):
     assert {task.train[0], task.train[1], task.test[0], task.test[1]} == {*zip("abcd", "efgh", strict=True)}
 
 
+ZERO_OR_ONE = torch.arange(2)
+
+
+class Pairs(TorchDataset):
+    """Inputs with the numbers of their classes, as torchvision's datasets give them."""
+
+    def __init__(self, inputs, classes=ZERO_OR_ONE):
+        self.inputs, self.classes = inputs, classes
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def __getitem__(self, index):
+        return self.inputs[index], self.classes[index % 2]
+
+
 def test_containers_of_samples():
     table = {"text": ["a", "b"], "label": [0, 1]}
     for data in (
@@ -233,9 +249,12 @@ def test_containers_of_samples():
     splits = datasets.DatasetDict(train=datasets.Dataset.from_dict(table))
     for data, sentence in (
         ("a", "got one str; put it into a list"),
+        (np.array("a"), "got one ndarray; put it into a list"),
+        (Pairs(["a b", "c d", "e f", "g h"], ["pos", "neg"]), "come again and again, as classes do: neg, pos"),
         (table, r"got dict of .*give Dataset.from_dict\(columns\)"),
         (splits, r"give one split, data\['train'\]"),
         (stream, "a streamed dataset has no length"),
+        (datasets.IterableDatasetDict(train=stream), r"give one split, data\['train'\]"),
         ({"a", "b"}, "got a set, which has no order; give a list"),
         (DataLoader(["a", "b"]), "got a DataLoader, which gives batches"),
         ([("a b", "pos"), ("c d", "neg"), ("e f", "pos")], "come again and again, as classes do: neg, pos"),
@@ -302,12 +321,54 @@ def test_columns_of_images_and_of_paths(tmp_path):
     assert heard[0] == sound
 
 
-@pytest.mark.parametrize(("shape", "modality"), [((8, 8, 3), "image"), ((3, 8, 8), "image"), ((800,), "audio")])
+@pytest.mark.parametrize(
+    ("shape", "modality"),
+    [
+        ((8, 8, 3), "image"),
+        ((3, 8, 8), "image"),
+        ((800,), "audio"),
+    ],
+)
 def test_one_array_is_no_list_of_samples(shape, modality):
     for array in (np.zeros(shape), torch.zeros(shape)):
         with pytest.raises(InputError, match="which may be a single one; put it into a list"):
             as_samples(array, modality=modality)
-    assert len(as_samples(np.zeros((2, *shape)), modality=modality)) == 2
+    assert len(as_samples(np.zeros((5, *shape)), modality=modality)) == 5
+
+
+def test_rows_of_arrays_keep_their_arrays():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 9, 3), dtype=np.uint8)
+    rows = [{"picture": image, "label": torch.tensor(i % 2)} for i, image in enumerate(pixels)]
+    tensors = [row | {"picture": torch.from_numpy(row["picture"])} for row in rows]
+    features = datasets.Features({"picture": datasets.Array3D((8, 9, 3), "uint8"), "label": datasets.Value("int64")})
+    table = datasets.Dataset.from_dict({"picture": pixels, "label": [0, 1, 0]}, features=features)
+    for data in (rows, tensors, table):
+        samples = as_samples(data, modality="image")
+        assert samples.labels.tolist() == [0, 1, 0]
+        assert samples[1].dtype in (np.uint8, torch.uint8)
+        np.testing.assert_array_equal(samples[1], pixels[1])
+        np.testing.assert_array_equal(samples.select([2, 0])[0], pixels[2])
+    both = [row | {"depth": row["picture"]} for row in rows]
+    with pytest.raises(InputError, match=r"several columns hold arrays: \['picture', 'depth'\]; name one"):
+        as_samples(both, modality="image")
+    assert len(as_samples(both, modality="image", input_column="depth")) == 3
+    sounds = [{"sound": np.zeros(80, np.float32), "label": "a"}] * 2
+    assert as_samples(sounds, modality="audio")[1].shape == (80,)
+
+
+@pytest.mark.parametrize("shape", [(2, 800), (800, 2)])
+def test_a_stereo_recording_is_no_list_of_recordings(shape):
+    with pytest.raises(InputError, match="which may be a single one; put it into a list"):
+        as_samples(np.zeros(shape), modality="audio")
+
+
+def test_inputs_with_numbers_of_classes_are_labelled_samples():
+    images = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue", "green")]
+    for inputs, modality in ((["a", "b", "c"], "text"), (images, "image")):
+        for data in (Pairs(inputs), [(value, i % 2) for i, value in enumerate(inputs)]):
+            samples = as_samples(data, modality=modality)
+            assert [samples[i] for i in range(3)] == inputs
+            assert samples.labels.tolist() == [0, 1, 0]
 
 
 def test_a_file_of_another_kind(tmp_path):

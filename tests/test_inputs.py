@@ -51,6 +51,27 @@ def test_integer_samples_are_those_of_the_file():
         read_recording(samples.astype(float), rate=8000)
 
 
+def test_bytes_of_a_file_are_a_file_in_every_form():
+    samples, file = (np.random.default_rng(0).normal(size=80) * 3000).astype(np.int16), io.BytesIO()
+    wavfile.write(file, 8000, samples)
+    for content in (file.getvalue(), bytearray(file.getvalue()), memoryview(file.getvalue())):
+        np.testing.assert_array_equal(read_recording(content, rate=8000), samples / np.float32(2**15))
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 3), "red").save(picture, "PNG")
+    assert read_image(bytearray(picture.getvalue())).size == (4, 3)
+
+
+def test_tensors_of_bfloat16_are_read_as_float32():
+    half = torch.linspace(-0.5, 0.5, 80).bfloat16()
+    np.testing.assert_array_equal(read_recording(half, rate=8000), half.float())
+    np.testing.assert_array_equal(read_image(torch.ones(3, 4, 5).bfloat16()), np.full((4, 5, 3), 255))
+
+
+def test_integers_of_32_bits_that_hold_16_are_refused():
+    with pytest.raises(ValueError, match="int32 samples up to 12000 are next to silence, or of 16 bits"):
+        read_recording(np.array([12000, -7], np.int32), rate=8000)
+
+
 @pytest.mark.parametrize("value", [{"text": "a"}, object(), ["a"], None])
 def test_what_is_no_recording(value):
     with pytest.raises(TypeError, match="a recording should be an array of samples"):

@@ -110,6 +110,17 @@ def test_of_clip_the_image_encoder_is_read_with_its_weights(tmp_path):
     assert torch.equal(same["pixel_values"], batch["pixel_values"])
 
 
+def test_a_processor_without_a_size_takes_none(tmp_path):
+    from transformers import Siglip2ImageProcessor, Siglip2VisionConfig, Siglip2VisionModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    Siglip2VisionModel(Siglip2VisionConfig(num_patches=16, patch_size=8, **sizes)).save_pretrained(tmp_path)
+    Siglip2ImageProcessor(patch_size=8, max_num_patches=16).save_pretrained(tmp_path)
+    assert load_network(str(tmp_path)).prepare([Image.new("RGB", (40, 90))])["pixel_values"].shape == (1, 16, 192)
+    with pytest.raises(InputError, match="image_size=32 was given, but the processor has no size of images; leave it"):
+        load_network(str(tmp_path), image_size=32)
+
+
 @pytest.mark.parametrize("size", [{"shortest_edge": 224}, {"height": 224, "width": 224}])
 def test_a_size_is_given_as_the_processor_has_it(size):
     from hf_tl.preparation import _sizes

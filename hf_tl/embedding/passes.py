@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -135,20 +135,33 @@ class Pass:
             if len(found) == (LOOKED_AT if masked else 2) or len(shapes) == 4:
                 break
         if not found:
-            raise InputError(f"none of the {len(self.samples)} samples of {self.samples.name} can be used")
+            name, what = self.samples.name, "what prepares them gives nothing"
+            try:
+                load_batch(self.network.prepare, self.samples, [0], on_bad_samples="raise")
+            except InputError as error:
+                what = in_one_line(error.__cause__ or error)
+            raise InputError(f"none of the {len(self.samples)} samples of {name} can be used, the first: {what}")
         chosen = list(shapes.values()) if len(shapes) > 1 else list(found)[:2]
         return {index: found[index] for index in chosen}
 
     @cached_property
     def example(self) -> Batch:
         """A batch of the first two of those samples; of the same sample twice where there is only one."""
-        return self.network.prepare([self.samples[index] for index in (list(self.alone) * 2)[:2]])
+        return self._batch_of((list(self.alone) * 2)[:2])
 
     @cached_property
     def together(self) -> Batch:
         """A batch of all those samples."""
         indices = list(self.alone)
-        return self.example if len(indices) == 2 else self.network.prepare([self.samples[i] for i in indices])
+        return self.example if len(indices) == 2 else self._batch_of(indices)
+
+    def _batch_of(self, indices: Sequence[int]) -> Batch:
+        """Some usable samples in one batch.
+
+        Raises:
+            InputError: they fit no common one.
+        """
+        return cast(Batch, load_batch(self.network.prepare, self.samples, indices, on_bad_samples="raise")[1])
 
     def chunks(self, *, into: np.ndarray | None = None) -> Iterator[Chunk]:
         """This process's share of the pass, one chunk of raw activations a batch.

@@ -63,6 +63,8 @@ def draw_values(
         rest = {name for name in wanted if not any(_is_under(name, prefix) for prefix in sources)}
         if rest:
             found |= _reset_tensors(model, layers, rest, seed)
+    plain = {name: name if name in found else name.replace("_orig_mod.", "") for name in wanted}  # of what is compiled
+    found = {name: found[own] for name, own in plain.items() if own in found}
     for name, tensor in wanted.items():
         if name not in found or found[name].shape != tensor.shape:
             shape = tuple(found[name].shape) if name in found else "missing"
@@ -177,12 +179,13 @@ def _initialised_copy(network: Any, named: nn.Module) -> nn.Module:
     if isinstance(twin, _Initialises):
         twin.init_weights()
     constants = {name: value.flatten()[0] for name, value in named.named_parameters() if value.unique().numel() == 1}
+    varied = dict(named.named_parameters()).keys() - constants.keys()
     for name, parameter in twin.named_parameters():
         unset = bool(parameter.isnan().any())
         if name in constants and (unset or parameter.unique().numel() == 1):
             parameter.fill_(constants[name])
-        elif unset:
-            raise ValueError(f"its init_weights leaves {name!r} out")
+        elif unset or (name in varied and parameter.unique().numel() == 1):
+            raise ValueError(f"its init_weights does not give {name!r} what its constructor does")
     return twin
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_tl.architectures import find_networks, is_sentence_transformer
+from hf_tl.architectures import find_networks, is_sentence_transformer, task_of
 from hf_tl.data import Samples
 from hf_tl.embedding.batches import single_process
 from hf_tl.embedding.full_network import FullNetworkEmbedding
 from hf_tl.embedding.recipe import Recipe
 from hf_tl.embedding.taps import TapSelection
 from hf_tl.errors import InputError
+from hf_tl.labels import find_problem
 from hf_tl.models import Network
 from hf_tl.trace import Batch
 from hf_tl.training import preserving_seeds
@@ -29,6 +31,7 @@ from hf_tl.training import preserving_seeds
 
 LABELS = ("labels", "label", "label_ids")
 AT_ONCE = 32  # samples that are collated together to read their labels
+NEIGHBOURS = 5
 CLASSES = "give EmbeddingCallback(train, val, prepare=...) samples with a class each"
 
 
@@ -40,7 +43,8 @@ class EmbeddingCallback(TrainerCallback):
 
     The log gets "embedding/svm" and "embedding/knn", accuracies on the validation samples of heads that were fitted
     on the training samples. Process 0 does it alone, and the others wait for it at their next step, for `ddp_timeout`
-    seconds at most; training flags and random numbers are left as they were.
+    seconds at most; training flags and random numbers are left as they were. Two samples are read as training
+    begins, so that a network that cannot be read is refused then.
 
     Args:
         train: labelled samples to fit the heads on.
@@ -50,11 +54,11 @@ class EmbeddingCallback(TrainerCallback):
         taps: which layers are read, as in `FullNetworkEmbedding`.
         recipe: how they are scaled.
         batch_size: samples a forward pass.
-        heads: name -> scikit-learn classifier; None for a linear SVM and the five nearest neighbours.
+        heads: name -> scikit-learn classifier of the labels; None for a linear SVM and the five nearest neighbours.
         trainer: whose log gets the accuracies; without it they stand in the trainer's state alone.
 
     Raises:
-        InputError: samples without labels, or a step below 1.
+        InputError: samples without labels, or of one class, or a step below 1.
     """
 
     def __init__(
@@ -75,9 +79,20 @@ class EmbeddingCallback(TrainerCallback):
                 raise InputError(f"{samples.name} has no labels; heads are fitted and evaluated on labelled samples")
         if eval_steps < 1:
             raise InputError(f"eval_steps must be at least 1, got {eval_steps}")
+        taught = train.label_table
+        problem = find_problem(taught.labels)
+        if heads is None and problem != "classification":
+            raise InputError(f"{train.name} are labelled for {problem}; give heads={{name: classifier}} that learn it")
+        if len(np.unique(taught.labels, axis=0)) < 2:
+            raise InputError(
+                f"all {len(train)} {train.name} are of class {taught.labels[0]!s}; heads need two or more"
+            )
+        aligned = val.label_table.aligned_to(taught)
+        val = replace(val, labels=aligned.labels, class_names=aligned.names)
         self.train, self.val, self.prepare, self.eval_steps = train, val, prepare, eval_steps
         self.taps, self.recipe, self.batch_size, self.trainer = taps, recipe, batch_size, trainer
-        self.heads = heads or {"svm": LinearSVC(random_state=0), "knn": KNeighborsClassifier()}
+        near = KNeighborsClassifier(min(NEIGHBOURS, len(train)))
+        self.heads = heads or {"svm": LinearSVC(random_state=0), "knn": near}
 
     @classmethod
     def from_trainer(
@@ -92,7 +107,8 @@ class EmbeddingCallback(TrainerCallback):
         """For a Trainer's own samples, collated as it collates them: at most `limit` of each of its two datasets.
 
         Heads are classifiers of samples: labels of tokens, spans, pixels, texts to generate, and pairs of texts are
-        refused. Of sentence-transformers' networks, the transformer is read.
+        refused, with the task by its name. Such a network can be judged by other samples that have a class each:
+        `EmbeddingCallback(train, val, prepare=...)`. Of sentence-transformers' networks, the transformer is read.
 
         Raises:
             InputError: a Trainer without evaluation samples, samples without classes.
@@ -100,9 +116,16 @@ class EmbeddingCallback(TrainerCallback):
         train, evaluated = loaders_of_trainer(trainer)
         of_sentences = trainer.model is not None and is_sentence_transformer(trainer.model)
         inputs = _inputs_of_one_text if of_sentences else None
-        made = cls.from_loaders(
-            train, evaluated, inputs=inputs, eval_steps=eval_steps, limit=limit, taps=taps, recipe=recipe
-        )
+        try:
+            made = cls.from_loaders(
+                train, evaluated, inputs=inputs, eval_steps=eval_steps, limit=limit, taps=taps, recipe=recipe
+            )
+        except InputError as error:
+            task = task_of(trainer.model) or "something else"
+            raise InputError(
+                f"EmbeddingCallback judges a network by one class a sample, and {type(trainer.model).__name__} is "
+                f"trained for {task}: {error}"
+            ) from error
         made.trainer = trainer
         return made
 
@@ -137,6 +160,14 @@ class EmbeddingCallback(TrainerCallback):
             evaluated, _ = samples_of_loader(val, inputs=inputs, limit=limit, name="evaluation samples")
         return cls(fitted, evaluated, prepare=prepare, eval_steps=eval_steps, taps=taps, recipe=recipe)
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Reads two samples, in every process: what cannot be read is refused before a step is taken."""
+        with preserving_seeds(), single_process():
+            fne, samples = self._embedding(kwargs["model"]), self.train
+            fne.activations(Samples([{"input": samples[i]} for i in range(2)], "input", name=samples.name))
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -156,25 +187,26 @@ class EmbeddingCallback(TrainerCallback):
 
         In several processes each may call it, on the wrapped network too; all find the same.
         """
-        model = model.module if isinstance(model, DistributedDataParallel) else model
-        if is_sentence_transformer(model):
-            (model,) = find_networks(model).values()
         with preserving_seeds(), single_process():
-            network = Network(model, self.prepare, name="the network in training")
-            device = str(next(model.parameters()).device)
-            fne = FullNetworkEmbedding(
-                network,
-                recipe=self.recipe,
-                taps=self.taps,
-                batch_size=self.batch_size,
-                device=device,
-                progress=False,
-            )
+            fne = self._embedding(model)
             train, val = fne.fit_transform(self.train), fne.transform(self.val)
             return {
                 f"embedding/{name}": float(clone(head).fit(train, train.labels).score(val, val.labels))
                 for name, head in self.heads.items()
             }
+
+    def _embedding(self, model: nn.Module) -> FullNetworkEmbedding:
+        model = model.module if isinstance(model, DistributedDataParallel) else model
+        if is_sentence_transformer(model):
+            (model,) = find_networks(model).values()
+        return FullNetworkEmbedding(
+            Network(model, self.prepare, name="the network in training"),
+            recipe=self.recipe,
+            taps=self.taps,
+            batch_size=self.batch_size,
+            device=str(next(model.parameters()).device),
+            progress=False,
+        )
 
     def _report(self, state: TrainerState, control: TrainerControl, model: nn.Module) -> None:
         if not state.is_world_process_zero:
@@ -281,6 +313,8 @@ def _labels(batch: Any, name: str) -> np.ndarray:
     if isinstance(found, Sequence) and found and not isinstance(found[0], (int, str)):
         raise InputError(f"labels of {name} should be one class a sample, got a {type(found[0]).__name__}; {CLASSES}")
     labels = np.asarray(found.cpu() if isinstance(found, torch.Tensor) else found)
+    if labels.ndim == 2 and labels.dtype.kind == "f":
+        raise InputError(f"labels of {name} are several numbers each, of shape {labels.shape}; {CLASSES}")
     if labels.ndim > 1:
         what = "token" if labels.ndim == 2 else "pixel"
         raise InputError(f"labels of {name} are one a {what}, of shape {labels.shape}, not a sample; {CLASSES}")

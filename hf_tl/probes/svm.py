@@ -9,7 +9,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags, column_or_1d
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from hf_tl.embedding.embedding import Embedding
 from hf_tl.errors import InputError
+from hf_tl.labels import renumber
 from hf_tl.probes.active_set import SampleSpace, solve, warn_if_inexact
 from hf_tl.probes.gram import (
     BEYOND,
@@ -98,6 +100,7 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         """
         if self.solver not in ("auto", "dual", "primal"):
             raise ValueError(f"solver should be 'auto', 'dual' or 'primal', got {self.solver!r}")
+        self._names = _class_names(X, y)
         X, y = self._checked(X, y)
         columns = OneVsRest.of(y)
         weights = _check_sample_weight(
@@ -122,6 +125,20 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         """The class of each sample of X, (n_samples,), or its labels, (n_samples, n_labels)."""
         check_is_fitted(self)
         return decide(self._values(X), self.classes_, self._kind)
+
+    def score(self, X: Features, y: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
+        """The accuracy.
+
+        Labels of an embedding that numbers its classes in another order than the training samples' did are those
+        classes still: `score(test, test.labels)`.
+
+        Raises:
+            InputError: such labels of a class that the training samples' table does not have.
+        """
+        names, taught = _class_names(X, y), vars(self).get("_names")
+        if names is not None and taught is not None:
+            y = renumber(y, names, taught)
+        return super().score(X, y, sample_weight)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -228,6 +245,11 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         for rows in row_blocks(matrix):
             values[rows] = read_rows(matrix, rows).astype(np.float64) @ self.coef_.T
         return values + self.intercept_
+
+
+def _class_names(X: Features, y: np.ndarray) -> tuple[str, ...] | None:
+    """The names of the classes that labels number, where they are an embedding's own."""
+    return X.class_names if isinstance(X, Embedding) and y is X.labels else None
 
 
 def _squared_norm(squares: np.ndarray, weights: np.ndarray) -> float:

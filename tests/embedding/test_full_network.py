@@ -162,6 +162,16 @@ def test_rows_that_fit_no_common_batch_are_told_apart_from_bad_rows():
     assert len(embedding().set_params(batch_size=1).fit_transform(rows)) == 4
 
 
+def test_samples_of_which_none_can_be_used_say_why(text_folder):
+    fne = FullNetworkEmbedding(load_network(str(text_folder)), progress=False, on_bad_samples="skip")
+    with pytest.raises(
+        InputError, match=r"none of the 2 samples of samples can be used, the first: TypeError: a text"
+    ):
+        fne.fit([("a film", 0.5), ("dull", 0.1)])
+    with pytest.raises(InputError, match=r"samples 0 to 1 of samples cannot be put .* single texts and pairs"):
+        fne.fit(["a film", ("dull", "not good")])
+
+
 def test_a_network_that_cannot_run_says_on_what():
     with pytest.raises(InputError, match=r"test_resnet cannot run on its prepared inputs, \(2, 7\): RuntimeError: "):
         embedding().fit(list(torch.randn(4, 7)))

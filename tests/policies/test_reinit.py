@@ -238,3 +238,21 @@ def test_a_reset_that_leaves_something_out_is_refused():
     with pytest.raises(InputError, match=r"'0\.scale' belongs to no module with reset_parameters that sets it"):
         reinit_layers(model, list(layers))
     assert all((parameter == 7).all() for parameter in model.parameters())
+
+
+@pytest.mark.slow
+def test_a_compiled_part_has_its_networks_initialiser():
+    plain, compiled = (trained(some("BertForSequenceClassification").model()) for _ in range(2))
+    compiled.bert = torch.compile(compiled.bert, backend="eager")
+    for model in (plain, compiled):
+        reinit_layers(model, select_layers(list_layers(model), "-1"), seed=1)
+    inside = compiled.bert._orig_mod.encoder.layer[-1].state_dict()
+    for name, tensor in plain.bert.encoder.layer[-1].state_dict().items():
+        assert torch.equal(inside[name], tensor), name
+
+
+@pytest.mark.slow
+def test_an_initialiser_that_does_other_than_the_constructor_is_refused():
+    model = timm.create_model("resnetv2_50", layers=(1, 1, 1, 1), channels=(32, 48, 64, 96), num_classes=3)
+    with pytest.raises(InputError, match=r"a new ResNetV2 cannot be built: .* its init_weights does not give 'stages"):
+        reinit_layers(model, select_layers(list_layers(model), "-1"))

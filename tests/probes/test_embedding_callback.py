@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from one_training import Model, accuracies, prepare, rows, train
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
@@ -71,6 +72,21 @@ def test_wrong_arguments_end_in_a_sentence():
         EmbeddingCallback(rows(8, 1), bare, prepare=prepare)
     with pytest.raises(InputError, match="eval_steps must be at least 1, got 0"):
         EmbeddingCallback(rows(8, 1), rows(8, 2), prepare=prepare, eval_steps=0)
+
+
+def test_labels_are_compared_by_name_and_one_class_is_none():
+    def named(names, labels):
+        return Samples([{"x": torch.full((4,), float(i))} for i in range(len(labels))], "x", labels, names, "val")
+
+    train, val = named(("cat", "dog"), np.array([0, 1] * 3)), named(("dog", "cat"), np.array([0, 0, 1]))
+    assert EmbeddingCallback(train, val, prepare=prepare).val.labels.tolist() == [1, 1, 0]
+    with pytest.raises(InputError, match="class 'cow' is none of"):
+        EmbeddingCallback(train, named(("cow", "cat"), np.array([0, 1])), prepare=prepare)
+    with pytest.raises(InputError, match="all 3 val are of class 1; heads need two or more"):
+        EmbeddingCallback(named(("cat", "dog"), np.array([1, 1, 1])), val, prepare=prepare)
+    several = named(("cat", "dog"), np.array([[0, 1], [1, 1]]))
+    with pytest.raises(InputError, match="val are labelled for multilabel; give heads="):
+        EmbeddingCallback(several, several, prepare=prepare)
 
 
 class Classifier(nn.Module):
@@ -169,9 +185,43 @@ def test_what_has_no_classes_is_refused(tmp_path):
     boxes = DataLoader([{"x": 1, "labels": {"boxes": 1}}] * 2, collate_fn=lambda items: {"labels": [{}, {}]})
     with pytest.raises(InputError, match="should be one class a sample, got a dict; give"):
         samples_of_loader(boxes)
+    with pytest.raises(InputError, match=r"labels of samples are several numbers each, of shape \(2, 3\)"):
+        samples_of_loader(DataLoader([{"x": 1, "labels": torch.zeros(3)}] * 2))
     trainer = Trainer(Classifier(), TrainingArguments(str(tmp_path), use_cpu=True), train_dataset=data(4))
     with pytest.raises(InputError, match="the Trainer has no eval_dataset"):
         EmbeddingCallback.from_trainer(trainer)
+
+
+TINY = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "sentence"),
+    [
+        ("TokenClassification", {"labels": [0, 1, 1]}, "trained for token classification: labels of .* one a token"),
+        ("QuestionAnswering", {"start_positions": 0, "end_positions": 1}, "question answering: .* have no labels"),
+        ("MaskedLM", {"labels": [3, -100, 4]}, "trained for masked LM: labels of training samples are one a token"),
+        ("LMHeadModel", {"labels": [3, 4, 5]}, "trained for causal LM: labels of training samples are one a token"),
+        ("MultipleChoice", {"input_ids": [[1, 2, 3]] * 2, "labels": 1}, "multiple choice: .* are 2 texts each"),
+        ("SequenceClassification", {"labels": [0.0, 1.0]}, "sequence classification: .* several numbers each"),
+    ],
+)
+def test_what_a_network_is_trained_for_is_named_where_it_is_refused(tmp_path, task, labels, sentence):
+    kind = getattr(transformers, f"Bert{task}" if task.startswith("LM") else f"BertFor{task}")
+    rows = [{"input_ids": [1, 2, 3], **labels}] * 4
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    trainer = Trainer(kind(transformers.BertConfig(**TINY)), args, train_dataset=rows, eval_dataset=rows)
+    with pytest.raises(InputError, match=f"by one class a sample, and {kind.__name__} is .*{sentence}"):
+        EmbeddingCallback.from_trainer(trainer)
+
+
+def test_a_network_that_cannot_be_read_is_refused_as_training_begins(tmp_path):
+    args = TrainingArguments(str(tmp_path), max_steps=5, use_cpu=True, report_to=[])
+    trainer = Trainer(Classifier(), args, train_dataset=data(8), eval_dataset=data(8))
+    trainer.add_callback(EmbeddingCallback(rows(8, 1), rows(8, 2), prepare=lambda items: {"y": torch.zeros(2, 4)}))
+    with pytest.raises(InputError, match=r"the network in training cannot run on its prepared inputs, y \(2, 4\)"):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from sklearn.datasets import load_breast_cancer, load_wine
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from hf_tl import LinearSVM
+from hf_tl import Embedding, InputError, LinearSVM
+from hf_tl.embedding.embedding import LayerColumns
 from hf_tl.probes.grid_search import stratified_folds
 
 
@@ -224,3 +225,19 @@ def test_wrong_options_are_refused(options, message):
 @parametrize_with_checks([LinearSVM()])
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
+
+
+def test_an_embeddings_own_labels_mean_what_its_table_says():
+    x, y = ternary(60, 40, 3)
+    layers = (LayerColumns("all", 0, 40, 1.0),)
+
+    def embedded(rows, numbers, names):
+        return Embedding(x[rows], layers, np.arange(len(numbers)), numbers, names)
+
+    train, test = slice(0, 40), slice(40, 60)
+    svm = LinearSVM().fit(taught := embedded(train, y[train], ("a", "b", "c")), taught.labels)
+    turned = embedded(test, (y[test] + 1) % 3, ("c", "a", "b"))
+    assert svm.score(turned, turned.labels) == svm.score(x[test], y[test]) > 0.5
+    other = embedded(test, y[test], ("a", "b", "d"))
+    with pytest.raises(InputError, match=r"class 'd' is none of \['a', 'b', 'c'\]"):
+        svm.score(other, other.labels)
