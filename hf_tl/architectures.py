@@ -21,6 +21,33 @@ if TYPE_CHECKING:
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+QUANTISED = ("bitsandbytes int8", "bitsandbytes 4-bit", "torchao int8")
+"""The layers of fewer bits whose weights can be read as numbers."""
+
+_BITSANDBYTES = {
+    "bitsandbytes.nn.modules.Linear8bitLt": "bitsandbytes int8",
+    "bitsandbytes.nn.modules.Linear4bit": "bitsandbytes 4-bit",
+    "bitsandbytes.nn.modules.Embedding8bit": "bitsandbytes Embedding8bit",
+    "bitsandbytes.nn.modules.Embedding4bit": "bitsandbytes Embedding4bit",
+}
+_QUANTISERS = {  # the package of a layer's class, or the file of transformers' integrations
+    "gptqmodel": "GPTQ",
+    "auto_gptq": "GPTQ",
+    "awq": "AWQ",
+    "hqq": "HQQ",
+    "eetq": "EETQ",
+    "aqlm": "AQLM",
+    "quanto": "Quanto",
+    "vptq": "VPTQ",
+    "spqr_quant": "SpQR",
+    "higgs": "HIGGS",
+    "bitnet": "BitNet",
+    "fbgemm_fp8": "FBGEMM FP8",
+    "finegrained_fp8": "FP8",
+    "mxfp4": "MXFP4",
+    "compressed_tensors": "compressed-tensors",
+}
+_PACKED = frozenset({"qweight", "W_q"})  # tensors of codes, as GPTQ, AWQ and HQQ call theirs
 
 
 @runtime_checkable
@@ -178,6 +205,31 @@ def is_fully_connected(module: nn.Module) -> bool:
     """True for linear layers, GPT-2's `Conv1D` among them: channels are the last axis of their output."""
     module = without_adapter(module)
     return isinstance(module, (nn.Linear, nn.Bilinear)) or is_conv1d(module)
+
+
+def quantisation_of(module: nn.Module) -> str | None:
+    """How a layer stores its weight in fewer bits: one of QUANTISED, the name of any other quantiser, or None.
+
+    Layers of bitsandbytes and weights of torchao are known by their class, those of other quantisers by the package
+    or by the names of their tensors.
+    """
+    for path, found in _BITSANDBYTES.items():
+        if _is_a(module, path):
+            return found
+    weight = module._parameters.get("weight")
+    if weight is not None and type(weight).__module__.startswith("torchao."):
+        weight_only = type(weight).__name__ == "Int8Tensor" and vars(weight).get("act_quant_kwargs") is None
+        return "torchao int8" if weight_only and isinstance(module, nn.Linear) else f"torchao {type(weight).__name__}"
+    package = type(module).__module__.partition(".")[0]
+    integration = type(module).__module__.removeprefix("transformers.integrations.").partition(".")[0]
+    packed = {*module._buffers, *module._parameters} & _PACKED
+    return _QUANTISERS.get(package) or _QUANTISERS.get(integration) or (type(module).__name__ if packed else None)
+
+
+def quantiser_of(model: nn.Module) -> str | None:
+    """The method by which transformers loaded a network in fewer bits, such as "gptq"; None where it did not."""
+    method = vars(model).get("quantization_method")  # an enum of strings
+    return None if method is None else str(getattr(method, "value", method))
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -45,11 +45,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_tl.architectures import find_networks, is_encoder_of_sentences, is_parallel, is_transformers, unwrapped
+from hf_tl.architectures import (
+    find_networks,
+    is_encoder_of_sentences,
+    is_parallel,
+    is_transformers,
+    quantiser_of,
+    unwrapped,
+)
 from hf_tl.errors import InputError
 from hf_tl.lora.adapter import PREFIX
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.layer import LoraLayer, SavedModule
+from hf_tl.lora.quantised import PACKS, packing_layers, unpack
 
 
 RECORD = "_hf_tl_adapters"
@@ -121,8 +129,16 @@ class AdapterRecord:
         self._set(norm, "momentum", 0.0)
         norm.eval()
 
+    def keep_gradients(self) -> None:
+        """Keeps quantised layers in the form through which gradients pass, and tells Trainer that adapters train."""
+        for layer in packing_layers(self.model):
+            unpack(layer)
+            self._set(layer, PACKS, False)
+        if is_transformers(self.model) and quantiser_of(self.model) is not None:
+            self._set(self.model, "_hf_peft_config_loaded", True)  # else it refuses a quantised network
+
     def _set(self, module: nn.Module, name: str, value: object) -> None:
-        self.original_settings.append((module, name, vars(module)[name]))
+        self.original_settings.append((module, name, getattr(module, name)))
         setattr(module, name, value)
 
     def freeze(self) -> None:

@@ -28,6 +28,7 @@ from hf_tl.lora.initialise import initialise
 from hf_tl.lora.layer import LoraLayer, SavedModule
 from hf_tl.lora.linear import LoraLinear, computes_otherwise
 from hf_tl.lora.merge import delete_adapter
+from hf_tl.lora.quantised import check_quantised, codes_as_they_are
 from hf_tl.lora.targets import Plan, plan_adapter
 from hf_tl.names import in_runs, is_inside, listed
 from hf_tl.trace import Batch, evaluating, forward
@@ -68,7 +69,9 @@ def add_lora(
             it was.
     """
     network = find_network(model)
-    plan = plan_adapter(network, config, example=example, running_statistics=running_statistics)
+    check_quantised(network)
+    with codes_as_they_are(network):
+        plan = plan_adapter(network, config, example=example, running_statistics=running_statistics)
     batch = _dummy_batch(network) if example is None else example
     inject(network, plan, adapter_name=adapter_name)
     record_of(network).in_container = is_encoder_of_sentences(model)
@@ -218,6 +221,7 @@ def inject(model: nn.Module, plan: Plan, *, adapter_name: str = "default", empty
     if not record.configs:
         setattr(model, RECORD, record)
         record.freeze()
+        record.keep_gradients()
         record.watch_inputs()
     record.put({name: layer for name, layer in layers.items() if name not in record.layers})
     record.put({name: module for name, module in saved.items() if name not in record.saved})

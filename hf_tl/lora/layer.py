@@ -11,7 +11,7 @@ Every kind can be read as one matrix W (d, k) with factors A (r, k) and B (d, r)
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -20,9 +20,7 @@ from torch import Tensor, nn
 
 from hf_tl.errors import InputError
 from hf_tl.lora.config import LoraConfig
-
-
-PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from hf_tl.lora.quantised import is_quantised, plain_weight, put_parameter
 
 
 class Factor(nn.Module):
@@ -150,7 +148,8 @@ class LoraLayer(nn.Module):
     def weight(self) -> Tensor:
         """What a network finds that reads the weight by itself: of a layer that it has not called in this mode, with
         adapters."""
-        return self.frozen_weight if self.training in self.called else self.adapted_weight(self.running)
+        whole = self.training in self.called or is_quantised(self.base_layer)  # of codes only the dtype is read
+        return self.frozen_weight if whole else self.adapted_weight(self.running)
 
     def adapted_weight(self, adapters: Sequence[str]) -> Tensor:
         """The frozen weight with the updates of adapters in it, for a gradient to pass, in its own layout."""
@@ -166,19 +165,17 @@ class LoraLayer(nn.Module):
         return weight
 
     def matrix(self) -> Tensor:
-        """The frozen weight as (d, k), a view.
-
-        Raises:
-            InputError: what is stored is not the weight: codes of a quantised layer, or a part that is computed with.
-        """
-        weight = self.frozen_weight.detach()
-        if type(weight) is not Tensor or weight.dtype not in PLAIN_DTYPES:
-            raise InputError(
-                f"the weight of a {type(self.base_layer).__name__} is stored as {weight.dtype}, in a form of its own, "
-                "and cannot be read or written as numbers; load the network unquantised for DoRA, PiSSA, OLoRA or a "
-                "merge"
-            )
+        """The frozen weight as (d, k): a view, or dequantised (`plain_weight`, which says what it refuses)."""
+        weight = plain_weight(self.base_layer, self.weight_name)
         return weight.t() if self.transposed else weight.flatten(1)
+
+    def adapted_matrix(self, adapters: Sequence[str]) -> Tensor:
+        """The frozen weight (d, k) with adapters in it, in float32 or float64: what a merge writes, unrounded."""
+        matrix = self.matrix()
+        matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32), copy=True)
+        for adapter in adapters:
+            self.add_to(matrix, None, adapter)
+        return matrix
 
     def check_weight(self) -> None:
         """Checks that `matrix()` is what the frozen layer computes with.
@@ -275,6 +272,10 @@ class LoraLayer(nn.Module):
     def extra_bias(self, adapter: str) -> Tensor | None:
         """The bias of B, (d,), or None."""
         return self.lora_B[adapter].bias
+
+    def exchange(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """Puts parameters in the places of the frozen layer's, by name; returns those that were there."""
+        return {name: put_parameter(self.base_layer, name, parameter) for name, parameter in parameters.items()}
 
     def own_bias(self) -> Tensor | None:
         """The bias of the frozen layer, (d,), a view; None where it has none."""
@@ -395,6 +396,12 @@ class SavedModule(nn.Module):
 
     def add_adapter(self, adapter: str, *, trains: bool = True) -> None:
         """A copy of the original for one more adapter; one that does not train is there for its statistics."""
+        if trains and any(map(is_quantised, self.original_module.modules())):
+            raise InputError(
+                f"a {type(self.original_module).__name__} is to train in full, but its weights are quantised; load "
+                "the network with its head in float (llm_int8_skip_modules of BitsAndBytesConfig names it), or leave "
+                "it out of modules_to_save"
+            )
         made = deepcopy(self.original_module)
         half = _dtype(made) in (torch.float16, torch.bfloat16)
         self.modules_to_save[adapter] = made.float() if half and trains else made
@@ -428,6 +435,11 @@ def _give_originals(layer: LoraLayer, state: dict[str, Tensor], prefix: str, met
     """Lets a state dict hold the frozen weights and the adapters apart, while they are merged too."""
     if layer.merged_adapters and not layer.originals:
         raise InputError("adapters were merged for good; call delete_adapter(model, merge=True) before state_dict()")
+    if is_quantised(layer.base_layer) and layer.originals:  # several tensors a weight
+        merged = layer.exchange(layer.originals)
+        state |= {f"{prefix}base_layer.{name}": tensor for name, tensor in layer.base_layer.state_dict().items()}
+        layer.exchange(merged)
+        return
     for name, parameter in layer.originals.items():
         if f"{prefix}base_layer.{name}" in state:
             state[f"{prefix}base_layer.{name}"] = parameter.detach()

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from hf_tl.architectures import is_conv1d
 from hf_tl.errors import InputError
 from hf_tl.lora.layer import LoraLayer
+from hf_tl.lora.quantised import is_quantised
 
 
 class LoraLinear(LoraLayer):
@@ -59,7 +60,7 @@ class LoraLinear(LoraLayer):
     def check_weight(self) -> None:
         """See LoraLayer: of a subclass, the output for a random input is compared with the weight's."""
         weight, base = self.matrix(), self.base_layer
-        plain = weight.is_meta or type(base) is nn.Linear or is_conv1d(base)
+        plain = weight.is_meta or type(base) is nn.Linear or is_conv1d(base) or is_quantised(base)
         if not plain and _is_other_matrix(base):
             raise InputError(
                 f"{type(base).__name__} computes something else than x W' + c with its weight; DoRA, PiSSA, OLoRA and "

@@ -19,6 +19,7 @@ from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.inject import inject
 from hf_tl.lora.merge import delete_adapter
 from hf_tl.lora.placement import Placement, place
+from hf_tl.lora.quantised import check_quantised, is_quantised
 from hf_tl.lora.targets import Plan, Target
 from hf_tl.models import load_model
 
@@ -70,6 +71,7 @@ def put_adapter(
 ) -> nn.Module:
     """`load_adapter` for an adapter that is in memory."""
     network = find_network(model)
+    check_quantised(network)
     found = place(saved, network)
     complaint = found.complaint()
     if complaint and strict:
@@ -78,6 +80,13 @@ def put_adapter(
         raise InputError(f"adapter {saved.folder!r} has no layer that this {type(network).__name__} has")
     if complaint:
         warnings.warn(f"left out of the load: {complaint}", stacklevel=3)
+    codes = [name for name in found.updates if is_split(saved.config) and is_quantised(found.modules[name])]
+    if codes:
+        raise InputError(
+            f"adapter {saved.folder!r} has init_lora_weights={saved.config['init_lora_weights']!r}: PEFT trained it "
+            f"beside weights that it quantised again, as that of {codes[0]!r}, which hf_tl does not repeat; save it "
+            "with peft's path_initial_model_for_weight_conversion"
+        )
     alphas = {name: saved.alpha_of(found.written[name]) for name in found.updates}
     targets = [Target(name, update.rank, alphas[name]) for name, update in found.updates.items()]
     plan = Plan(_config(found, alphas), targets, tuple(found.saved), vocabulary=tuple(found.vocabulary))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import RECORD, AdapterRecord, known, record_of, set_adapter
 from hf_tl.lora.layer import LoraLayer
+from hf_tl.lora.quantised import is_quantised, requantised
 from hf_tl.trace import Batch, evaluating, first_float, forward
 
 
@@ -22,10 +24,13 @@ class Merge:
     Attributes:
         layers: how many layers it changed.
         largest_change: the largest absolute difference of the network's output on the example, None without one.
+        rounding: of weights that were quantised again, the largest absolute difference from the sum of the
+            dequantised weight and the adapters; None where no layer is quantised.
     """
 
     layers: int
     largest_change: float | None = None
+    rounding: float | None = None
 
 
 def merge_adapter(
@@ -38,7 +43,8 @@ def merge_adapter(
 ) -> Merge:
     """Adds adapters to the frozen weights, in float32 with one rounding to the weight's dtype.
 
-    A weight that another module shares (tied embeddings) stays as it is there.
+    A quantised weight is dequantised for it and quantised again as it was, after all adapters, and a warning says by
+    how much that rounds. A weight that another module shares (tied embeddings) stays as it is there.
 
     Args:
         model: a network with adapters.
@@ -68,6 +74,7 @@ def merge_adapter(
         for adapter in adapters:
             record.layers[name].check_mergeable(adapter)
     owners = Counter(id(p) for _, p in record.model.named_parameters(remove_duplicate=False))
+    roundings: list[float] = []
     try:
         for name, adapters in held.items():
             layer = record.layers[name]
@@ -78,7 +85,9 @@ def merge_adapter(
                     f"{name}.{layer.weight_name} is computed from other tensors, as weight normalisation and pruning "
                     "do; make it a parameter first (torch.nn.utils.remove_weight_norm, prune.remove)"
                 )
-            if reversible or safe_merge or owners[id(layer.frozen_weight)] > 1 or not _merge_in_place(layer, adapters):
+            if is_quantised(layer.base_layer):
+                roundings.append(_merge_quantised(layer, name, adapters))
+            elif reversible or safe_merge or owners[id(weight)] > 1 or not _merge_in_place(layer, adapters):
                 _merge(layer, name, adapters, safe=safe_merge)
     except BaseException:
         _restore(record)
@@ -86,9 +95,15 @@ def merge_adapter(
     if not reversible:
         for layer in record.layers.values():
             layer.originals.clear()
-    if example is None or before is None:
-        return Merge(len(held), None)
-    return Merge(len(held), (_output(model, example) - before).abs().max().item())
+    rounding = max(roundings, default=None)
+    if rounding is not None:
+        warnings.warn(
+            f"{len(roundings)} merged weights were quantised again, which moves them by up to {rounding:.2g}; compare "
+            "the outputs by merge_adapter(..., example=...), or leave the adapter beside the weights",
+            stacklevel=2,
+        )
+    change = None if example is None or before is None else (_output(model, example) - before).abs().max().item()
+    return Merge(len(held), change, rounding)
 
 
 def unmerge_adapter(model: nn.Module) -> None:
@@ -205,10 +220,28 @@ def _merge(layer: LoraLayer, name: str, adapters: list[str], *, safe: bool) -> N
     layer.merged_adapters = adapters
 
 
+def _merge_quantised(layer: LoraLayer, name: str, adapters: list[str]) -> float:
+    """`_merge` for a weight that is stored in fewer bits; returns by how much the largest rounding moves it."""
+    matrix, bias = layer.matrix().float(), layer.own_bias()
+    wide = None if bias is None else bias.float()
+    for adapter in adapters:
+        layer.add_to(matrix, wide, adapter)
+    if not torch.isfinite(matrix).all():
+        raise InputError(
+            f"the merged {name}.{layer.weight_name} would not be finite; the network was left as it was: look for NaN "
+            "in the adapter"
+        )
+    made = {layer.weight_name: requantised(layer.base_layer, matrix)}
+    if bias is not None and wide is not None and any(layer.extra_bias(adapter) is not None for adapter in adapters):
+        made["bias"] = nn.Parameter(wide.to(bias.dtype), requires_grad=layer.base_layer.bias.requires_grad)
+    layer.originals = layer.exchange(made)
+    layer.merged_adapters = adapters
+    return (layer.matrix() - matrix).abs().max().item()
+
+
 def _restore(record: AdapterRecord) -> None:
     for layer in record.layers.values():
-        for name, parameter in layer.originals.items():
-            setattr(layer.base_layer, name, parameter)
+        layer.exchange(layer.originals)
         layer.originals, layer.merged_adapters = {}, []
 
 

@@ -12,6 +12,7 @@ from hf_tl.architectures import CONVOLUTIONS, find_output_embeddings, is_contain
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import base_modules
 from hf_tl.lora.adapter import Adapter, LayerUpdate, is_finite
+from hf_tl.lora.quantised import plain_weight
 from hf_tl.names import closest, peft_matcher
 
 
@@ -228,7 +229,7 @@ def base_weights(adapter: Adapter, model: nn.Module) -> dict[str, Tensor]:
     for name, module in found.modules.items():
         if name in found.written:
             part = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
-            weights[found.written[name]] = module.get_parameter(part).detach()
+            weights[found.written[name]] = plain_weight(module, part)
     return weights
 
 
