@@ -8,6 +8,7 @@ import torch
 from parity_rows import ROWS, exported, make_pair, randomise
 from torch import nn
 from torch.nn.utils import prune
+from transformers.pytorch_utils import Conv1D
 
 from hf_tl import (
     InputError,
@@ -211,6 +212,31 @@ def test_cat_is_the_exact_sum():
     assert torch.allclose(model(x), expected, atol=1e-5)
     assert (model[0].r["both"], model[2].r["both"]) == (4, 7)
     assert record_of(model).configs["both"].rank_pattern == {"^0": 4}
+
+
+@pytest.mark.parametrize("combination_type", ["cat", "svd"])
+@pytest.mark.parametrize(("layer", "x"), [
+    (nn.Linear(4, 6), torch.randn(2, 4)),
+    (Conv1D(6, 4), torch.randn(2, 4)),
+    (nn.Embedding(8, 6), torch.arange(8)),
+    (nn.Conv1d(4, 6, 3), torch.randn(2, 4, 5)),
+    (nn.Conv2d(4, 6, 3, groups=2), torch.randn(2, 4, 5, 5)),
+    (nn.Conv3d(4, 6, 2), torch.randn(1, 4, 3, 3, 3)),
+], ids=lambda value: type(value).__name__)  # fmt: skip
+def test_a_combination_is_the_weighted_sum_of_the_updates_of_any_layer(layer, x, combination_type):
+    model = nn.Sequential(copy.deepcopy(layer))
+    plain, outputs = model(x), []
+    for name in ("a", "b"):
+        add_lora(model, LoraConfig(r=4, target_modules=["0"], init_lora_weights="random"), adapter_name=name)
+        if isinstance(layer, nn.Embedding):  # whose random start is 0
+            nn.init.normal_(model[0].lora_embedding_A[name])
+        outputs.append(model(x))
+    expected = plain + 0.7 * (outputs[0] - plain) - 0.4 * (outputs[1] - plain)
+    rank = {"svd_rank": 8} if combination_type == "svd" else {}
+    settings = {"weights": [0.7, -0.4], "adapter_name": "both", "combination_type": combination_type, **rank}
+    combine_adapters(model, ["a", "b"], **settings)
+    assert not torch.allclose(expected, plain, atol=1e-2)
+    torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_combining_refuses():
