@@ -163,11 +163,17 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def inner_network(module: nn.Module) -> nn.Module:
-    """What torch.compile, DataParallel and DistributedDataParallel wrapped, in any order; any other module itself."""
+    """What torch.compile, DataParallel and DistributedDataParallel wrapped, in any order; any other module itself.
+
+    Of sentence-transformers' encoders it is the transformer, where that holds all the parameters.
+    """
     while True:
         inner = unwrapped(module)
         if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = inner.module
+        if is_encoder_of_sentences(inner):
+            found = list(find_networks(inner).values())
+            inner = found[0] if [n_parameters(one) for one in found] == [n_parameters(inner)] else inner
         if inner is module:
             return module
         module = inner
@@ -177,12 +183,6 @@ def is_parallel(module: nn.Module) -> bool:
     """True for the wrappers in which torch spreads a network over processes or devices."""
     fsdp = "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel"
     return isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or _is_a(module, fsdp)
-
-
-def is_sentence_transformer(model: nn.Module) -> bool:
-    """True for sentence-transformers' list of a network and what pools it."""
-    kinds = type(model).__mro__
-    return any(k.__name__ == "SentenceTransformer" and k.__module__.startswith("sentence_transformers") for k in kinds)
 
 
 def is_encoder_of_sentences(model: nn.Module) -> bool:

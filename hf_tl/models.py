@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hf_tl.architectures import AUTO_CLASSES, AutoClass, auto_class_for, classifiers, classifiers_for, inner_network
+from hf_tl.architectures import (
+    AUTO_CLASSES,
+    AutoClass,
+    auto_class_for,
+    classifiers,
+    classifiers_for,
+    inner_network,
+    is_encoder_of_sentences,
+)
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.preparation import find_preparation
 from hf_tl.trace import Batch
@@ -29,8 +37,8 @@ class Network:
     """A network with its preparation of inputs.
 
     Attributes:
-        model: the network, without what torch.compile or DataParallel put around it; called with what `prepare`
-            returns.
+        model: the network, without what torch.compile or DataParallel put around it, of sentence-transformers' the
+            transformer; called with what `prepare` returns.
         prepare: a list of raw inputs (PIL images, strings, recordings, arrays) -> a batch: one tensor, or a mapping
             of tensors passed by keyword; the first dimension of every tensor is the batch.
         modality: what a raw input is: "image", "text", "audio" or "array".
@@ -53,7 +61,22 @@ class Network:
     processor: Any = None
 
     def __post_init__(self) -> None:
+        if is_encoder_of_sentences(self.model):  # whose own method tells itself what it has prepared
+            object.__setattr__(self, "prepare", _TensorsOf(self.prepare))
         object.__setattr__(self, "model", inner_network(self.model))
+
+
+@dataclass(frozen=True)
+class _TensorsOf:
+    """What prepares batches, without what is no tensor in them."""
+
+    prepare: Callable[[list], Batch]
+
+    def __call__(self, inputs: list) -> Batch:
+        batch = self.prepare(inputs)
+        if isinstance(batch, torch.Tensor):
+            return batch
+        return {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
 
 
 def load_network(

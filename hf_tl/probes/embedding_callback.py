@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_tl.architectures import find_networks, is_sentence_transformer, task_of
+from hf_tl.architectures import find_networks, is_encoder_of_sentences, task_of
 from hf_tl.data import Samples
 from hf_tl.embedding.batches import single_process
 from hf_tl.embedding.full_network import FullNetworkEmbedding
@@ -114,17 +114,17 @@ class EmbeddingCallback(TrainerCallback):
             InputError: a Trainer without evaluation samples, samples without classes.
         """
         train, evaluated = loaders_of_trainer(trainer)
-        of_sentences = trainer.model is not None and is_sentence_transformer(trainer.model)
+        of_sentences = trainer.model is not None and is_encoder_of_sentences(trainer.model)
         inputs = _inputs_of_one_text if of_sentences else None
         try:
             made = cls.from_loaders(
                 train, evaluated, inputs=inputs, eval_steps=eval_steps, limit=limit, taps=taps, recipe=recipe
             )
         except InputError as error:
-            task = task_of(trainer.model) or "something else"
+            task = task_of(trainer.model)
             raise InputError(
                 f"EmbeddingCallback judges a network by one class a sample, and {type(trainer.model).__name__} is "
-                f"trained for {task}: {error}"
+                f"trained {f'for {task}' if task else 'otherwise'}: {error}"
             ) from error
         made.trainer = trainer
         return made
@@ -197,7 +197,7 @@ class EmbeddingCallback(TrainerCallback):
 
     def _embedding(self, model: nn.Module) -> FullNetworkEmbedding:
         model = model.module if isinstance(model, DistributedDataParallel) else model
-        if is_sentence_transformer(model):
+        if is_encoder_of_sentences(model):
             (model,) = find_networks(model).values()
         return FullNetworkEmbedding(
             Network(model, self.prepare, name="the network in training"),
@@ -324,9 +324,12 @@ def _labels(batch: Any, name: str) -> np.ndarray:
 
 
 def _without_labels(batch: Any) -> Batch:
-    if isinstance(batch, Mapping):
-        return {key: value for key, value in batch.items() if key not in LABELS and isinstance(value, torch.Tensor)}
-    return batch[0]
+    if not isinstance(batch, Mapping):
+        return batch[0]
+    found = {key: value for key, value in batch.items() if key not in LABELS and isinstance(value, torch.Tensor)}
+    if not found:
+        raise InputError(f"batches hold nothing but labels that is a tensor: {list(batch)}; give inputs=...")
+    return found
 
 
 def _inputs_of_one_text(batch: Mapping[str, Any]) -> Batch:
@@ -337,8 +340,9 @@ def _inputs_of_one_text(batch: Mapping[str, Any]) -> Batch:
     """
     columns = [name.removesuffix("_input_ids") for name in batch if name.endswith("_input_ids")]
     if len(columns) != 1:
+        got = columns or [name for name in batch if name not in LABELS]
         raise InputError(
-            f"samples should be one text with its class, got the columns {columns}; give EmbeddingCallback(train, "
+            f"samples should be one text with its class, got the columns {got}; give EmbeddingCallback(train, "
             f"val, prepare=...) one of them"
         )
     start = f"{columns[0]}_"

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainingArguments
 
-from hf_tl import InputError, Samples
+from hf_tl import FullNetworkEmbedding, InputError, Network, Samples, list_layers
 from hf_tl.probes.embedding_callback import EmbeddingCallback, samples_of_loader
 
 
@@ -253,5 +253,14 @@ def test_a_sentence_transformer_with_labels(tmp_path):
     trainer.add_callback(EmbeddingCallback.from_trainer(trainer))
     trainer.train()
     assert [entry["embedding/svm"] for entry in trainer.state.log_history if "embedding/svm" in entry] == [1.0]
+    net = Network(trainer.model, trainer.model.preprocess)  # what it tells beside tensors is left out
+    made = FullNetworkEmbedding(net, recipe="raw", taps="last", progress=False).activations(texts)
+    np.testing.assert_allclose(made, trainer.model.encode(texts), atol=1e-5)
+    assert [layer.name for layer in list_layers(trainer.model)] == [
+        "stem",
+        "encoder.layer.0",
+        "encoder.layer.1",
+        "head",
+    ]
     with pytest.raises(InputError, match=r"one text with its class, got the columns \['a', 'b'\]"):
         EmbeddingCallback.from_trainer(trainer_of(two, CosineSimilarityLoss))
