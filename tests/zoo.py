@@ -13,6 +13,7 @@ from torch import nn
 
 
 CLASSES = 5
+SIDE = 96  # pixels of images, where a network of timm takes any size
 WORDS = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
 IMAGE = {"image_size": 32, "patch_size": 8}
@@ -80,11 +81,16 @@ class Specimen:
             return self.build().eval()
 
 
-def _timm(name: str, blocks: int, stem: str, head: str = "head.fc", norm: str = "", **options) -> Specimen:
+def _timm(
+    name: str, blocks: int, stem: str, head: str = "head.fc", norm: str = "", *, side: int = SIDE, **options
+) -> Specimen:
     def build() -> nn.Module:
         import timm
 
-        return timm.create_model(name, num_classes=CLASSES, **options)
+        small = {"pretrained_cfg_overlay": {"input_size": (3, side, side)}}
+        if timm.get_pretrained_cfg(name).fixed_input_size:
+            small = {"img_size": side, **small} if side < SIDE else {}
+        return timm.create_model(name, num_classes=CLASSES, **small, **options)
 
     return Specimen(f"timm/{name}", build, {"": blocks}, tuple(stem.split()), tuple(head.split()), tuple(norm.split()))
 
@@ -131,17 +137,17 @@ ZOO = (
     _timm("mobilenetv2_100", 1 + 2 + 3 + 4 + 3 + 3 + 1, "conv_stem bn1", "classifier"),
     _timm("mobilenetv3_small_100", 1 + 2 + 3 + 2 + 3 + 1, "conv_stem bn1", "conv_head classifier"),
     _timm("densenet121", 6 + 12 + 24 + 16, "features.conv0 features.norm0", "classifier", "features.norm5"),
-    _timm("vit_tiny_patch16_224", 12, "patch_embed", "head", "norm"),
-    _timm("deit_tiny_distilled_patch16_224", 12, "patch_embed", "head head_dist", "norm"),
-    _timm("cait_xxs24_224", 24 + 2, "patch_embed", "head", "norm"),
+    _timm("vit_tiny_patch16_224", 12, "patch_embed", "head", "norm", side=64),
+    _timm("deit_tiny_distilled_patch16_224", 12, "patch_embed", "head head_dist", "norm", side=64),
+    _timm("cait_xxs24_224", 24 + 2, "patch_embed", "head", "norm", side=64),
     _timm("swin_tiny_patch4_window7_224", 2 + 2 + 6 + 2, "patch_embed", "head.fc", "norm"),
     _timm("regnety_002", 1 + 1 + 4 + 7, "stem"),
     _timm("repvgg_a0", 2 + 4 + 14 + 1, "stem"),
-    _timm("mixer_s16_224", 8, "stem", "head", "norm"),
+    _timm("mixer_s16_224", 8, "stem", "head", "norm", side=64),
     _timm("coatnet_pico_rw_224", 2 + 3 + 5 + 2, "stem", "head.fc", "norm"),
     _timm("efficientformer_l1", 3 + 2 + 6 + 4, "stem", "head head_dist", "norm"),
     _timm("poolformer_s12", 2 + 2 + 6 + 2, "stem", "head.fc", "head.norm"),
-    _timm("inception_v3", 11, "Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 Conv2d_3b_1x1 Conv2d_4a_3x3", "fc"),
+    _timm("inception_v3", 11, "Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 Conv2d_3b_1x1 Conv2d_4a_3x3", "fc", side=128),
     _timm("mobilevit_xxs", 1 + 3 + 2 + 2 + 2, "stem", "final_conv head.fc"),
     _timm("maxvit_pico_rw_256", 2 + 2 + 5 + 2, "stem", "head.fc", "norm"),
     _timm("hiera_tiny_224", 1 + 2 + 7 + 2, "patch_embed", "head.fc", "head.norm"),

@@ -12,8 +12,9 @@ from torch import nn
 from hf_tl import FullNetworkEmbedding, Network
 
 
-SAMPLES = 64
-BATCH = 16
+SAMPLES = 48
+BATCH = 12
+DEPTH = 4  # blocks of a transformer
 UNITS = 32 * 2.0**-23  # of what is averaged: two averages in float32, and those in the mean and the deviation
 
 
@@ -84,12 +85,12 @@ def cnn():
 
 
 def vit(*, every_layer=True):
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=64).eval()
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=64, depth=DEPTH).eval()
     points = [("patch_embed.proj", False)]
-    for i in range(12):
+    for i in range(DEPTH):
         points += [(f"blocks.{i}.{name}", True) for name in ("attn.qkv", "attn.proj", "mlp.act", "mlp.fc2")]
     if not every_layer:
-        parts = [(f"blocks.{i}{part}", True) for i in range(12) for part in (".attn.proj", ".mlp.act", "")]
+        parts = [(f"blocks.{i}{part}", True) for i in range(DEPTH) for part in (".attn.proj", ".mlp.act", "")]
         points = [*parts, ("norm", True)]
     inputs = [torch.randn(3, 64, 64) for _ in range(SAMPLES)]
     return model, inputs, lambda rows: torch.stack(rows), points, ["conv", "linear"] if every_layer else "auto"
@@ -99,11 +100,11 @@ def bert(*, every_layer=True):
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
-        vocab_size=200, hidden_size=128, num_hidden_layers=6, num_attention_heads=4, intermediate_size=512
+        vocab_size=200, hidden_size=96, num_hidden_layers=DEPTH, num_attention_heads=4, intermediate_size=384
     )
     model = BertModel(config).eval()
     points = []
-    for i in range(6):
+    for i in range(DEPTH):
         layer = f"encoder.layer.{i}"
         points += [(f"{layer}.attention.self.{name}", True) for name in ("query", "key", "value")]
         points += [
@@ -113,7 +114,7 @@ def bert(*, every_layer=True):
     points += [("pooler.activation", True)]
     if not every_layer:
         parts = (".attention.output.dense", ".intermediate.intermediate_act_fn", "")
-        points = [(f"encoder.layer.{i}{part}", True) for i in range(6) for part in parts]
+        points = [(f"encoder.layer.{i}{part}", True) for i in range(DEPTH) for part in parts]
 
     def prepare(rows):
         length = max(len(row) for row in rows)

@@ -24,12 +24,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def recipe(monkeypatch, tmp_path):
-    """Runs it as `python` would, but in this process; where there is a Hub, its commands run in others, else here."""
+    """Runs it as `python` would, but in this process; where there is a Hub, `hf-tl predict` runs in others."""
 
     def run(*words, hub=None):
         if hub is None:
             monkeypatch.setattr(subprocess, "run", here)
         else:
+            apart = subprocess.run
+            monkeypatch.setattr(
+                subprocess, "run", lambda command, check: (here if "fit" in command else apart)(command, check=check)
+            )
             monkeypatch.setenv("PYTHONPATH", str(ROOT))
             monkeypatch.setenv("HF_ENDPOINT", hub.url)
             monkeypatch.setenv("HF_HUB_OFFLINE", "0")
