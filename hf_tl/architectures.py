@@ -131,6 +131,14 @@ def classifiers(model: nn.Module) -> list[nn.Module]:
     return [found] if isinstance(found, nn.Module) else list(found)
 
 
+def reads_videos(model: PreTrainedModel) -> bool:
+    """True for a network of transformers whose samples are clips of several frames."""
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING
+
+    kind = type(model.config)
+    return kind in MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING and kind not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+
+
 def task_of(model: object) -> str:
     """What a network is trained for, as the name of its class says: "token classification"; "" where it does not."""
     name = type(model).__name__

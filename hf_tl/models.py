@@ -20,6 +20,7 @@ from hf_tl.architectures import (
     classifiers_for,
     inner_network,
     is_encoder_of_sentences,
+    is_transformers,
 )
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.preparation import find_preparation
@@ -128,8 +129,9 @@ def load_network(
         model, untrained = _from_transformers(files, _image_part(_load_config(files)), BARE)
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
-        elif _has_text_and_images(model.config):  # whose images' part AutoModel does not load by itself
-            model = dict(model.named_children()).get("vision_model", model)
+        else:  # of an encoder of texts and images the latter, where AutoModel does not load it by itself
+            parts = {part: module for part, module in model.named_children() if is_transformers(module)}
+            model = parts.get("vision_model", model) if "text_model" in parts else model
     prepare, processor, modality = find_preparation(
         model, files.place, name=name, image_size=image_size, max_length=max_length, revision=revision
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hf_tl.architectures import is_transformers, timm_config
+from hf_tl.architectures import is_transformers, reads_videos, timm_config
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.example import timm_size
 from hf_tl.inputs import read_image, read_recording, read_text
@@ -56,6 +56,10 @@ def find_preparation(
         raise InputError(
             f"{name!r} reads {main_input!r}; this version feeds images (pixel_values), text (input_ids) and audio "
             f"(input_values, input_features)"
+        )
+    if is_transformers(model) and reads_videos(model):
+        raise InputError(
+            f"{name!r} reads videos, which this version does not feed by name: give Network(model, prepare)"
         )
     for option, value, of in (("image_size", image_size, "image"), ("max_length", max_length, "text")):
         if value is not None and modality != of:

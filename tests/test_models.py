@@ -110,6 +110,28 @@ def test_of_clip_the_image_encoder_is_read_with_its_weights(tmp_path):
     assert torch.equal(same["pixel_values"], batch["pixel_values"])
 
 
+def test_of_two_networks_side_by_side_that_of_images_is_read(tmp_path):
+    import transformers as T
+
+    part = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    vision, text = T.ViTConfig(image_size=32, patch_size=8, **part), T.BertConfig(vocab_size=20, **part)
+    config = T.VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=8)
+    T.VisionTextDualEncoderModel(config).save_pretrained(tmp_path)
+    T.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    network = load_network(str(tmp_path))
+    assert (network.modality, type(network.model)) == ("image", T.ViTModel)
+
+
+def test_a_network_of_videos_is_refused_by_name(tmp_path):
+    from transformers import TimesformerConfig, TimesformerModel, VideoMAEImageProcessor
+
+    part = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    TimesformerModel(TimesformerConfig(image_size=32, patch_size=8, num_frames=2, **part)).save_pretrained(tmp_path)
+    VideoMAEImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="reads videos, which this version does not feed by name"):
+        load_network(str(tmp_path))
+
+
 def test_a_processor_without_a_size_takes_none(tmp_path):
     from transformers import Siglip2ImageProcessor, Siglip2VisionConfig, Siglip2VisionModel
 

@@ -18,7 +18,9 @@ import torch
 from torch import nn
 
 from hf_tl.data import Samples
+from hf_tl.embedding.reader import n_samples
 from hf_tl.errors import InputError, in_one_line
+from hf_tl.example import shapes_of
 from hf_tl.models import Network
 from hf_tl.trace import Batch
 
@@ -237,7 +239,7 @@ def load_batch(
     if not inputs:
         return [], None
     try:
-        return kept, prepare(inputs)
+        return kept, _one_a_sample(prepare(inputs), len(inputs))
     except Exception as error:  # which sample it is shows when each is prepared alone
         fine = []
         for index, value in zip(kept, inputs, strict=True):
@@ -252,6 +254,13 @@ def load_batch(
                 f"{in_one_line(error)}; let prepare bring them to one shape, or use batch_size=1"
             ) from error
     return ([index for index, _ in fine], prepare([value for _, value in fine])) if fine else ([], None)
+
+
+def _one_a_sample(batch: Batch, n: int) -> Batch:
+    """The batch; raises a ValueError where it has not one entry for each of n samples, as with frames of one video."""
+    if n_samples(batch) != n:
+        raise ValueError(f"{n} samples were prepared as {n_samples(batch)}: {shapes_of(batch)}")
+    return batch
 
 
 class _Batches(torch.utils.data.Dataset):

@@ -162,6 +162,14 @@ def test_rows_that_fit_no_common_batch_are_told_apart_from_bad_rows():
     assert len(embedding().set_params(batch_size=1).fit_transform(rows)) == 4
 
 
+def test_samples_that_are_prepared_as_one_are_refused():
+    network = Network(small_network().model, lambda images: torch.stack(images).mean(dim=0, keepdim=True))
+    with pytest.raises(
+        InputError, match=r"samples 0 to 1 of samples cannot be put .* 2 samples were prepared as 1: \(1"
+    ):
+        embedding(network).fit(images(4))
+
+
 def test_samples_of_which_none_can_be_used_say_why(text_folder):
     fne = FullNetworkEmbedding(load_network(str(text_folder)), progress=False, on_bad_samples="skip")
     with pytest.raises(
