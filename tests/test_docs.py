@@ -26,6 +26,7 @@ NEEDS = {  # page -> fixtures that put what it names into the working folder
     "README.md": ("vision_network", "photos"),
     "classifier.md": ("vision_network", "photos"),
     "embedding.md": ("vision_network", "photos"),
+    "large-models.md": ("language_network",),
     "lora.md": ("base_and_adapter",),
     "probes.md": ("vision_network", "photos", "stored_embedding"),
 }
@@ -123,6 +124,16 @@ def base_and_adapter(here):
 
 
 @pytest.fixture
+def language_network(here):
+    from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+    sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0}
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(here / "language_network")
+    MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=2)).save_pretrained(here / "mixture")
+
+
+@pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -201,6 +212,8 @@ def chains(page):
 )
 def test_snippets_run(page, chain, prepared, capsys):
     names = None
+    if "BitsAndBytesConfig" in chain[0].code:
+        pytest.importorskip("bitsandbytes")
     for snippet in chain:
         names = run(snippet, names)
         printed = capsys.readouterr().out

@@ -9,6 +9,7 @@ The contract that checkpoints, merging and the command line build on
     record.configs[NAME]           the LoraConfig; modules_to_save is resolved to what was found, and target_modules
                                    where it was None, "all-linear" or restricted to some layers
     record.layers["a.b.query"]     the LoraLayer that stands at that place (layer.py: adapter_tensors, r, scaling ...)
+    record.layers["a.experts.down_proj"]    that of a parameter (parameter.py), which stands at "a.experts"
     record.saved["classifier"]     the SavedModule that stands there (layer.py): original_module and a copy an adapter
     record.biases[NAME]            live names of the network's own biases that train with the adapter
     record.vocabulary[NAME]        live names of the embeddings of a resized vocabulary, which travel with the adapter
@@ -22,6 +23,8 @@ The contract that checkpoints, merging and the command line build on
     base_model.model.<module>.lora_embedding_A, _B     (r, V), (d, r)
     base_model.model.<module>.lora_magnitude_vector    (d,)        with DoRA; convolutions (1, d, 1, ...)
     base_model.model.<module>.base_layer.out_proj.lora_A.weight    of nn.MultiheadAttention, beside its own
+    base_model.model.<module>.lora_A.weight            (E r, k)    a stacked parameter; lora_B.weight (d, r E)
+    base_model.model.<module>.base_layer.lora_A.weight             the parameter before it in the same module
     base_model.model.<saved module>.<name in it>                   parameters and buffers of modules_to_save
     base_model.model.<adapted module>.base_layer.bias  (d,)        with bias="lora_only" or "all"
     base_model.model.<module>.bias                                 other biases, with bias="all"
@@ -57,6 +60,7 @@ from hf_tl.errors import InputError
 from hf_tl.lora.adapter import PREFIX
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.layer import LoraLayer, SavedModule
+from hf_tl.lora.parameter import LoraParameter
 from hf_tl.lora.quantised import PACKS, packing_layers, unpack
 
 
@@ -92,6 +96,20 @@ class AdapterRecord:
     def is_merged(self) -> bool:
         """Whether any adapter is in the frozen weights."""
         return any(layer.merged_adapters for layer in self.layers.values())
+
+    def place_of(self, name: str, adapter: str) -> str:
+        """A layer's name in an adapter's file: its own; of a parameter, that of its module.
+
+        ".base_layer" is added for each of the module's later parameters that the adapter adapts too, as PEFT's layers
+        of parameters stand one inside the other.
+        """
+        layer = self.layers[name]
+        if not isinstance(layer, LoraParameter):
+            return name
+        module = name.rpartition(".")[0]
+        own = [parameter for parameter, _ in layer.holder.named_parameters(recurse=False)]
+        later = [f"{module}.{parameter}" for parameter in own[own.index(layer.weight_name) + 1 :]]
+        return module + ".base_layer" * sum(one in self.layers and adapter in self.layers[one].r for one in later)
 
     def put(self, modules: Mapping[str, nn.Module]) -> None:
         """Puts modules in the places of others, by name, in this order: a later name may lead through an earlier.
@@ -382,7 +400,8 @@ def adapter_state_dict(model: nn.Module, *, adapter_name: str = "default", expor
     found: dict[str, Tensor] = {}
     for name, layer in record.layers.items():
         if adapter_name in layer.r:
-            found |= _under(name, layer.adapter_tensors(adapter_name, export=export))
+            place = record.place_of(name, adapter_name)
+            found |= _under(place, layer.adapter_tensors(adapter_name, export=export))
     for name, saved in record.saved.items():
         found |= _under(name, saved.adapter_tensors(adapter_name))
     own = record.own_names(adapter_name)
@@ -395,7 +414,7 @@ def _under(name: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor
 
 def _find_below(module: nn.Module, name: str, found: dict[str, nn.Module]) -> None:
     if isinstance(module, LoraLayer):
-        module = module.base_layer
+        module = module.holder
     elif isinstance(module, SavedModule):
         module = module.original_module
     found[name] = module

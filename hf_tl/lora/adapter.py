@@ -20,7 +20,7 @@ from hf_tl.errors import InputError
 from hf_tl.files import make_folder, pack_tensors, read_untrusted, unpack_tensors, write_whole
 from hf_tl.hub import is_hub_id, pull_files
 from hf_tl.lora.config import NOT_IMPLEMENTED, PEFT_FIELDS, SPLIT_BASE, LoraConfig, check_fields, shortened
-from hf_tl.names import match_pattern
+from hf_tl.names import match_pattern, peft_matcher
 
 
 CONFIG_NAME = "adapter_config.json"
@@ -45,7 +45,7 @@ _LONGEST_NAME = 512
 _PATTERN_SECONDS = 10.0  # of the processor's time, for all names of a file; a thousandth is usual
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.bool)
 
-_WHICH_MODULES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+_WHICH_MODULES = ("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern")
 _DEFAULTS: dict[str, object] = {
     **{name: value for name, value in vars(LoraConfig()).items() if name in PEFT_FIELDS},
     "peft_type": "LORA",
@@ -76,6 +76,7 @@ class LayerUpdate:
         B: (out, rank), with kernel axes of 1 behind for a convolution; (out, rank / groups) where it is grouped.
         scale: alpha / rank, or alpha / sqrt(rank) with rsLoRA.
         embedding: whether it updates an embedding, whose weight is (vocabulary, out).
+        experts: of how many stacked matrices A and B hold the factors; None for parameters, before a network tells.
         bias: (out,) bias of B, or None.
         magnitude: DoRA's L2 norm of each row of W, or None.
     """
@@ -87,11 +88,12 @@ class LayerUpdate:
     embedding: bool = False
     bias: Tensor | None = None
     magnitude: Tensor | None = None
+    experts: int | None = 1
 
     @property
     def rank(self) -> int:
-        """The number of rows of A."""
-        return self.A.shape[0]
+        """The number of rows of A, for each expert."""
+        return self.A.shape[0] // (self.experts or 1)
 
     @property
     def groups(self) -> int:
@@ -122,7 +124,12 @@ class LayerUpdate:
         """B (out, rank) with the scale in it, and A (rank, in), in float64: the update is B A.
 
         The rows of a grouped B meet their own rows of A only.
+
+        Raises:
+            InputError: factors of stacked experts, which are an update for each.
         """
+        if self.experts != 1:
+            raise InputError(f"{self.name!r} holds factors of stacked experts, which are no update of one matrix")
         A = self.A.reshape(self.rank, -1).double()
         B = self.scale * self.B.reshape(self.B.shape[:2]).double()
         if self.groups > 1:
@@ -186,7 +193,8 @@ class Adapter:
             A, B = found["A"], found["B"]
             scale = self.settings.scaling(A.shape[0], self.alpha_of(name))
             bias, magnitude = found.get("bias"), found.get("magnitude")
-            updates[name] = LayerUpdate(name, A, B, scale, name in embeddings, bias, magnitude)
+            experts = None if self.is_stacked(name) else 1
+            updates[name] = LayerUpdate(name, A, B, scale, name in embeddings, bias, magnitude, experts)
         return updates
 
     @cached_property
@@ -216,6 +224,11 @@ class Adapter:
         sizes = last or [matrix.shape[0] for matrix in matrices]
         return sizes[-1] if sizes else None
 
+    def is_stacked(self, name: str) -> bool:
+        """Whether a layer's tensors are of one of target_parameters, so that the network tells what they stack."""
+        wanted: Any = self.config.get("target_modules") or ()
+        return bool(self.config.get("target_parameters")) and not peft_matcher(wanted)(name)
+
     def alpha_of(self, name: str) -> float:
         """alpha of a layer: of the first pattern that matches its name, or lora_alpha."""
         return float(match_pattern(self.settings.alpha_pattern, _patterned(name), default=self.settings.lora_alpha))
@@ -239,7 +252,7 @@ class Adapter:
                 f"the factors of layer {name!r} do not fit together: A is {tuple(A.shape)}, B is {tuple(B.shape)}; "
                 f"expected (rank, in) and (out, rank)"
             )
-        if A.shape[0] != self.rank_of(name):
+        if A.shape[0] != self.rank_of(name) and not self.is_stacked(name):
             yield f"layer {name!r} has rank {A.shape[0]} in the tensors, {self.rank_of(name)} in {CONFIG_NAME}"
         for part, option, wanted in (
             ("bias", "lora_bias", self.settings.lora_bias),

@@ -34,7 +34,6 @@ NOT_IMPLEMENTED = {
     "use_qalora": "quantisation-aware LoRA",
     "trainable_token_indices": "trained rows of an embedding",
     "layer_replication": "layers that are stacked several times",
-    "target_parameters": "LoRA on parameters outside of layers (mixtures of experts)",
     "megatron_config": "layers of Megatron",
     "alora_invocation_tokens": "activated LoRA",
     "velora_config": "VeLoRA",
@@ -150,6 +149,9 @@ class LoraConfig:
             a regular expression over whole names; "all-linear" for every linear layer but the head; None for the
             attention projections (transformers), or the default of the model's family.
         exclude_modules: modules that get none, by the same rules.
+        target_parameters: which parameters that no layer of its own holds get one, such as the stacked experts of a
+            mixture ("experts.gate_up_proj"): names, each matching a whole parameter name or its last parts.
+            "all-linear" takes the experts in by itself. Without lora_dropout, use_dora and lora_bias.
         lora_alpha: the update is scaled by lora_alpha / r.
         use_rslora: scale by lora_alpha / sqrt(r) instead (Kalajdzievski, 2023).
         lora_dropout: probability with which an element of the adapter's input is dropped in training.
@@ -179,6 +181,7 @@ class LoraConfig:
     r: int = _field(8, _RANK)
     target_modules: Sequence[str] | str | None = _field(None, _NAMES)
     exclude_modules: Sequence[str] | str | None = _field(None, _NAMES)
+    target_parameters: Sequence[str] | None = _field(None, _NAME_LIST)
     lora_alpha: float = _field(8, _Check("a finite number", _is_number))
     lora_dropout: float = _field(0.0, _PROBABILITY)
     fan_in_fan_out: bool = _field(False, _FLAG)

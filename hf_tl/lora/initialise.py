@@ -37,7 +37,8 @@ def initialise(layer: LoraLayer, adapter: str, *, config: LoraConfig, parts: str
     start_a = start_b = mask = None
     with torch.no_grad():
         scaling = config.scaling(layer.r[adapter], layer.lora_alpha[adapter])
-        if _fill(a, b, init=layer.init(config), weight=layer.matrix, scaling=scaling):
+        rank = layer.r[adapter]
+        if _fill(a, b, init=layer.init(config), weight=layer.matrix, scaling=scaling, rank=rank):
             start_a, start_b = a.detach().clone(), b.detach().clone()
         if parts is not None:
             mask = _part_mask(b, parts)
@@ -94,9 +95,11 @@ def initialize_eva(model: nn.Module, batches: Iterable[Batch], *, adapter_name: 
     return len(reached)
 
 
-def _fill(a: Tensor, b: Tensor, *, init: str, weight: Callable[[], Tensor], scaling: float) -> bool:
-    """Fills A (r, k, ...) and B (d, r, ...), which comes as zeros; True where that start is to be subtracted."""
-    rank = a.shape[0]
+def _fill(a: Tensor, b: Tensor, *, init: str, weight: Callable[[], Tensor], scaling: float, rank: int) -> bool:
+    """Fills A (r, k, ...) and B (d, r, ...), which comes as zeros; True where that start is to be subtracted.
+
+    The factors of stacked experts have `rank` rows and columns for each.
+    """
     if init in ("kaiming", "eva", "random"):
         for factor in (a, b) if init == "random" else (a,):
             bound = 1 / math.sqrt(factor[0].numel())  # what torch gives a new layer: kaiming_uniform_(a=sqrt(5))

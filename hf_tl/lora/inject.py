@@ -28,8 +28,9 @@ from hf_tl.lora.initialise import initialise
 from hf_tl.lora.layer import LoraLayer, SavedModule
 from hf_tl.lora.linear import LoraLinear, computes_otherwise
 from hf_tl.lora.merge import delete_adapter
+from hf_tl.lora.parameter import LoraParameter
 from hf_tl.lora.quantised import check_quantised, codes_as_they_are
-from hf_tl.lora.targets import Plan, plan_adapter
+from hf_tl.lora.targets import Plan, Target, plan_adapter
 from hf_tl.names import in_runs, is_inside, listed
 from hf_tl.trace import Batch, evaluating, forward
 
@@ -218,12 +219,14 @@ def inject(model: nn.Module, plan: Plan, *, adapter_name: str = "default", empty
     record = vars(model).get(RECORD) or AdapterRecord(model)
     _check(record, plan, adapter_name)
     layers, saved = _make(record, plan, adapter_name, empty=empty)  # the last that can refuse; nothing is in place
+    made = {name: layer for name, layer in layers.items() if name not in record.layers}
+    places = {n.rpartition(".")[0] if isinstance(layer, LoraParameter) else n: layer for n, layer in made.items()}
     if not record.configs:
         setattr(model, RECORD, record)
         record.freeze()
         record.keep_gradients()
         record.watch_inputs()
-    record.put({name: layer for name, layer in layers.items() if name not in record.layers})
+    record.put(places)
     record.put({name: module for name, module in saved.items() if name not in record.saved})
     record.layers |= layers
     record.saved |= saved
@@ -295,7 +298,9 @@ def _check(record: AdapterRecord, plan: Plan, adapter: str) -> None:
             )
     places = {id(layer): name for name, layer in record.layers.items()}
     for target in plan.targets:
-        layer = record.layers.get(target.name) or record.model.get_submodule(target.name)
+        if target.is_parameter:  # of which a module may have several
+            continue
+        layer = record.layers.get(target.name) or _standing(record, target)
         other = places.setdefault(id(layer), target.name)
         if other != target.name:
             raise InputError(
@@ -310,16 +315,29 @@ def _check(record: AdapterRecord, plan: Plan, adapter: str) -> None:
             )
 
 
+def _standing(record: AdapterRecord, target: Target) -> nn.Module:
+    """What stands in the network where an adapter is to go."""
+    return record.model.get_submodule(target.name.rpartition(".")[0] if target.is_parameter else target.name)
+
+
 def _make(
     record: AdapterRecord, plan: Plan, adapter: str, *, empty: bool
 ) -> tuple[dict[str, LoraLayer], dict[str, SavedModule]]:
     """The layers and saved modules with the new adapter, by name; those that are new stand nowhere yet."""
     layers: dict[str, LoraLayer] = {}
     saved: dict[str, SavedModule] = {}
+    nested: dict[str, nn.Module] = {}  # the layers of a module's parameters stand one inside the other
     try:
         for target in plan.targets:
             name = target.name
-            layers[name] = layer = record.layers.get(name) or wrap(record.model.get_submodule(name), name)
+            if target.is_parameter:
+                module, _, own = name.rpartition(".")
+                inner = nested.get(module) or _standing(record, target)
+                layer = record.layers.get(name) or LoraParameter(inner, own)
+                nested[module] = layer if name not in record.layers else inner
+            else:
+                layer = record.layers.get(name) or wrap(record.model.get_submodule(name), name)
+            layers[name] = layer
             if isinstance(layer, LoraAttention):
                 layers[f"{name}.base_layer.out_proj"] = layer.output
             parts = (layer, layer.output) if isinstance(layer, LoraAttention) else (layer,)

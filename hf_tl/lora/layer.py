@@ -142,7 +142,17 @@ class LoraLayer(nn.Module):
     @property
     def frozen_weight(self) -> nn.Parameter:
         """The frozen layer's parameter that is adapted."""
-        return getattr(self.base_layer, self.weight_name)
+        return getattr(self.holder, self.weight_name)
+
+    @property
+    def holder(self) -> nn.Module:
+        """The module whose parameter is adapted: the frozen layer."""
+        return self.base_layer
+
+    @property
+    def path(self) -> str:
+        """From the frozen layer to the `holder`, ending in a dot; "" where they are one."""
+        return ""
 
     @property
     def weight(self) -> Tensor:
@@ -275,7 +285,7 @@ class LoraLayer(nn.Module):
 
     def exchange(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         """Puts parameters in the places of the frozen layer's, by name; returns those that were there."""
-        return {name: put_parameter(self.base_layer, name, parameter) for name, parameter in parameters.items()}
+        return {name: put_parameter(self.holder, name, parameter) for name, parameter in parameters.items()}
 
     def own_bias(self) -> Tensor | None:
         """The bias of the frozen layer, (d,), a view; None where it has none."""
@@ -441,8 +451,9 @@ def _give_originals(layer: LoraLayer, state: dict[str, Tensor], prefix: str, met
         layer.exchange(merged)
         return
     for name, parameter in layer.originals.items():
-        if f"{prefix}base_layer.{name}" in state:
-            state[f"{prefix}base_layer.{name}"] = parameter.detach()
+        key = f"{prefix}base_layer.{layer.path}{name}"
+        if key in state:
+            state[key] = parameter.detach()
 
 
 def _refuse_if_merged(layer: LoraLayer, *details: object) -> None:

@@ -14,10 +14,11 @@ from torch import nn
 from hf_tl.architectures import is_encoder_of_sentences
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import adapter_state_dict, find_network, record_of
-from hf_tl.lora.adapter import PREFIX, Adapter, is_split, rank_fields, read_adapter, split_key
+from hf_tl.lora.adapter import PREFIX, Adapter, LayerUpdate, is_split, rank_fields, read_adapter, split_key
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.inject import inject
 from hf_tl.lora.merge import delete_adapter
+from hf_tl.lora.parameter import parameter_names
 from hf_tl.lora.placement import Placement, place
 from hf_tl.lora.quantised import check_quantised, is_quantised
 from hf_tl.lora.targets import Plan, Target
@@ -80,15 +81,17 @@ def put_adapter(
         raise InputError(f"adapter {saved.folder!r} has no layer that this {type(network).__name__} has")
     if complaint:
         warnings.warn(f"left out of the load: {complaint}", stacklevel=3)
-    codes = [name for name in found.updates if is_split(saved.config) and is_quantised(found.modules[name])]
+    layers = [name for name in found.updates if name in found.modules]
+    codes = [name for name in layers if is_split(saved.config) and is_quantised(found.modules[name])]
     if codes:
         raise InputError(
             f"adapter {saved.folder!r} has init_lora_weights={saved.config['init_lora_weights']!r}: PEFT trained it "
             f"beside weights that it quantised again, as that of {codes[0]!r}, which hf_tl does not repeat; save it "
             "with peft's path_initial_model_for_weight_conversion"
         )
-    alphas = {name: saved.alpha_of(found.written[name]) for name in found.updates}
-    targets = [Target(name, update.rank, alphas[name]) for name, update in found.updates.items()]
+    parameters = found.parameters
+    alphas = {name: saved.alpha_of(name if name in parameters else found.written[name]) for name in found.updates}
+    targets = [Target(n, u.rank, alphas[n], is_parameter=n in parameters) for n, u in _in_order(found)]
     plan = Plan(_config(found, alphas), targets, tuple(found.saved), vocabulary=tuple(found.vocabulary))
     inject(network, plan, adapter_name=adapter_name, empty=not is_split(saved.config))
     try:
@@ -130,10 +133,17 @@ def load_base(name: str, adapter: Adapter, *, dtype: torch.dtype | str = torch.f
     )
 
 
+def _in_order(found: Placement) -> list[tuple[str, LayerUpdate]]:
+    """The updates, those of parameters last and in their modules' order, in which their layers are nested."""
+    order = {name: i for i, name in enumerate(parameter_names(found.modules))} if found.parameters else {}
+    return sorted(found.updates.items(), key=lambda item: order[item[0]] if item[0] in found.parameters else -1)
+
+
 def _config(found: Placement, alphas: Mapping[str, float]) -> LoraConfig:
     """The file's settings in the network's names; which layers they choose is settled already."""
     changes: dict[str, Any] = {
-        "target_modules": tuple(found.updates),
+        "target_modules": tuple(name for name in found.updates if name in found.modules),
+        "target_parameters": tuple(found.parameters) or None,
         "modules_to_save": tuple(found.saved),
         "inference_mode": False,
     }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import RECORD, AdapterRecord, known, record_of, set_adapter
 from hf_tl.lora.layer import LoraLayer
+from hf_tl.lora.parameter import LoraParameter
 from hf_tl.lora.quantised import is_quantised, requantised
 from hf_tl.trace import Batch, evaluating, first_float, forward
 
@@ -85,7 +86,7 @@ def merge_adapter(
                     f"{name}.{layer.weight_name} is computed from other tensors, as weight normalisation and pruning "
                     "do; make it a parameter first (torch.nn.utils.remove_weight_norm, prune.remove)"
                 )
-            if is_quantised(layer.base_layer):
+            if is_quantised(layer.holder):
                 roundings.append(_merge_quantised(layer, name, adapters))
             elif reversible or safe_merge or owners[id(weight)] > 1 or not _merge_in_place(layer, adapters):
                 _merge(layer, name, adapters, safe=safe_merge)
@@ -171,7 +172,9 @@ def delete_adapter(
 def _take_off(record: AdapterRecord, adapters: Sequence[str], *, kept: bool) -> None:
     """Puts the original modules back where no other adapter is left; with `kept`, what was merged and trained."""
     bare = {name: layer for name, layer in record.layers.items() if not set(layer.r) - set(adapters)}
-    outer = {name: layer.unwrapped() for name, layer in bare.items() if ".base_layer." not in name}
+    single = {name: layer for name, layer in bare.items() if not isinstance(layer, LoraParameter)}
+    outer = {name: layer.unwrapped() for name, layer in single.items() if ".base_layer." not in name}
+    outer |= _without(record.model, [name for name in bare if name not in single])
     idle = {name: saved for name, saved in record.saved.items() if not set(saved.trains) - set(adapters)}
     record.put(outer | {name: saved.unwrapped(kept=kept) for name, saved in idle.items()})
     for part in record.parts:
@@ -179,6 +182,22 @@ def _take_off(record: AdapterRecord, adapters: Sequence[str], *, kept: bool) -> 
             part.delete_adapter(adapter)
     record.layers = {name: layer for name, layer in record.layers.items() if name not in bare}
     record.saved = {name: saved for name, saved in record.saved.items() if name not in idle}
+
+
+def _without(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """By module, what stands in its place without the layers that adapt these of its parameters."""
+    found: dict[str, nn.Module] = {}
+    for module in dict.fromkeys(name.rpartition(".")[0] for name in names):
+        layer, kept = model.get_submodule(module), []
+        while isinstance(layer, LoraParameter):
+            if f"{module}.{layer.weight_name}" not in names:
+                kept.append(layer)
+            layer = layer.base_layer
+        for outer in reversed(kept):
+            outer.base_layer = layer
+            layer = outer
+        found[module] = layer.train(model.get_submodule(module).training)
+    return found
 
 
 def _merge_in_place(layer: LoraLayer, adapters: list[str]) -> bool:
@@ -206,7 +225,7 @@ def _merge(layer: LoraLayer, name: str, adapters: list[str], *, safe: bool) -> N
     if bias is not None and any(layer.extra_bias(adapter) is not None for adapter in adapters):
         values["bias"] = bias
     for part, value in values.items():
-        parameter = getattr(layer.base_layer, part)
+        parameter = getattr(layer.holder, part)
         value = value.to(parameter.dtype).contiguous()
         narrow = value.dtype in (torch.float16, torch.bfloat16)  # in which a sum that is finite may not be
         if (safe or narrow) and not torch.isfinite(value).all():
@@ -216,7 +235,7 @@ def _merge(layer: LoraLayer, name: str, adapters: list[str], *, safe: bool) -> N
             )
         layer.originals[part] = parameter
         # what is tied to the old parameter stays
-        setattr(layer.base_layer, part, nn.Parameter(value, requires_grad=parameter.requires_grad))
+        setattr(layer.holder, part, nn.Parameter(value, requires_grad=parameter.requires_grad))
     layer.merged_adapters = adapters
 
 

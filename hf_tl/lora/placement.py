@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from hf_tl.architectures import CONVOLUTIONS, find_output_embeddings, is_contain
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import base_modules
 from hf_tl.lora.adapter import Adapter, LayerUpdate, is_finite
+from hf_tl.lora.parameter import n_experts, parameter_names, stacked_shapes
 from hf_tl.lora.quantised import plain_weight
 from hf_tl.names import closest, peft_matcher
 
@@ -48,7 +50,8 @@ class Placement:
     @property
     def renamed(self) -> bool:
         """Whether any layer has another name in the file."""
-        return any(name != _plain(written) for name, written in self.written.items())
+        layers = {name: name.rpartition(".")[0] if name in self.parameters else name for name in self.written}
+        return any(layers[name] != _plain(written) for name, written in self.written.items())
 
     def complaint(self) -> str | None:
         """Everything that does not fit in one sentence; None if all does."""
@@ -64,8 +67,13 @@ class Placement:
         """Finds the layer of each update."""
         plain = {written: _plain(written) for written in self.adapter.updates}
         named = find_names(plain.values(), self.model, self.modules)
+        chosen = self._wanted_parameters()
         for written, update in self.adapter.updates.items():
             name = named[plain[written]]
+            own = [parameter for parameter in chosen if parameter.rpartition(".")[0] == name]
+            if name is not None and update.experts is None and own:
+                self._place_parameter(written, name, own, update)
+                continue
             if name is None:
                 self._unexpected(f"layer {written!r} ({self._closest(plain[written])})")
             elif name in self.written:
@@ -110,6 +118,8 @@ class Placement:
     def find_missing(self) -> None:
         """Finds what the configuration names, layers or whole modules, and the file has nothing of."""
         if not (self.problems["mismatched"] or self.problems["unexpected"]):
+            wanted_parameters = self._wanted_parameters()
+            self.problems["missing"] += [f"parameter {n!r}" for n in wanted_parameters if n not in self.updates]
             for name in self.modules:
                 if name and name not in self.saved and self._saved_parent(name) == name:
                     self.problems["missing"].extend(map(repr, self._keys(name)))
@@ -158,6 +168,41 @@ class Placement:
             place = name
             self.updates[name] = update
         self.tensors |= {f"{place}.{ending}": tensor for ending, tensor in update.tensors().items()}
+
+    def _wanted_parameters(self) -> list[str]:
+        """The parameters of the network that target_parameters names."""
+        wanted: Any = self.adapter.config.get("target_parameters") or ()
+        return list(filter(peft_matcher(wanted), parameter_names(self.modules))) if wanted else []
+
+    def _place_parameter(self, written: str, module: str, chosen: Sequence[str], update: LayerUpdate) -> None:
+        """Finds which of a module's parameters an update is for: PEFT nests them, the last one outermost."""
+        depth = written.count(".base_layer")
+        if depth >= len(chosen):
+            self._unexpected(f"layer {written!r} ({module!r} has {len(chosen)} of the target_parameters)")
+            return
+        name = chosen[-1 - depth]
+        weight = self.modules[module].get_parameter(name.rpartition(".")[2])
+        rank = self.adapter.rank_of(name)
+        expected = stacked_shapes(self.modules[module], name.rpartition(".")[2], rank)
+        if (tuple(update.A.shape), tuple(update.B.shape)) != expected:
+            shapes = (
+                f"A is {tuple(update.A.shape)} and B {tuple(update.B.shape)}, expected {expected[0]}, {expected[1]}"
+            )
+            self.problems["mismatched"].append(f"{name!r}, as layer {written!r} ({shapes})")
+            return
+        if name in self.written:
+            self._unexpected(f"layer {written!r} (it is {name!r}, which the file has already)")
+            return
+        scale = self.adapter.settings.scaling(rank, self.adapter.alpha_of(name))
+        self.written[name] = written
+        self.updates[name] = replace(update, name=name, scale=scale, experts=n_experts(weight))
+        place = module + ".base_layer" * depth
+        self.tensors |= {f"{place}.{ending}": tensor for ending, tensor in update.tensors().items()}
+
+    @property
+    def parameters(self) -> list[str]:
+        """Of `updates`, the names that are of parameters and not of layers."""
+        return [name for name in self.updates if name not in self.modules]
 
     def _saved_parent(self, name: str) -> str | None:
         """The module that comes whole which `name` is or lies in: the outermost that modules_to_save names.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import AdapterRecord, adapter_state_dict, base_modules, known, record_of
 from hf_tl.lora.adapter import PREFIX, Adapter, alpha_for, is_finite, rank_fields, split_key, write_adapter
+from hf_tl.lora.parameter import LoraParameter, parameter_names
 from hf_tl.names import exact_names, is_inside, listed, match_pattern, peft_matcher
 
 
@@ -77,18 +78,24 @@ def _config_fields(record: AdapterRecord, adapter: str, tensors: Mapping[str, Te
     """adapter_config.json, but for what is PEFT's default."""
     model, config = record.model, record.configs[adapter]
     saved = sorted(name for name, module in record.saved.items() if adapter in module.modules_to_save)
+    held = {name: layer for name, layer in record.layers.items() if adapter in layer.r}
+    parameters = [name for name, layer in held.items() if isinstance(layer, LoraParameter)]
+    places = {record.place_of(name, adapter) for name in parameters}
     ranks = {}
     for key, tensor in tensors.items():
         name, part = split_key(key)
-        if part in ("lora_A.weight", "lora_embedding_A") and ".base_layer." not in name:
+        if part in ("lora_A.weight", "lora_embedding_A") and ".base_layer." not in name and name not in places:
             ranks[name] = tensor.shape[0]
+    layers = list(ranks)
+    ranks |= {name: record.layers[name].r[adapter] for name in parameters}
     fields = {
         "peft_type": "LORA",
         **{name: getattr(config, name) for name in _SETTINGS},
         **_rank_fields(record, adapter, ranks),
         "base_model_name_or_path": config.base_model_name_or_path,
         "task_type": _task_type(model, config.task_type, saved),
-        "target_modules": _targets(model, list(ranks), saved),
+        "target_modules": _targets(model, layers, saved),
+        "target_parameters": _parameters(model, parameters) or None,
         "modules_to_save": saved or None,
     }
     if config.base_model_name_or_path is not None and fields["task_type"] is None:
@@ -127,6 +134,13 @@ def _targets(model: nn.Module, names: Sequence[str], saved: Sequence[str]) -> li
     if {name for name in free if matches(name)} == set(names):
         return shortest
     return exact_names(names, free)
+
+
+def _parameters(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """The shortest names by which PEFT finds exactly these parameters."""
+    known = parameter_names(base_modules(model)) if names else []
+    shortest = sorted({".".join(name.split(".")[-2:]) for name in names})
+    return shortest if set(filter(peft_matcher(shortest), known)) == set(names) else sorted(names)
 
 
 def _task_type(model: nn.Module, task: str | None, saved: Sequence[str]) -> str | None:

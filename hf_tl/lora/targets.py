@@ -22,6 +22,7 @@ from hf_tl.layers import list_layers, select_layers
 from hf_tl.lora.adapted import base_modules
 from hf_tl.lora.config import ALL_LINEAR, LoraConfig
 from hf_tl.lora.linear import computes_otherwise
+from hf_tl.lora.parameter import expert_parameters, parameter_names, refusal
 from hf_tl.lora.trained_modules import (
     bare_parameters,
     find_head,
@@ -58,12 +59,14 @@ class Target:
         rank: of the update.
         alpha: lora_alpha of this module.
         parts: of a fused projection, the adapted thirds as letters of "qkv"; None for all of it.
+        is_parameter: whether it is a parameter of a module, and no module.
     """
 
     name: str
     rank: int
     alpha: float
     parts: str | None = None
+    is_parameter: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,10 @@ def plan_adapter(
     experts = names_of_experts(model)
     targets = find_targets(modules, config, heads=(*heads, *words), within=within, experts=experts)
     if not _found_by_name(config):
-        exact = exact_names([target.name for target in targets], modules)
+        exact = exact_names([target.name for target in targets if not target.is_parameter], modules)
         config = replace(config, target_modules=exact, layers=None, layers_to_transform=None, layers_pattern=None)
+    parameters = [target.name for target in targets if target.is_parameter]
+    config = replace(config, target_parameters=tuple(parameters) or None)
     refused = [t.name for t in targets if t.name.rpartition(".")[2] in _PEFT_REFUSES and _is_mamba(model)]
     if refused:
         warnings.warn(
@@ -130,7 +135,7 @@ def plan_adapter(
             "put them into exclude_modules to have it do so",
             stacklevel=3,
         )
-    renamed = _renamed_by_peft(model, [target.name for target in targets])
+    renamed = _renamed_by_peft(model, [target.name for target in targets if not target.is_parameter])
     if renamed:
         first, other = next(iter(renamed.items()))
         warnings.warn(
@@ -203,7 +208,8 @@ def find_targets(
             f"target_modules={config.target_modules!r} chooses; the first of them is {chosen[0]!r}"
         )
     chosen = _once(modules, [n for n in chosen if within is None or n in within])
-    if not chosen:
+    parameters = _chosen_parameters(modules, config, within=within)
+    if not chosen and not parameters:
         wanted, names = config.target_modules or (), [name for name in modules if name]
         whole = [name for name in saved if wanted not in ((), ALL_LINEAR) and peft_matcher(wanted)(name)]
         if whole:
@@ -223,17 +229,66 @@ def find_targets(
             f"target_modules={config.target_modules!r} chooses none of the {len(names)} modules; "
             f"{closest(first, names)}"
         )
-    _warn_of_idle_words(modules, config, chosen)
+    _warn_of_idle_words(modules, config, [*chosen, *parameters], frozen=_left_out(modules, parameters, within=within))
     targets = [
         Target(
             name,
             match_pattern(config.rank_pattern, name, default=config.r),
             match_pattern(config.alpha_pattern, name, default=config.lora_alpha),
+            is_parameter=name in parameters,
         )
-        for name in chosen
+        for name in (*chosen, *parameters)
     ]
     parts = config.fused_parts
-    return targets if parts is None else [_part(t, modules[t.name], parts, config.use_rslora) for t in targets]
+    if parts is None:
+        return targets
+    if parameters:
+        raise InputError(f"fused_parts={parts!r} is for layers, not for parameters such as {parameters[0]!r}")
+    return [_part(t, modules[t.name], parts, config.use_rslora) for t in targets]
+
+
+def _chosen_parameters(modules: Mapping[str, nn.Module], config: LoraConfig, *, within: Set[str] | None) -> list[str]:
+    """The parameters that target_parameters chooses, or with "all-linear" the stacked experts, in the modules' order.
+
+    Raises:
+        InputError: a name of target_parameters that is no parameter's of two or three axes.
+    """
+    wanted, excluded = config.target_parameters, peft_matcher(config.exclude_modules or ())
+    if wanted:
+        known = parameter_names(modules)
+        for word in wanted:
+            if not any(map(peft_matcher([word]), known)):
+                raise InputError(
+                    f"target_parameters names {word!r}, which is no parameter of two or three axes; "
+                    f"{closest(word, known)}"
+                )
+        found = list(filter(peft_matcher(wanted), known))
+    elif config.target_modules == ALL_LINEAR:
+        found = expert_parameters(modules)
+        reason = refusal(config)
+        if found and reason is not None:
+            warnings.warn(
+                f"{len(found)} parameters of stacked experts such as {found[0]!r} are left out: {reason} is not for "
+                "them; leave it out to adapt them",
+                stacklevel=5,
+            )
+            found = []
+    else:
+        return []
+    owners = {name: name.rpartition(".")[0] for name in found}
+    kept = [n for n in found if not excluded(n) and not excluded(owners[n]) and _in_blocks(n, config)]
+    return [
+        n
+        for n in kept
+        if (within is None or owners[n] in within) and not is_inside(owners[n], config.modules_to_save or ())
+    ]
+
+
+def _left_out(modules: Mapping[str, nn.Module], parameters: Sequence[str], *, within: Set[str] | None) -> list[str]:
+    """Modules whose stacked matrices no adapter stands beside."""
+    taken = {name.rpartition(".")[0] for name in parameters}
+    banks = [n for n, module in modules.items() if _holds_experts(module) and ".parametrizations." not in n]
+    return [name for name in banks if name not in taken and (within is None or name in within)]
 
 
 def _is_mamba(model: nn.Module) -> bool:
@@ -284,8 +339,8 @@ def _named(
         if taken:
             warnings.warn(
                 f"{len(taken)} layers such as {taken[0]!r} are left out: PEFT and transformers take "
-                f"{', '.join(sorted(experts))} in a file for this kind of network for its experts, which hf_tl does "
-                "not adapt",
+                f"{', '.join(sorted(experts))} in a file for this kind of network for its experts, so that a file "
+                "could not hold them",
                 stacklevel=5,
             )
         return [n for n in free if _is_dense(modules[n]) and not is_inside(n, (*heads, *taken))]
@@ -296,8 +351,8 @@ def _named(
     if lost is not None:
         raise InputError(
             f"target_modules chooses {lost!r}, but PEFT and transformers take {', '.join(sorted(experts))} in a file "
-            "for this kind of network for its experts, which hf_tl does not adapt; put these names into "
-            "exclude_modules, or train with PEFT"
+            "for this kind of network for its experts, so that a file could not hold it; put these names into "
+            "exclude_modules, and adapt the experts by target_parameters"
         )
     return chosen
 
@@ -338,7 +393,9 @@ def _renamed_by_peft(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _warn_of_idle_words(modules: Mapping[str, nn.Module], config: LoraConfig, chosen: Sequence[str]) -> None:
+def _warn_of_idle_words(
+    modules: Mapping[str, nn.Module], config: LoraConfig, chosen: Sequence[str], *, frozen: Sequence[str]
+) -> None:
     """Names every word of the config that matches nothing, as a misspelt one does."""
     names = [name for name in modules if name]
     idle = []
@@ -358,14 +415,12 @@ def _warn_of_idle_words(modules: Mapping[str, nn.Module], config: LoraConfig, ch
             idle.append(("layers_to_transform", str(index), [str(block) for block in blocks if block is not None]))
     for field, word, near in idle:
         warnings.warn(f"{word!r} in {field} matches nothing in the network; {closest(word, near)}", stacklevel=5)
-    if config.target_modules == ALL_LINEAR:
-        banks = [n for n, module in modules.items() if _holds_experts(module) and ".parametrizations." not in n]
-        if banks:
-            warnings.warn(
-                f"the weights of {len(banks)} modules such as {banks[0]!r} are stacked, as those of experts are, and "
-                "stay frozen: hf_tl adapts single layers only",
-                stacklevel=5,
-            )
+    if config.target_modules == ALL_LINEAR and frozen and refusal(config) is None:
+        warnings.warn(
+            f"the weights of {len(frozen)} modules such as {frozen[0]!r} are stacked, as those of experts are, and "
+            "stay frozen; name them in target_parameters to adapt them",
+            stacklevel=5,
+        )
 
 
 def _holds_experts(module: nn.Module) -> bool:

@@ -364,7 +364,6 @@ def option_not_spoken(folder, chance):
         "use_qalora": True,
         "trainable_token_indices": [1, 2],
         "layer_replication": [[0, 1], [0, 1]],
-        "target_parameters": ["experts.down_proj"],
         "megatron_config": {"a": 1},
         "alora_invocation_tokens": [3],
         "velora_config": {"a": 1},

@@ -12,7 +12,7 @@ from hf_tl import InputError, LoraConfig
     [
         ({"r": 0}, "r should be a whole number of at least 1 \\(delete_adapter drops an adapter\\), got 0"),
         ({"rank_pattern": {"x": 1.5}}, "patterns with whole numbers from 1 or None, got {'x': 1.5}"),
-        ({"target_parameters": ["experts.w1"]}, "target_parameters asks for LoRA on parameters outside of layers"),
+        ({"target_parameters": "w1"}, "target_parameters should be a list of module names or None, got 'w1'"),
         ({"lora_aplha": 8}, "no field 'lora_aplha'; the closest are 'lora_alpha'"),
         ({"lora_alpha": float("nan")}, "lora_alpha should be a finite number, got nan"),
         ({"lora_dropout": 1.0}, "probability below 1, got 1.0"),

@@ -229,13 +229,6 @@ def test_words_that_all_match_go_without_a_warning():
         add_lora(bert(), LoraConfig(r=2, target_modules="all-linear"))
 
 
-def test_stacked_experts_are_named():
-    sizes = SIZES | {"num_key_value_heads": 2, "num_local_experts": 2}
-    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(vocab_size=32, **sizes))
-    with pytest.warns(UserWarning, match="'model.layers.0.mlp.experts' are stacked, as those of experts are"):
-        add_lora(model, LoraConfig(r=2, target_modules="all-linear"))
-
-
 def test_the_head_of_a_network_that_is_its_own_base():
     vision = {"image_size": 32, "patch_size": 8, **SIZES}
     text = {"vocab_size": 99, "max_position_embeddings": 20, **SIZES}
