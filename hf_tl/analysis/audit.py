@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from hf_tl.analysis.twins import Pair, Twins, find_twins
 from hf_tl.data import Task
 from hf_tl.dataset_check import find_bad_samples
 from hf_tl.errors import InputError
+from hf_tl.files import write_whole
 from hf_tl.inputs import read_image
 from hf_tl.intervals import paired_gain, wilson
 from hf_tl.table import in_words
@@ -76,6 +79,23 @@ class Audit:
         named = f"{title}: {said}" if title else said
         return write_contact_sheet(path, [strip(pair) for pair in ordered], title=named, columns=4)
 
+    def write_pairs(self, path: str | Path) -> Path:
+        """Writes a row a pair as csv, those across splits first: where both are, the kind and the similarity.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            InputError: a disk that is full, a folder that may not be written.
+        """
+        rows = [["first split", "first row", "second split", "second row", "kind", "similarity"]]
+        for pair in sorted(self.twins.pairs, key=lambda pair: not pair.is_across):
+            ends = [str(end) for side in (pair.first, pair.second) for end in side]
+            rows.append([*ends, pair.kind, f"{pair.similarity:.4f}"])
+        lines = io.StringIO(newline="")
+        csv.writer(lines, lineterminator="\n").writerows(rows)
+        return write_whole(Path(path), lines.getvalue())
+
 
 def audit(task: Task, *, modality: str) -> Audit:
     """Looks for whatever makes the figures of a task say less, or more, than they seem to.
@@ -117,14 +137,16 @@ def _about_twins(task: Task, twins: Twins, leaked: np.ndarray, modality: str) ->
         inside = [pair for pair in twins.pairs if pair.first[0] == pair.second[0] == split]
         copies = [pair for pair in inside if pair.kind != "recoloured"]
         if copies:
-            extra = int(len(twins.groups[split]) - len(np.unique(twins.groups[split])))
+            groups = Twins(tuple(copies), twins.sizes).groups[split]
+            extra = len(groups) - len(np.unique(groups))
             said.append(
-                f"{_pairs(len(copies))} of copies within the {twins.sizes[split]} {split} samples, of which {extra} "
-                f"say nothing new; keep them on one side of every fold (audit.twins.groups)"
+                f"{_pairs(len(copies))} of copies within the {len(groups)} {split} samples: {extra} of these "
+                f"{'says' if extra == 1 else 'say'} nothing new; keep copies on one side of every fold, as hf-tl fit, "
+                f"probe and rank do (groups=audit.twins.groups)"
             )
     recoloured = sum(pair.kind == "recoloured" for pair in twins.pairs)
     if recoloured:
-        said.append(f"{_pairs(recoloured)} of the same picture in other colours, which groups keep together too")
+        said.append(f"{_pairs(recoloured)} of the same picture in other colours, which are kept together too")
     if not twins.pairs:
         looked = {
             "image": "encoded, scaled, grey and mirrored ones looked for",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.autograd.graph import Node
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode, _push_mode
+from torch.utils._python_dispatch import TorchDispatchMode, _push_mode
 from torch.utils.flop_counter import flop_registry
 
 from hf_tl.dataflow import tensors_in
@@ -67,14 +67,9 @@ class FlopCounter(TorchDispatchMode):
         """
         for node in _nodes_behind(output):
             node.register_prehook(self._begin_node)
-            node.register_hook(self._end_node)
 
     def _begin_node(self, gradients: object) -> None:
-        _push_mode(self)  # no `__enter__`, whose flags nobody would put back after an error
-
-    def _end_node(self, *gradients: object) -> None:
-        if _get_current_dispatch_mode() is self:
-            _pop_mode()
+        _push_mode(self)  # no `__enter__`: autograd takes the mode away, but nobody would put its flags back
 
 
 def count_flops(model: nn.Module, batch: Batch, *, backward: bool = False) -> int:

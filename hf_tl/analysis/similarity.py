@@ -132,7 +132,8 @@ class DomainDistance:
         verdict = "differ" if self.p_value < 0.05 else "cannot be told apart"
         return (
             f"source and target {verdict} (MMD^2 {self.mmd:.4f}, p = {self.p_value:.3f}); proxy-A distance "
-            f"{self.proxy_a:.2f} ({low:.2f} .. {high:.2f}) of 2; Frechet distance {self.frechet:.3g}; "
+            f"{self.proxy_a:.2f} ({low:.2f} .. {high:.2f}) of 2; Frechet distance "
+            f"{float(f'{self.frechet:.3g}'):,g}, one number, which few samples make too large; "
             f"{self.n[0]} target and {self.n[1]} source samples"
         )
 

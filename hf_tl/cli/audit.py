@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--label", nargs="+", metavar="COLUMN", help="label column, where it is not found by itself")
     add("--input", nargs="+", metavar="COLUMN", help="image or text column, where it is not found by itself")
     add("--config", help="configuration of the dataset, where it has several")
-    add("--out", type=Path, default=Path("runs/audit"), help="folder for the contact sheet (default %(default)s)")
+    add("--out", type=Path, default=Path("runs/audit"), help="folder for the pairs of copies (default %(default)s)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -45,7 +45,9 @@ def run(options: argparse.Namespace) -> None:
     )
     found = audit(task, modality=modality)
     print(found)
-    if modality == "image" and found.twins.pairs:
+    if found.twins.pairs:
         make_folder(options.out)
+        print(f"wrote {found.write_pairs(options.out / 'twins.csv')}")
+    if found.twins.pairs and modality == "image":
         print(f"wrote {found.draw_pairs(options.out / 'twins.png', title=Path(options.data).name)}")
     print(f"\n{time.perf_counter() - start:.0f} s")

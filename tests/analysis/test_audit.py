@@ -44,7 +44,13 @@ def test_leaks_copies_and_contradicting_labels(photos, tmp_path):
     )
     text = str(found)
     assert "LEAK: 1 of 2 test samples (50.0%) have a copy among the train samples" in text
-    assert "2 pairs of copies within the 14 train samples" in text
+    assert "2 pairs of copies within the 14 train samples: 2 of these say nothing new" in text
+    rows = found.write_pairs(tmp_path / "pairs.csv").read_text().splitlines()
+    assert rows[:2] == [
+        "first split,first row,second split,second row,kind,similarity",
+        "train,2,test,0,identical,1.0000",
+    ]
+    assert len(rows) == 4
     assert "1 pair of copies with different labels, of which one has to be wrong: train 2 and test 0" in text
     assert found.leaked.tolist() == [True, False]
     with Image.open(found.draw_pairs(tmp_path / "pairs.png")) as sheet:
@@ -95,6 +101,7 @@ def test_the_command(tmp_path, photos, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "LEAK: 1 of 4 test samples" in said
     assert (tmp_path / "runs/audit/twins.png").is_file()
+    assert (tmp_path / "runs/audit/twins.csv").is_file()
     assert main(["audit", "nowhere/at/all"]) == 2
     assert main(["audit", "photos", "--modality", "text"]) == 2
     assert "no column of the data holds one" in capsys.readouterr().err

@@ -1,8 +1,12 @@
 """Counters where they can be read, the stated model where not; a counter that passes its end starts anew."""
 
-import pytest
+import sys
+from types import SimpleNamespace
 
-from hf_tl.analysis.energy import Amount, EnergyMeter, PowerModel, add_energies
+import pytest
+import torch
+
+from hf_tl.analysis.energy import Amount, EnergyMeter, PowerModel, _read_gpus, add_energies
 from hf_tl.errors import InputError
 
 
@@ -71,6 +75,21 @@ def test_a_gpu_s_counter_is_measured(monkeypatch, tmp_path):
     meter = EnergyMeter(PowerModel(), powercap=tmp_path)
     meter.start()
     assert meter.stop(**SPENT)["gpu"] == Amount(600.0, "measured", "NVML, the whole board")
+
+
+def test_nvml_counts_millijoules(monkeypatch):
+    board = SimpleNamespace(uuid="1-2")
+    counter = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: {"GPU-1-2": "the board"}[uuid],
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: 2500,
+        NVMLError=RuntimeError,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", counter)
+    for name, value in (("is_available", True), ("device_count", 1)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: board)
+    assert _read_gpus() == {0: 2.5}
 
 
 def test_impossible_watts():

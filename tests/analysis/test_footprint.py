@@ -63,6 +63,11 @@ def test_footprints_add_up():
     assert total.table().count("\n") == 4
 
 
+def test_emissions_are_energy_times_the_centre_s_share_times_the_grid():
+    footprint = made("a", wall=1, memory=1, joules=7.2e6, grid_intensity=100, pue=1.5)
+    assert footprint.co2_grams.value == pytest.approx(2 * 1.5 * 100)
+
+
 def test_unknown_emissions_stay_unknown_in_a_sum():
     with_grid = made("a", wall=1, memory=1, joules=1, grid_intensity=100)
     without = made("b", wall=1, memory=1, joules=1)

@@ -36,6 +36,18 @@ def test_mmd_is_its_definition():
     assert mmd_test(X, Y)[0] == pytest.approx(expected)
 
 
+def test_the_least_p_value_counts_the_samples_themselves():
+    X, Y = np.random.default_rng(0).normal(size=(2, 20, 3))
+    assert mmd_test(X, Y + 9, n_permutations=19)[1] == 1 / 20
+
+
+def test_the_frechet_distance_of_what_is_twice_as_wide():
+    one = embedding()
+    wide = replace(one, values=2 * one.values)  # |m - 2 m|^2 + tr(S + 4 S - 2 * 2 S)
+    expected = np.square(one.values.mean(axis=0)).sum() + np.trace(np.cov(one.values, rowvar=False))
+    assert compare_domains(wide, one).frechet == pytest.approx(expected, rel=1e-4)
+
+
 def test_the_same_domain_and_another():
     same = compare_domains(embedding(seed=1), embedding(seed=2))
     assert same.p_value > 0.05

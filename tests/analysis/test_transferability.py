@@ -77,6 +77,17 @@ def test_knn_leaves_the_sample_itself_out():
     assert score_knn(np.eye(4), np.array([0, 1, 0, 1])) < 1.0  # its own label would make it right
 
 
+def test_knn_is_its_definition():
+    F, labels = classes(n=30, shift=0.5)
+    rows, right = F / np.linalg.norm(F, axis=1, keepdims=True), 0
+    for i in range(30):
+        alike = rows @ rows[i]
+        nearest = sorted((j for j in range(30) if j != i), key=lambda j: -alike[j])[:10]
+        votes = [sum(np.exp(alike[j] / 0.07) for j in nearest if labels[j] == c) for c in range(3)]
+        right += int(np.argmax(votes)) == labels[i]
+    assert score_knn(F, labels) == right / 30
+
+
 @pytest.mark.parametrize("score", SCORES)
 def test_better_features_score_higher(score):
     values = [SCORES[score](*classes(n=90, shift=shift)) for shift in (0.0, 0.7, 3.0)]

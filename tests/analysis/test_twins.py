@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from hf_tl import Samples, find_twins
+from hf_tl.analysis.twins import HASH_DISTANCE, _look_at
 from hf_tl.errors import InputError
 
 
@@ -64,6 +65,14 @@ def test_a_grey_copy_is_a_copy(photos):
     assert [(pair.first[1], pair.second[1], pair.kind) for pair in found.pairs] == [(3, 30, "copy")]
 
 
+@pytest.mark.parametrize(("share", "is_copy"), [(0.2, True), (0.3, False)])
+def test_a_hash_that_is_near_proposes_and_pixels_decide(photos, share, is_copy):
+    other = Image.blend(photos[1], photos[2], share)
+    first, second = _look_at(photos[1]), _look_at(other)
+    assert 0 < (first.hashes[0] != second.hashes[0]).sum() <= HASH_DISTANCE
+    assert bool(find_twins([samples([photos[1], other])], modality="image").pairs) == is_copy
+
+
 def test_small_images_that_resemble_one_another_are_no_copies():
     one = photo(0, side=28)
     other = Image.fromarray(
@@ -98,6 +107,7 @@ def test_texts():
         "the quick brown fox jumps over the lazy dog near the river bank",
         "The quick brown fox jumps over the lazy dog near the river bend.",
         "Something else entirely is written in this sentence of mine.",
+        "The quick brown fox jumps over the lazy dog, and many other animals of the garden run after it.",
         "",
     ]
     found = find_twins([samples(texts, column="text")], modality="text")
