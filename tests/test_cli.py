@@ -277,6 +277,7 @@ def test_half_made_results_are_not_left_behind(tmp_path, timm_folder, image_fold
     assert not list((tmp_path / "out").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_quickstart_prints_table_sentences_and_plot(tmp_path, monkeypatch, capsys):
     """The command with a hardly trained source network and few draws; the experiment itself is tested elsewhere."""
     from hf_tl import quickstart

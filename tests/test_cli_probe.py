@@ -83,6 +83,7 @@ def search_and_curve(command, out, capsys):
     return float(chosen), max(int(word) for word in shots if word.isdigit()), printed
 
 
+@pytest.mark.slow
 def test_copies_are_held_out_and_drawn_together(copies, text_folder, tmp_path, monkeypatch, capsys):
     pytest.importorskip("datasketch")
     read, stored = ["probe", str(text_folder), copies], ["probe", str(tmp_path / "store")]

@@ -207,8 +207,14 @@ def chains(page):
     return found
 
 
+def lane(chain):
+    """Whoever exports waits for torch.export and for onnx."""
+    return pytest.mark.slow if any(".export(" in snippet.code for snippet in chain) else ()
+
+
 @pytest.mark.parametrize(
-    ("page", "chain"), [pytest.param(p, chain, id=str(chain[0])) for p in HERE for chain in chains(p)]
+    ("page", "chain"),
+    [pytest.param(p, chain, id=str(chain[0]), marks=lane(chain)) for p in HERE for chain in chains(p)],
 )
 def test_snippets_run(page, chain, prepared, capsys):
     names = None
