@@ -73,7 +73,7 @@ def wav2vec2():
 
 ZOO = {
     "resnet18": (lambda: timm.create_model("resnet18"), lambda: images(32)),
-    "vgg11_bn": (lambda: timm.create_model("vgg11_bn", num_classes=5), lambda: images(32)),
+    "vgg11_bn": (lambda: timm.create_model("vgg11_bn", num_classes=5, mlp_ratio=1 / 64), lambda: images(32)),
     "densenet121": (lambda: timm.create_model("densenet121"), lambda: images(32)),
     "mobilenetv3": (lambda: timm.create_model("mobilenetv3_small_100"), lambda: images(32)),
     "efficientnet_b0": (lambda: timm.create_model("efficientnet_b0"), lambda: images(32)),
