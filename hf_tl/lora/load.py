@@ -14,7 +14,7 @@ from torch import nn
 from hf_tl.architectures import is_encoder_of_sentences
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import adapter_state_dict, find_network, record_of
-from hf_tl.lora.adapter import PREFIX, Adapter, LayerUpdate, is_split, rank_fields, read_adapter, split_key
+from hf_tl.lora.adapter import PREFIX, Adapter, LayerUpdate, alpha_for, is_split, rank_fields, read_adapter, split_key
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.inject import inject
 from hf_tl.lora.merge import delete_adapter
@@ -90,7 +90,10 @@ def put_adapter(
             "with peft's path_initial_model_for_weight_conversion"
         )
     parameters = found.parameters
-    alphas = {name: saved.alpha_of(name if name in parameters else found.written[name]) for name in found.updates}
+    alphas = {n: saved.alpha_of(found.written[n]) for n in layers}
+    for name in parameters:
+        update = found.updates[name]
+        alphas[name] = alpha_for(update.scale, update.rank, use_rslora=saved.settings.use_rslora)
     targets = [Target(n, u.rank, alphas[n], is_parameter=n in parameters) for n, u in _in_order(found)]
     plan = Plan(_config(found, alphas), targets, tuple(found.saved), vocabulary=tuple(found.vocabulary))
     inject(network, plan, adapter_name=adapter_name, empty=not is_split(saved.config))

@@ -13,6 +13,7 @@ from hf_tl.architectures import CONVOLUTIONS, find_output_embeddings, is_contain
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import base_modules
 from hf_tl.lora.adapter import Adapter, LayerUpdate, is_finite
+from hf_tl.lora.experts import stack_experts
 from hf_tl.lora.parameter import n_experts, parameter_names, stacked_shapes
 from hf_tl.lora.quantised import plain_weight
 from hf_tl.names import closest, peft_matcher
@@ -68,8 +69,14 @@ class Placement:
         plain = {written: _plain(written) for written in self.adapter.updates}
         named = find_names(plain.values(), self.model, self.modules)
         chosen = self._wanted_parameters()
+        experts = self._place_experts({w: plain[w] for w in plain if named[plain[w]] is None})
         for written, update in self.adapter.updates.items():
             name = named[plain[written]]
+            if written in experts:
+                continue
+            if name is not None and update.experts == 1 and _is_router(self.modules[name]):
+                self._place_parameter(written, name, [f"{name}.weight"], update)
+                continue
             own = [parameter for parameter in chosen if parameter.rpartition(".")[0] == name]
             if name is not None and update.experts is None and own:
                 self._place_parameter(written, name, own, update)
@@ -168,6 +175,22 @@ class Placement:
             place = name
             self.updates[name] = update
         self.tensors |= {f"{place}.{ending}": tensor for ending, tensor in update.tensors().items()}
+
+    def _place_experts(self, plain: Mapping[str, str]) -> set[str]:
+        """Finds the stacked parameters of experts that the file has one by one; which of its names these are."""
+        old = {written: name for written, name in plain.items() if ".experts." in name}
+        renamings = _renamings(self.model) if old else []
+        names = {written: _renamed(name, renamings) for written, name in old.items()}
+        made, used = stack_experts(self.adapter.updates, names, self.model, self.modules)
+        for name, update in made.items():
+            module, _, own = name.rpartition(".")
+            order = [parameter for parameter, _ in self.modules[module].named_parameters(recurse=False)]
+            later = order[order.index(own) + 1 :]
+            place = module + ".base_layer" * sum(f"{module}.{one}" in made for one in later)
+            self.written[name] = next(written for written, parameter in used.items() if parameter == name)
+            self.updates[name] = update
+            self.tensors |= {f"{place}.{ending}": tensor for ending, tensor in update.tensors().items()}
+        return set(used)
 
     def _wanted_parameters(self) -> list[str]:
         """The parameters of the network that target_parameters names."""
@@ -300,20 +323,35 @@ def find_names(names: Iterable[str], model: nn.Module, known: Collection[str]) -
     strange = [name for name in names if name not in known]
     if not strange or not is_transformers(model):
         return found | dict.fromkeys(strange)
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
-
-    changes = get_model_conversion_mapping(model)
-    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
-    prefix = f"{model.base_model_prefix}."
+    prefix, renamings = f"{model.base_model_prefix}.", _renamings(model)
     for name in strange:
-        key = f"{name}.weight"  # the patterns are written for names of tensors
-        for renaming in renamings:
-            key, _ = renaming.rename_source_key(key)
-        new = key.removesuffix(".weight")
+        new = _renamed(name, renamings)
         candidates = (new, f"{prefix}{new}", new.removeprefix(prefix))
         found[name] = next((candidate for candidate in candidates if candidate in known), None)
     return found
+
+
+def _renamings(model: nn.Module) -> list[Any]:
+    """How transformers renames the keys of old checkpoints of a network; [] for one of another make."""
+    if not is_transformers(model):
+        return []
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    return [change for change in get_model_conversion_mapping(model) if isinstance(change, WeightRenaming)]
+
+
+def _renamed(name: str, renamings: Sequence[Any]) -> str:
+    key = f"{name}.weight"  # the patterns are written for names of tensors
+    for renaming in renamings:
+        key, _ = renaming.rename_source_key(key)
+    return key.removesuffix(".weight")
+
+
+def _is_router(module: nn.Module) -> bool:
+    """Whether a module was a linear layer before transformers 5 and only holds its weight now."""
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    return "Router" in type(module).__name__ and not is_adaptable(module) and weight is not None and weight.dim() == 2
 
 
 def _plain(written: str) -> str:

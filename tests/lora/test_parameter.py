@@ -47,6 +47,7 @@ NETWORKS = {  # class, own settings, names of the experts' parameters
     "Glm4Moe": {"moe_intermediate_size": 8, "head_dim": 8, **ROUTED},
     "Ernie4_5_Moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 8, "moe_layer_start_index": 0},
 }
+OLD = "gate_proj up_proj down_proj"
 PARAMETERS = ["experts.gate_up_proj", "experts.down_proj"]
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
@@ -226,6 +227,47 @@ def test_names_that_are_no_parameters():
 
     with pytest.raises(InputError, match=r"'bank\.stack', which is no parameter of two or three axes"):
         add_lora(nn.ModuleDict({"bank": Bank()}), LoraConfig(target_parameters=["bank.stack"]))
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "block", "parts"), [("Mixtral", "block_sparse_moe", "w1 w3 w2"), ("Qwen3Moe", "mlp", OLD)]
+)
+def test_files_from_before_the_experts_were_stacked(kind, block, parts, rslora, tmp_path):
+    model, generator = network(kind), torch.Generator().manual_seed(3)
+    bank = model.model.layers[0].mlp.experts
+    (e, wide, d), tensors = bank.gate_up_proj.shape, {}
+    gate, up, down = parts.split()
+    shapes = {gate: (d, wide // 2), up: (d, wide // 2), down: (wide // 2, d)}
+    for i in (0, 1):
+        places = {f"{block}.experts.{j}.{part}": shapes[part] for j in range(e) for part in shapes}
+        for name, (k, n) in {**places, f"{block}.gate": (d, e), "self_attn.o_proj": (d, d)}.items():
+            for part, shape in (("A", (2, k)), ("B", (n, 2))):
+                key = f"base_model.model.model.layers.{i}.{name}.lora_{part}.weight"
+                tensors[key] = 0.1 * torch.randn(shape, generator=generator)
+    from safetensors.torch import save_file
+
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["o_proj", "gate", *shapes]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "use_rslora": rslora}))
+    ours = load_adapter(network(kind), tmp_path, is_trainable=True)
+    layer = record_of(ours).layers["model.layers.1.mlp.experts.gate_up_proj"]
+    scale, key = 6 / (2**0.5 if rslora else 2), f"base_model.model.model.layers.1.{block}.experts.1"
+    assert layer.scaling["default"] == pytest.approx(scale)
+    update = torch.zeros(e * wide, d)
+    layer.add_to(update, None, "default")
+    for half, part in zip(update.view(e, 2, -1, d)[1], (gate, up), strict=True):
+        a, b = (tensors[f"{key}.{part}.lora_{one}.weight"] for one in "AB")
+        assert torch.allclose(half, scale * b @ a, atol=1e-6)
+    if not rslora:  # PEFT doubles alpha, which is not the scale of a rank twice as large then
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            close(logits(peft.PeftModel.from_pretrained(network(kind), tmp_path)), logits(ours))
+    save_adapter(ours, tmp_path / "again")
+    close(logits(load_adapter(network(kind), tmp_path / "again")), logits(ours))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        close(logits(peft.PeftModel.from_pretrained(network(kind), tmp_path / "again")), logits(ours))
 
 
 def test_a_file_that_does_not_fit_is_refused(tmp_path):
