@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hf_tl.cli.arguments import DATA, MODEL
 from hf_tl.errors import InputError
+from hf_tl.files import make_folder, parse_json, read_untrusted, write_json
+
+
+if TYPE_CHECKING:
+    from hf_tl.strategies.strategy import Effort
 
 
 NAMES = ("last layer", "full network", "linear probe", "LoRA", "DoRA", "split", "LP-FT", "full fine-tuning",
          "from scratch")  # fmt: skip
+SETTINGS, LARGEST = "settings.json", 10**6  # bytes
 EXAMPLES = """\
   hf-tl compare timm/mobilenetv2_100.ra_in1k beans --image-size 96 --out runs/beans
   hf-tl compare path/to/model path/to/data --strategies "last layer" split "full fine-tuning" --shots 2 5 10 20
@@ -42,24 +49,60 @@ def run(options: argparse.Namespace) -> None:
     from hf_tl.strategies.report import write_report
     from hf_tl.strategies.strategy import Effort
 
+    effort = Effort(epochs=options.epochs, trials=options.trials, batch_size=options.batch_size)
+    settings = {
+        "strategies": list(options.strategies or STRATEGIES),
+        "shots": list(options.shots or SHOTS),
+        "seeds": options.seeds,
+        "image_size": options.image_size,
+        "country": options.country,
+    }
+    part = _read_part(options.part)
+    make_folder(options.out)
+    said = {"model": options.model, "data": options.data, **settings, "effort": _spent(effort)}
+    write_json(options.out / SETTINGS, said)
     found = compare(
-        options.model,
-        options.data,
-        strategies=options.strategies or STRATEGIES,
-        shots=options.shots or SHOTS,
-        seeds=options.seeds,
-        budget=options.budget,
-        out=options.out,
-        image_size=options.image_size,
-        effort=Effort(epochs=options.epochs, trials=options.trials, batch_size=options.batch_size),
-        country=options.country,
-        part=_read_part(options.part),
+        options.model, options.data, **settings, effort=effort, out=options.out, budget=options.budget, part=part
     )
     print(found.table())
     written = [found.save(options.out / "comparison.json")]
     if found.block[0]:
         written.append(write_report(found, options.out / "report.html"))
     print(f"wrote {' and '.join(str(path) for path in [options.out / 'ledger.jsonl', *written])}")
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What a comparison in a folder was called with: model, data and the arguments of `compare`.
+
+    Raises:
+        InputError: no folder of `hf-tl compare`, or settings that are none of its.
+    """
+    from hf_tl.strategies.strategy import Effort
+
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise InputError(
+            f"{str(folder)!r} is no folder of `hf-tl compare`: it has no {SETTINGS}; `hf-tl advise` writes its report "
+            "by itself"
+        )
+    said = parse_json(read_untrusted(path, largest=LARGEST), path)
+    kinds = {"model": str, "data": str, "strategies": list, "shots": list, "seeds": int, "effort": dict}
+    optional = {"image_size": int, "country": str}
+    wrong = [name for name, kind in kinds.items() if not isinstance(said.get(name), kind)]
+    wrong += [name for name, kind in optional.items() if not isinstance(said.get(name), (kind, type(None)))]
+    wrong += sorted(said.keys() - kinds.keys() - optional.keys())
+    if not wrong:
+        spent, names = said["effort"], said["strategies"]
+        whole = all(type(value) is int for value in (*spent.values(), *said["shots"]))
+        wrong += ["effort"] * (not whole or spent.keys() != _spent(Effort()).keys())
+        wrong += ["strategies"] * any(not isinstance(name, str) or ":" in name for name in names)  # none is imported
+    if wrong:
+        raise InputError(f"{str(path)!r} is none of `hf-tl compare`: {wrong[0]!r} is missing, unknown or of no use")
+    return {**said, "effort": Effort(**said["effort"])}
+
+
+def _spent(effort: Effort) -> dict[str, int]:
+    return {name: value for name, value in vars(effort).items() if name != "deadline"}
 
 
 def _read_part(text: str) -> tuple[int, int]:

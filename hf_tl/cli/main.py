@@ -22,6 +22,7 @@ from hf_tl.cli import (
     probe,
     quickstart,
     rank,
+    report,
     similarity,
     validate,
 )
@@ -42,6 +43,7 @@ COMMANDS = {
     "adapter": adapter,
     "compare": compare,
     "advise": advise,
+    "report": report,
     "validate": validate,
     "plugins": plugins,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from hf_tl.probes.learning_curve import LearningCurve
 from hf_tl.strategies.decision import Decision
 from hf_tl.strategies.ledger import Run
 from hf_tl.strategies.mistakes import Mistake
+from hf_tl.strategies.portrait import Portrait
 from hf_tl.strategies.zones import Zones
 from hf_tl.table import format_table
 
@@ -56,6 +57,7 @@ class Advice:
         curve: of feature extraction, against samples per class; None where there was no time for it.
         zones: which layers serve the task; None where there was no time for it.
         mistakes: where the advised strategy and its nearest rival differ.
+        portrait: what the network makes of the samples before any training.
     """
 
     title: str
@@ -71,6 +73,7 @@ class Advice:
     curve: LearningCurve | None = None
     zones: Zones | None = None
     mistakes: tuple[Mistake, ...] = ()
+    portrait: Portrait = field(default_factory=Portrait)
 
     @property
     def verdict(self) -> str:

@@ -23,6 +23,7 @@ from hf_tl.strategies.draws import Draw, draw, find_groups, usable_samples
 from hf_tl.strategies.feature_extraction import FeatureExtraction
 from hf_tl.strategies.ledger import Ledger, Run
 from hf_tl.strategies.mistakes import find_mistakes
+from hf_tl.strategies.portrait import draw_portrait
 from hf_tl.strategies.strategy import Effort, Strategy, find_strategies, in_seconds
 from hf_tl.strategies.transfer import Pace, Transfer
 from hf_tl.strategies.zones import Zones, find_zones, last_of_blocks
@@ -99,7 +100,9 @@ def advise(
     curve = _curve(transfer, split, pilots.effort) if is_early else None
     zones = _zones(transfer, split, pilots.effort) if is_early else None
     pilots.halve([one for one in found if not isinstance(one, FeatureExtraction)])
-    return _advice(transfer, found, pilots, curve, zones, delta, limit, reading, notes, started)
+    portrait = draw_portrait(transfer, split.train, groups=groups, effort=pilots.effort)
+    advice = _advice(transfer, found, pilots, curve, zones, delta, limit, reading, notes, started)
+    return replace(advice, portrait=portrait, seconds=time.monotonic() - started)
 
 
 @dataclass
@@ -159,7 +162,7 @@ class _Pilots:
         n_train = len(self.drawn.train)
         trained = epochs * n_train * replace(self.effort, epochs=epochs).passes(n_train)
         evaluated = epochs * len(self.drawn.validation) + len(self.held_out)
-        return 2 * self.pace.load + trained * self.pace.train + evaluated * self.pace.evaluate
+        return 3 * self.pace.load + trained * self.pace.train + evaluated * self.pace.evaluate
 
     @cached_property
     def pace(self) -> Pace:

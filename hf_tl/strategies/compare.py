@@ -14,10 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 from hf_tl.analysis.footprint import Footprint
+from hf_tl.analysis.training_change import measure_change
 from hf_tl.classifier import Classifier
 from hf_tl.data import Task
 from hf_tl.embedding.fingerprint import fingerprint_json
 from hf_tl.errors import InputError
+from hf_tl.models import Network
 from hf_tl.strategies.comparison import Comparison
 from hf_tl.strategies.draws import Draw, check_shots, draw, find_groups, usable_samples
 from hf_tl.strategies.feature_extraction import FeatureExtraction
@@ -61,7 +63,7 @@ def compare(
         strategies: by name, or objects.
         shots: training samples per class, validation samples included.
         seeds: draws for each number of samples; those of one seed are nested.
-        budget: time after which no run is begun, "2h"; None for as long as it takes.
+        budget: time after which no run is begun, "2h"; None for as long as it takes, 0 for what the ledger has.
         out: folder of the ledger and of stored activations.
         image_size: side of the square images in pixels.
         effort: what each strategy may spend on one fit; the same for all.
@@ -75,7 +77,7 @@ def compare(
         InputError: what cannot be compared; before anything is fitted.
     """
     started = time.monotonic()
-    limit = float("inf") if budget is None else in_seconds(budget)
+    limit = float("inf") if budget is None else 0.0 if budget == 0 else in_seconds(budget)
     effort, folder = Effort() if effort is None else effort, Path(out)
     found = find_strategies(strategies)
     if seeds < 2:
@@ -93,7 +95,8 @@ def compare(
     with tqdm(total=len(plan), initial=len(plan) - len(todo), desc="compare", unit="run", disable=not progress) as bar:
         for key, config, strategy, n, seed in todo:
             if time.monotonic() - started > limit:
-                notes = (*notes, f"the budget of {budget} is spent; the same call does the {len(plan) - bar.n} others")
+                spent = f"the budget of {budget} is spent; the same call does the {len(plan) - bar.n} others"
+                notes = (*notes, spent if budget else f"runs that are still to be done: {len(plan) - bar.n}")
                 break
             bar.set_postfix_str(f"{strategy.name}, {n} a class, seed {seed}")
             drawn = draw(transfer.labels, pool, shots=n, seed=seed)
@@ -154,7 +157,15 @@ def run_once(
         stopped=fitted.stopped,
         footprint=footprint.to_dict(),
         versions={name: version(name) for name in PACKAGES},
+        change={} if fitted.network is None else _change(transfer, fitted.network, seed=seed),
     )
+
+
+def _change(transfer: Transfer, trained: Network, *, seed: int) -> dict[str, tuple[float, float]]:
+    """Layer -> its depth and the relative change of its weights, of layers that have any."""
+    found = measure_change(transfer.network(seed=seed).model, trained.model)
+    layers = zip(found.layers, found.depths, found.relative, strict=True)
+    return {name: (round(float(d), 4), float(f"{c:.4g}")) for name, d, c in layers if np.isfinite(c)}
 
 
 def run_config(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from hf_tl.analysis.training_change import TrainingChange
 from hf_tl.errors import InputError
 from hf_tl.files import make_folder
 
@@ -40,6 +41,7 @@ class Run:
         stopped: why it ended before its time; "" where it did not.
         footprint: what it cost, of `hf_tl.analysis.footprint.Footprint`; the search is part of it.
         versions: of the packages that it ran on.
+        change: of a network that was trained, layer -> (depth, relative change of its weights); see `TrainingChange`.
     """
 
     key: str
@@ -58,6 +60,15 @@ class Run:
     stopped: str = ""
     footprint: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    change: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def training_change(self) -> TrainingChange | None:
+        """What training changed; None of a network that stayed frozen."""
+        if not self.change:
+            return None
+        depths, relative = np.asarray([*self.change.values()], dtype=float).T
+        return TrainingChange(tuple(self.change), depths, relative)
 
     def right(self, truth: np.ndarray) -> np.ndarray:
         """(n_evaluated,) bool: which samples of these classes it got right."""
@@ -114,7 +125,7 @@ class Ledger:
 
     def _parse(self, line: bytes, number: int) -> Run:
         try:
-            said = json.loads(line)
+            said = {"change": {}, **json.loads(line)}
             found = {part.name: said[part.name] for part in fields(Run)}
             for name in ("train", "validation", "predicted"):
                 found[name] = tuple(map(int, found[name]))

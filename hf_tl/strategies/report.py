@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from hf_tl import plots
 from hf_tl.errors import InputError
 from hf_tl.files import make_folder, write_whole
@@ -16,6 +19,7 @@ from hf_tl.strategies.advice import Advice
 from hf_tl.strategies.comparison import Comparison
 from hf_tl.strategies.ledger import Run
 from hf_tl.strategies.mistakes import Mistake
+from hf_tl.strategies.portrait import Portrait
 from hf_tl.strategies.zones import Zones
 
 
@@ -25,6 +29,7 @@ h1{font-size:1.4rem}h2{font-size:1.15rem;margin-top:2rem}.verdict{font-size:1.15
 padding:.6rem 1rem;background:#f2f6fb}svg{width:100%;height:auto}figure{margin:0}.wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.85rem}td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;
 text-align:left}figure{overflow-x:auto}figure svg{min-width:24rem}
+section>img{max-width:100%;height:auto}
 .wall{display:flex;flex-wrap:wrap;gap:.5rem}.wall div{width:7.2rem;font-size:.72rem;line-height:1.25}
 .wall img{width:7rem;height:7rem;object-fit:cover;display:block}.wall blockquote{margin:0;font-style:italic}
 pre{background:#f6f6f6;padding:.8rem;overflow-x:auto;font-size:.8rem;white-space:pre-wrap;overflow-wrap:anywhere}
@@ -36,7 +41,7 @@ COURSE = (  # strategy, accuracies in validation and test, W, h, kg CO2, experim
     ("fine-tuning", "77.46", "73.86", "276", "1,826", "201.5", "480", "4-6"),
     ("feature extraction", "74.65", "72.73", "124", "60", "3.84", "80", "0-1"),
 )
-Draw = Callable[[Path], None]
+Draw = Callable[[Path], object]
 
 
 def write_report(found: Advice | Comparison, path: str | Path) -> Path:
@@ -82,6 +87,9 @@ def _of_advice(found: Advice) -> list[tuple[str, str | Draw]]:
         zones = found.zones
         sections.append(("What each layer is worth", lambda file: _draw_zones(zones, found.title, file)))
         sections.append(("Where to cut", f"<p>{escape(zones.verdict)}.</p>{_table(*zones.cells())}"))
+    if any(run.change for run in found.runs):
+        sections.append(("What training changed", lambda file: _draw_changes(found.runs, found.title, file)))
+    sections += _of_portrait(found.portrait, found.title)
     if found.mistakes:
         sections.append(("Where the two best differ", _wall(found.mistakes)))
     return [
@@ -90,6 +98,26 @@ def _of_advice(found: Advice) -> list[tuple[str, str | Draw]]:
         ("Ledger", _ledger(found.runs)),
         ("Notes", _list([*found.notes, f"{found.seconds:.0f} s of a budget of {found.budget:.0f} s"])),
     ]
+
+
+def _of_portrait(seen: Portrait, title: str) -> list[tuple[str, str | Draw]]:
+    """What the network makes of the samples before any training."""
+    sections: list[tuple[str, str | Draw]] = []
+    similarity, signs = seen.similarity, seen.signs
+    if similarity is not None:
+        names = ("the network", "the network")
+        sections.append(("Which layers are alike", lambda file: similarity.plot(file, title=title, names=names)))
+    if signs is not None and signs.mean_shift:
+        sections.append(("How near the source is", lambda file: signs.plot(file, title=title)))
+    if signs is not None:
+        heading = "How near the source is, in words" if signs.mean_shift else "How near the source is"
+        sections.append((heading, f"<p>{escape(str(signs))}.</p>"))
+    if seen.units is not None:
+        heading = f"Images that excite units of {seen.units_of} most"
+        sections.append((heading, _image(seen.units, heading)))
+    if seen.copies is not None:
+        sections.append(("Samples that are copies", _image(seen.copies, "samples that are copies of one another")))
+    return sections
 
 
 def _of_comparison(found: Comparison) -> list[tuple[str, str | Draw]]:
@@ -104,6 +132,11 @@ def _of_comparison(found: Comparison) -> list[tuple[str, str | Draw]]:
         ("Differences in points, paired", f"<pre>{escape(found.differences(found.reference))}</pre>"),
         ("What it cost, the search counted", _table(header, rows)),
         ("Accuracy against energy", lambda file: _draw_costs(found, file)),
+        *(
+            [("What training changed", lambda file: _draw_changes(found.runs, found.title, file))]
+            if any(run.change for run in found.runs)
+            else []
+        ),
         ("The same table over ten datasets", _course()),
         ("Ledger", _ledger(found.runs)),
         ("Notes", _list([f"{len(found.runs)} of {found.planned} runs", *found.notes])),
@@ -145,6 +178,22 @@ def _draw_zones(found: Zones, title: str, file: Path) -> None:
         plots.legend(panel)
 
 
+def _draw_changes(runs: Sequence[Run], title: str, file: Path) -> None:
+    """The relative change of each layer's weights, of the run of each strategy that saw the most samples."""
+    longest: dict[str, Run] = {}
+    for run in runs:
+        if run.change and (run.strategy not in longest or run.samples_seen > longest[run.strategy].samples_seen):
+            longest[run.strategy] = run
+    caption = "norm of the change over norm of the weights, the longest run of each strategy; frozen layers: not drawn"
+    with plots.picture(file, title=title, size=(5.6, 4.2), caption=caption) as (panel,):
+        for i, (name, run) in enumerate(longest.items()):
+            color, marker = plots.SERIES[i % len(plots.SERIES)]
+            depths, relative = np.asarray([pair for pair in run.change.values() if pair[1] > 0] or [[0.0, 0.0]]).T
+            plots.curve(panel, depths, relative, color=color, marker=marker, label=name)
+        plots.axes(panel, x="depth, from data to task", y="relative change of the weights", log="y")
+        plots.legend(panel)
+
+
 def _course() -> str:
     header = ["strategy", "validation", "test", "W", "h", "kg CO2", "experiments", "h of people"]
     source = (
@@ -166,11 +215,17 @@ def _wall(mistakes: Sequence[Mistake]) -> str:
 def _shown(one: Mistake) -> str:
     if one.image is None:
         return f"<blockquote>{escape(one.text)}</blockquote>" if one.text else ""
-    small, file = one.image.copy(), io.BytesIO()
+    small = one.image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
-    small.save(file, "JPEG", quality=80)
+    return _image(small, one.caption)
+
+
+def _image(image: Image.Image, caption: str) -> str:
+    """An image inside the page."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
     encoded = base64.b64encode(file.getvalue()).decode("ascii")
-    return f'<img alt="{escape(one.caption)}" src="data:image/jpeg;base64,{encoded}">'
+    return f'<img alt="{escape(caption)}" src="data:image/jpeg;base64,{encoded}">'
 
 
 def _draw_costs(found: Comparison, file: Path) -> None:

@@ -15,8 +15,9 @@ import pytest
 from one_comparison import Guess, task
 
 from hf_tl.errors import InputError
-from hf_tl.strategies import advise, compare, write_report
+from hf_tl.strategies import Effort, Transfer, advise, compare, write_report
 from hf_tl.strategies.advise import RUNGS
+from hf_tl.strategies.portrait import Portrait, draw_portrait
 from hf_tl.strategies.strategy import in_seconds
 
 
@@ -167,7 +168,7 @@ def check_page(path, *, n_figures):
     assert "script" not in page.seen
     assert "width=device-width" in text
     assert "@media print" in text
-    assert all(link.startswith(("#", "data:image/jpeg;base64,")) for link in page.links)
+    assert all(link.startswith(("#", "data:image/")) for link in page.links)
     assert not re.search(r"url\((?!#)", text)
     json.loads(path.with_suffix(".json").read_text(), parse_constant=pytest.fail)
     assert len(list(path.parent.glob("*.png"))) == n_figures
@@ -176,17 +177,39 @@ def check_page(path, *, n_figures):
 def test_the_report_of_advice(found, tmp_path):
     advice, _ = found
     path = write_report(advice, tmp_path / "report.html")
-    check_page(path, n_figures=3)
+    check_page(path, n_figures=5)
     text = path.read_text()
     assert advice.decision.chosen in text
     assert advice.zones is not None
     assert advice.zones.verdict in html.unescape(text)
-    assert text.count("<img") == len(advice.mistakes) > 0
+    assert advice.portrait.units_of in text
+    assert text.count("<img") == len(advice.mistakes) + 1 > 1
     for one in advice.mistakes:
         assert one.truth != one.said
         assert advice.decision.chosen in (one.right, one.wrong)
     with pytest.raises(InputError, match=r"a report should be an .html file"):
         write_report(advice, tmp_path / "report.pdf")
+
+
+def test_the_report_shows_what_training_changed_and_which_samples_are_copies(found, timm_folder, tmp_path):
+    advice, _ = found
+    transfer = Transfer.of(str(timm_folder), many(), image_size=32)
+    groups = np.arange(len(transfer.labels))
+    groups[[7, 130]] = 7
+    portrait = draw_portrait(transfer, np.arange(20), groups=groups, effort=Effort())
+    assert portrait.similarity.n_samples == 20
+    own = np.diag(portrait.similarity.values)  # NaN where nothing varies, as in a layer of random weights
+    assert np.allclose(own[np.isfinite(own)], 1)
+    assert np.isfinite(own).sum() > 2
+    assert portrait.copies is not None
+    over = draw_portrait(transfer, np.arange(20), groups=groups, effort=Effort(deadline=0.0))
+    assert over == Portrait()
+    runs = [replace(run, change={"stem": (0.0, 0.01), "head": (1.0, 0.2)}) for run in advice.runs]
+    path = write_report(replace(advice, runs=runs, portrait=portrait), tmp_path / "report.html")
+    check_page(path, n_figures=6)
+    text = path.read_text()
+    assert "What training changed" in text
+    assert "Samples that are copies" in text
 
 
 @pytest.mark.slow
@@ -197,7 +220,7 @@ def test_a_browser_shows_every_figure_and_complains_of_nothing(found, tmp_path):
     profile = f"--user-data-dir={tmp_path / 'profile'}"
     command = ["chromium", *options, profile, "--dump-dom", path.as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert shown.stdout.count("<svg") == 3
+    assert shown.stdout.count("<svg") == 5
     assert shown.stdout.rstrip().endswith("</html>")
     assert "CONSOLE" not in shown.stderr
 

@@ -7,10 +7,13 @@ import pytest
 import torch
 from one_comparison import CLASSES, Guess, task
 
+from hf_tl.analysis import Footprint
 from hf_tl.errors import InputError
 from hf_tl.strategies import Effort, Transfer, find_strategy
+from hf_tl.strategies.compare import run_once
 from hf_tl.strategies.draws import draw, usable_samples
 from hf_tl.strategies.feature_extraction import RELATIVE_C, last_layer, linear_probe
+from hf_tl.strategies.ledger import Ledger
 from hf_tl.strategies.strategy import BUILT_IN
 
 
@@ -86,6 +89,19 @@ def test_what_is_frozen_stays_and_what_trains_moves(transfer, drawn):
     assert not stem & moved["split"]
     assert stem & moved["full fine-tuning"]
     assert moved["split"] < moved["full fine-tuning"] | {key for key in start if "num_batches" in key}
+
+
+@pytest.mark.slow
+def test_a_run_says_what_training_changed_by_layer(transfer, drawn, tmp_path):
+    runs = {}
+    for name in ("split", "last layer"):
+        cost, strategy = Footprint(name), find_strategy(name)
+        runs[name] = run_once(transfer, strategy, drawn, name, {}, 6, 0, EFFORT, cost)
+        Ledger(tmp_path / "ledger.jsonl").append(runs[name])
+    assert runs["last layer"].training_change is None
+    change = Ledger(tmp_path / "ledger.jsonl").read()["split"].training_change
+    assert change.relative[change.depths < 0.5].max() == 0
+    assert change.relative[change.depths == 1].min() > 0
 
 
 @pytest.mark.slow
