@@ -204,7 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
-    parser.add_argument("--only", help="networks whose names hold this, which are checked again")
+    parser.add_argument("--only", nargs="+", help="networks whose names hold one of these, which are checked again")
     options = parser.parse_args()
     import peft  # noqa: F401  # here, rather than in each process
     import transformers
@@ -216,7 +216,7 @@ def main() -> None:
     results = json.loads(path.read_text())["results"] if path.exists() else {}
     candidates = specimens(options.families)
     if options.only:
-        todo = [one for one in candidates if options.only.lower() in str(one).lower()]
+        todo = [one for one in candidates if any(part.lower() in str(one).lower() for part in options.only)]
     else:
         todo = [one for one in candidates if str(one) not in results]
     random.Random(0).shuffle(todo)  # so that a part of the sweep is a sample of all
