@@ -12,6 +12,7 @@ The contract that checkpoints, merging and the command line build on
     record.layers["a.experts.down_proj"]    that of a parameter (parameter.py), which stands at "a.experts"
     record.saved["classifier"]     the SavedModule that stands there (layer.py): original_module and a copy an adapter
     record.biases[NAME]            live names of the network's own biases that train with the adapter
+    record.tokens["embed_tokens"]  the TokenRows that stands there (token_rows.py): single rows that train
     record.vocabulary[NAME]        live names of the embeddings of a resized vocabulary, which travel with the adapter
     record.active                  names of the adapters in use
 
@@ -26,6 +27,7 @@ The contract that checkpoints, merging and the command line build on
     base_model.model.<module>.lora_A.weight            (E r, k)    a stacked parameter; lora_B.weight (d, r E)
     base_model.model.<module>.base_layer.lora_A.weight             the parameter before it in the same module
     base_model.model.<saved module>.<name in it>                   parameters and buffers of modules_to_save
+    base_model.model.<embedding>.token_adapter.trainable_tokens_delta      (n, d)  single rows: values, no differences
     base_model.model.<adapted module>.base_layer.bias  (d,)        with bias="lora_only" or "all"
     base_model.model.<module>.bias                                 other biases, with bias="all"
     base_model.model.<embeddings>.weight               (V, d)      of a resized vocabulary
@@ -62,6 +64,7 @@ from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.layer import LoraLayer, SavedModule
 from hf_tl.lora.parameter import LoraParameter
 from hf_tl.lora.quantised import PACKS, packing_layers, unpack
+from hf_tl.lora.token_rows import TokenRows
 
 
 RECORD = "_hf_tl_adapters"
@@ -77,6 +80,7 @@ class AdapterRecord:
     saved: dict[str, SavedModule] = field(default_factory=dict)
     biases: dict[str, tuple[str, ...]] = field(default_factory=dict)
     vocabulary: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    tokens: dict[str, TokenRows] = field(default_factory=dict)
     active: list[str] = field(default_factory=list)
     trained_before: frozenset[str] = frozenset()
     originals: dict[str, Tensor] = field(default_factory=dict)
@@ -88,9 +92,9 @@ class AdapterRecord:
     in_container: bool = False
 
     @property
-    def parts(self) -> tuple[LoraLayer | SavedModule, ...]:
+    def parts(self) -> tuple[LoraLayer | SavedModule | TokenRows, ...]:
         """All modules that stand in the places of others."""
-        return (*self.layers.values(), *self.saved.values())
+        return (*self.layers.values(), *self.saved.values(), *self.tokens.values())
 
     @property
     def is_merged(self) -> bool:
@@ -121,7 +125,7 @@ class AdapterRecord:
             above, _, child = name.rpartition(".")
             parent = self.model.get_submodule(above)
             before = parent.get_submodule(child)
-            shared = isinstance(before, LoraLayer) or isinstance(module, LoraLayer)
+            shared = isinstance(before, (LoraLayer, TokenRows)) or isinstance(module, (LoraLayer, TokenRows))
             for holder, key in places[id(before)] if shared and id(before) in places else [(parent, child)]:
                 setattr(holder, key, module)
                 if isinstance(holder, nn.TransformerEncoderLayer):
@@ -193,7 +197,7 @@ class AdapterRecord:
         live = []
         for name in names:
             owner, _, part = name.rpartition(".")
-            adapted = owner in self.layers and adapter in self.layers[owner].r
+            adapted = owner in self.tokens or (owner in self.layers and adapter in self.layers[owner].r)
             live.append(f"{owner}.base_layer.{part}" if adapted else name)
         self.vocabulary[adapter] = tuple(live)
 
@@ -404,6 +408,8 @@ def adapter_state_dict(model: nn.Module, *, adapter_name: str = "default", expor
             found |= _under(place, layer.adapter_tensors(adapter_name, export=export))
     for name, saved in record.saved.items():
         found |= _under(name, saved.adapter_tensors(adapter_name))
+    for name, rows in record.tokens.items():
+        found |= _under(name, rows.adapter_tensors(adapter_name))
     own = record.own_names(adapter_name)
     return found | {PREFIX + name: record.model.get_parameter(name).detach() for name in own}
 
@@ -417,6 +423,8 @@ def _find_below(module: nn.Module, name: str, found: dict[str, nn.Module]) -> No
         module = module.holder
     elif isinstance(module, SavedModule):
         module = module.original_module
+    elif isinstance(module, TokenRows):
+        module = module.base_layer
     found[name] = module
     for child, inner in module._modules.items():
         if inner is not None:

@@ -45,7 +45,14 @@ _LONGEST_NAME = 512
 _PATTERN_SECONDS = 10.0  # of the processor's time, for all names of a file; a thousandth is usual
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.bool)
 
-_WHICH_MODULES = ("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern")
+_WHICH_MODULES = (
+    "target_modules",
+    "target_parameters",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "trainable_token_indices",
+)
 _DEFAULTS: dict[str, object] = {
     **{name: value for name, value in vars(LoraConfig()).items() if name in PEFT_FIELDS},
     "peft_type": "LORA",

@@ -32,7 +32,6 @@ ALL_LINEAR = "all-linear"
 
 NOT_IMPLEMENTED = {
     "use_qalora": "quantisation-aware LoRA",
-    "trainable_token_indices": "trained rows of an embedding",
     "layer_replication": "layers that are stacked several times",
     "megatron_config": "layers of Megatron",
     "alora_invocation_tokens": "activated LoRA",
@@ -81,6 +80,10 @@ def _is_list(value: Any, kind: Callable[[Any], bool]) -> bool:
     return isinstance(value, (Sequence, Set)) and not isinstance(value, str) and all(kind(item) for item in value)
 
 
+def _is_tokens(value: Any) -> bool:
+    return _is_list(value, lambda item: _is_integer(item) and 0 <= item < 2**31) and 0 < len(value) <= 2**20
+
+
 def _is_patterns(value: Any, kind: Callable[[Any], bool]) -> bool:
     return (
         isinstance(value, Mapping)
@@ -98,6 +101,10 @@ _NAMES = _optional("a string, a list of module names", lambda value: _is_text(va
 _NAME_LIST = _optional("a list of module names", lambda value: _is_list(value, _is_text))
 _INDICES = _optional(
     "a whole number, a list of them", lambda value: _is_integer(value) or _is_list(value, _is_integer)
+)
+_TOKENS = _optional(
+    "a list of token indices from 0, such lists by name of an embedding",
+    lambda value: _is_tokens(value) or (_is_patterns(value, _is_tokens) and bool(value)),
 )
 _FLAG = _Check("true or false", lambda value: isinstance(value, bool))
 _RANK = _Check("a whole number of at least 1 (delete_adapter drops an adapter)", _is_rank)
@@ -160,6 +167,9 @@ class LoraConfig:
         use_dora: learn the L2 norm of each row of W apart from its direction (DoRA, Liu et al., ICML 2024).
         modules_to_save: modules that train in full and are saved with the adapter; None for the head of the
             task, found by itself; () for none.
+        trainable_token_indices: rows of the input embeddings that train and are saved with the adapter, such as those
+            of new tokens, and with them the same rows of an output layer with the same weight; or such lists by name
+            of an embedding or output layer; None for none.
         init_lora_weights: a key of INITS; True is "kaiming", False is "random", and "pissa_niter_4" is "pissa" by
             the randomised decomposition with 4 iterations.
         rank_pattern: rank by pattern over module names (a regular expression for their last parts); first match wins.
@@ -188,6 +198,7 @@ class LoraConfig:
     bias: Literal["none", "all", "lora_only"] = _field("none", _BIAS)
     use_rslora: bool = _field(False, _FLAG)
     modules_to_save: Sequence[str] | None = _field(None, _NAME_LIST)
+    trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = _field(None, _TOKENS)
     init_lora_weights: str | bool = _field("kaiming", _INIT)
     layers: str | None = _field(None, _SELECTION, in_peft=False)
     layers_to_transform: Sequence[int] | int | None = _field(None, _INDICES)

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from hf_tl.architectures import CONVOLUTIONS, is_encoder_of_sentences, is_fully_connected, is_transformers
 from hf_tl.errors import InputError, inform
 from hf_tl.example import dummy_batch
-from hf_tl.lora.adapted import RECORD, AdapterRecord, check_new_name, find_network, record_of, set_adapter
+from hf_tl.lora.adapted import (
+    RECORD,
+    AdapterRecord,
+    base_modules,
+    check_new_name,
+    find_network,
+    record_of,
+    set_adapter,
+)
 from hf_tl.lora.attention import LoraAttention
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.convolution import LoraConv
@@ -31,6 +39,7 @@ from hf_tl.lora.merge import delete_adapter
 from hf_tl.lora.parameter import LoraParameter
 from hf_tl.lora.quantised import check_quantised, codes_as_they_are
 from hf_tl.lora.targets import Plan, Target, plan_adapter
+from hf_tl.lora.token_rows import TokenRows
 from hf_tl.names import in_runs, is_inside, listed
 from hf_tl.trace import Batch, evaluating, forward
 
@@ -218,7 +227,7 @@ def inject(model: nn.Module, plan: Plan, *, adapter_name: str = "default", empty
     """
     record = vars(model).get(RECORD) or AdapterRecord(model)
     _check(record, plan, adapter_name)
-    layers, saved = _make(record, plan, adapter_name, empty=empty)  # the last that can refuse; nothing is in place
+    layers, saved, tokens = _make(record, plan, adapter_name, empty=empty)  # nothing is in place yet
     made = {name: layer for name, layer in layers.items() if name not in record.layers}
     places = {n.rpartition(".")[0] if isinstance(layer, LoraParameter) else n: layer for n, layer in made.items()}
     if not record.configs:
@@ -228,8 +237,10 @@ def inject(model: nn.Module, plan: Plan, *, adapter_name: str = "default", empty
         record.watch_inputs()
     record.put(places)
     record.put({name: module for name, module in saved.items() if name not in record.saved})
+    record.put({name: rows for name, rows in tokens.items() if name not in record.tokens})
     record.layers |= layers
     record.saved |= saved
+    record.tokens |= tokens
     for name in plan.frozen:
         record.freeze_statistics(model.get_submodule(name))
     base = plan.config.base_model_name_or_path
@@ -306,6 +317,13 @@ def _check(record: AdapterRecord, plan: Plan, adapter: str) -> None:
             raise InputError(
                 f"{target.name!r} is the same layer as {other!r}, beside which one adapter stands; leave it out"
             )
+    taken = [*record.layers, *record.saved, *(target.name for target in plan.targets), *plan.saved]
+    for name in (*record.tokens, *plan.tokens):
+        if name in taken:
+            raise InputError(
+                f"single rows of {name!r} are to train (trainable_token_indices), and an adapter or all of it does as "
+                "well; leave one of them out"
+            )
     for name in (*plan.saved, *plan.statistics):
         inner = next((layer for layer in record.layers if is_inside(layer, [name])), None)
         if inner is not None:
@@ -322,8 +340,8 @@ def _standing(record: AdapterRecord, target: Target) -> nn.Module:
 
 def _make(
     record: AdapterRecord, plan: Plan, adapter: str, *, empty: bool
-) -> tuple[dict[str, LoraLayer], dict[str, SavedModule]]:
-    """The layers and saved modules with the new adapter, by name; those that are new stand nowhere yet."""
+) -> tuple[dict[str, LoraLayer], dict[str, SavedModule], dict[str, TokenRows]]:
+    """The layers, saved modules and rows of tokens with the new adapter, by name; new ones stand nowhere yet."""
     layers: dict[str, LoraLayer] = {}
     saved: dict[str, SavedModule] = {}
     nested: dict[str, nn.Module] = {}  # the layers of a module's parameters stand one inside the other
@@ -348,8 +366,37 @@ def _make(
         for name in (*plan.saved, *plan.statistics):
             saved[name] = record.saved.get(name) or SavedModule(record.model.get_submodule(name))
             saved[name].add_adapter(adapter, trains=name in plan.saved)
+        tokens = _make_rows(record, plan, adapter)
     except BaseException:  # what was on the network before must not keep a part of it
         for before in record.parts:
             before.delete_adapter(adapter)
         raise
-    return layers, saved
+    return layers, saved, tokens
+
+
+def _make_rows(record: AdapterRecord, plan: Plan, adapter: str) -> dict[str, TokenRows]:
+    """The rows of tokens, and what follows them where a layer has the same weight."""
+    made: dict[str, TokenRows] = {}
+    modules = base_modules(record.model) if plan.tokens else {}
+    taken = {*record.layers, *record.saved, *(target.name for target in plan.targets), *plan.saved}
+    for name, indices in plan.tokens.items():
+        if name in made and made[name].source is not None:  # it follows those of another
+            continue
+        weight = modules[name].get_parameter("weight")
+        made[name] = rows = record.tokens.get(name) or TokenRows(modules[name])
+        if rows.source is not None:
+            raise InputError(
+                f"{name!r} follows the rows of another adapter's embedding, whose weight it shares; name that one"
+            )
+        rows.add_adapter(adapter, indices=indices)
+        for other, module in modules.items():
+            own = plan.tokens.get(other, indices)
+            same = other != name and module._parameters.get("weight") is weight and module is not modules[name]
+            if same and tuple(own) == tuple(indices):
+                if other in taken:
+                    raise InputError(
+                        f"{other!r} has the weight of {name!r}, of which single rows are to train, and an adapter or "
+                        "all of it does as well; leave one of them out"
+                    )
+                made[other] = record.tokens.get(other) or TokenRows(module, source=rows)
+    return made

@@ -95,7 +95,8 @@ def put_adapter(
         update = found.updates[name]
         alphas[name] = alpha_for(update.scale, update.rank, use_rslora=saved.settings.use_rslora)
     targets = [Target(n, u.rank, alphas[n], is_parameter=n in parameters) for n, u in _in_order(found)]
-    plan = Plan(_config(found, alphas), targets, tuple(found.saved), vocabulary=tuple(found.vocabulary))
+    vocabulary = tuple(found.vocabulary)
+    plan = Plan(_config(found, alphas), targets, tuple(found.saved), vocabulary=vocabulary, tokens=found.tokens)
     inject(network, plan, adapter_name=adapter_name, empty=not is_split(saved.config))
     try:
         _keep_vocabulary(network, found, adapter_name=adapter_name)
@@ -148,6 +149,7 @@ def _config(found: Placement, alphas: Mapping[str, float]) -> LoraConfig:
         "target_modules": tuple(name for name in found.updates if name in found.modules),
         "target_parameters": tuple(found.parameters) or None,
         "modules_to_save": tuple(found.saved),
+        "trainable_token_indices": found.tokens or None,
         "inference_mode": False,
     }
     if not is_split(found.adapter.config):

@@ -176,12 +176,15 @@ def _take_off(record: AdapterRecord, adapters: Sequence[str], *, kept: bool) -> 
     outer = {name: layer.unwrapped() for name, layer in single.items() if ".base_layer." not in name}
     outer |= _without(record.model, [name for name in bare if name not in single])
     idle = {name: saved for name, saved in record.saved.items() if not set(saved.trains) - set(adapters)}
+    left = {name: rows for name, rows in record.tokens.items() if not set(rows.indices) - set(adapters)}
     record.put(outer | {name: saved.unwrapped(kept=kept) for name, saved in idle.items()})
+    record.put({name: rows.unwrapped(kept=kept) for name, rows in left.items()})
     for part in record.parts:
         for adapter in adapters:
             part.delete_adapter(adapter)
     record.layers = {name: layer for name, layer in record.layers.items() if name not in bare}
     record.saved = {name: saved for name, saved in record.saved.items() if name not in idle}
+    record.tokens = {name: rows for name, rows in record.tokens.items() if name not in left}
 
 
 def _without(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:

@@ -16,6 +16,7 @@ from hf_tl.lora.adapter import Adapter, LayerUpdate, is_finite
 from hf_tl.lora.experts import stack_experts
 from hf_tl.lora.parameter import n_experts, parameter_names, stacked_shapes
 from hf_tl.lora.quantised import plain_weight
+from hf_tl.lora.token_rows import ROWS
 from hf_tl.names import closest, peft_matcher
 
 
@@ -35,6 +36,7 @@ class Placement:
         saved: names of the modules that come whole: heads, norms with their statistics.
         tensors: every tensor that is to be filled in, by its name in a file for this network.
         vocabulary: names of the tensors of the network's own embeddings, or output embeddings, that the file brings.
+        tokens: name of an embedding, or of the layer before the logits -> its rows that the file brings.
         problems: what does not fit, by kind: "missing", "unexpected", "mismatched".
     """
 
@@ -46,6 +48,7 @@ class Placement:
     saved: list[str] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     vocabulary: list[str] = field(default_factory=list)
+    tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=lambda: {"missing": [], "unexpected": [], "mismatched": []})
 
     @property
@@ -96,11 +99,15 @@ class Placement:
 
     def place_others(self) -> None:
         """Finds the places of heads and other modules that come whole, of biases and of vocabularies."""
-        owners = {key: _plain(key.rpartition(".")[0]) for key in self.adapter.others}
+        owners = {key: _plain(key.removesuffix(f".{ROWS}").rpartition(".")[0]) for key in self.adapter.others}
+        owners |= {key: key.removesuffix(f".{ROWS}") for key in owners if key.endswith(f".{ROWS}")}
         named = find_names(dict.fromkeys(owners.values()), self.model, self.modules)
         contents: dict[str, dict[str, Tensor]] = {}
         for key, tensor in self.adapter.others.items():
             name, part = named[owners[key]], key.rpartition(".")[2]
+            if name is not None and key.endswith(f".{ROWS}"):
+                self._place_rows(key, name, tensor)
+                continue
             own = None if name is None else _own_tensors(self.modules[name]).get(part)
             if name is None or own is None:
                 self._unexpected(f"{key!r} ({self._closest(owners[key])})")
@@ -122,9 +129,30 @@ class Placement:
             self.saved.append(name)
             self.tensors |= tensors
 
+    def _place_rows(self, key: str, name: str, tensor: Tensor) -> None:
+        """Finds which rows of an embedding a tensor has: the configuration says."""
+        wanted: Any = self.adapter.config.get("trainable_token_indices") or ()
+        if isinstance(wanted, Mapping):
+            wanted = next((rows for word, rows in wanted.items() if name == word or name.endswith(f".{word}")), ())
+        weight = _own_tensors(self.modules[name]).get("weight")
+        if weight is None or weight.dim() != 2 or not wanted:
+            self._unexpected(f"{key!r} (trainable_token_indices names no rows of {name!r})")
+        elif tuple(tensor.shape) != (len(wanted), weight.shape[1]):
+            expected = (len(wanted), weight.shape[1])
+            self.problems["mismatched"].append(f"{key!r} (is {tuple(tensor.shape)}, expected {expected})")
+        elif max(wanted) >= weight.shape[0]:
+            self.problems["mismatched"].append(
+                f"{key!r} (row {max(wanted)} of {weight.shape[0]}; resize_token_embeddings({max(wanted) + 1}) first)"
+            )
+        else:
+            self.tokens[name] = tuple(wanted)
+            self.tensors[f"{name}.{ROWS}"] = tensor
+
     def find_missing(self) -> None:
         """Finds what the configuration names, layers or whole modules, and the file has nothing of."""
         if not (self.problems["mismatched"] or self.problems["unexpected"]):
+            if self.adapter.config.get("trainable_token_indices") and not self.tokens:
+                self.problems["missing"].append("the rows of trainable_token_indices")
             wanted_parameters = self._wanted_parameters()
             self.problems["missing"] += [f"parameter {n!r}" for n in wanted_parameters if n not in self.updates]
             for name in self.modules:

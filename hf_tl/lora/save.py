@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from hf_tl.architectures import is_transformers
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import AdapterRecord, adapter_state_dict, base_modules, known, record_of
 from hf_tl.lora.adapter import PREFIX, Adapter, alpha_for, is_finite, rank_fields, split_key, write_adapter
@@ -70,6 +71,7 @@ def _trained_outside(record: AdapterRecord) -> list[str]:
         id(p) for layer in record.layers.values() for adapter in layer.r for _, p in layer.adapter_tensors(adapter)
     }
     held |= {id(p) for saved in record.saved.values() for p in saved.modules_to_save.parameters()}
+    held |= {id(rows) for tokens in record.tokens.values() for rows in tokens.rows.values()}
     own = {name for adapter in record.configs for name in record.own_names(adapter)}
     return [n for n, p in record.model.named_parameters() if p.requires_grad and id(p) not in held and n not in own]
 
@@ -97,6 +99,7 @@ def _config_fields(record: AdapterRecord, adapter: str, tensors: Mapping[str, Te
         "target_modules": _targets(model, layers, saved),
         "target_parameters": _parameters(model, parameters) or None,
         "modules_to_save": saved or None,
+        "trainable_token_indices": _tokens(record, adapter),
     }
     if config.base_model_name_or_path is not None and fields["task_type"] is None:
         fields["auto_mapping"] = class_of(model)
@@ -134,6 +137,16 @@ def _targets(model: nn.Module, names: Sequence[str], saved: Sequence[str]) -> li
     if {name for name in free if matches(name)} == set(names):
         return shortest
     return exact_names(names, free)
+
+
+def _tokens(record: AdapterRecord, adapter: str) -> dict[str, list[int]] | list[int] | None:
+    """The rows that the file has: a list for those of the input embeddings alone, as PEFT writes it."""
+    own = {n: list(rows.indices[adapter]) for n, rows in record.tokens.items() if [*rows.adapter_tensors(adapter)]}
+    if len(own) == 1 and is_transformers(record.model):
+        (name, rows), embeddings = next(iter(own.items())), record.model.get_input_embeddings()
+        if record.model.get_submodule(name) is embeddings:
+            return rows
+    return own or None
 
 
 def _parameters(model: nn.Module, names: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Mapping, Sequence, Set
@@ -25,8 +26,10 @@ from hf_tl.lora.linear import computes_otherwise
 from hf_tl.lora.parameter import expert_parameters, parameter_names, refusal
 from hf_tl.lora.trained_modules import (
     bare_parameters,
+    covers_new,
     find_head,
     find_new,
+    find_tokens,
     output_embeddings,
     resized_vocabulary,
     saved_names,
@@ -80,6 +83,7 @@ class Plan:
         statistics: names of the normalisations that are saved for their running statistics alone.
         frozen: names of the normalisations whose running statistics are to stand still.
         vocabulary: names of the weights of embeddings that travel with the adapter.
+        tokens: name of an embedding, or of the layer before the logits -> its rows that train.
     """
 
     config: LoraConfig
@@ -88,6 +92,7 @@ class Plan:
     statistics: Sequence[str] = ()
     frozen: Sequence[str] = ()
     vocabulary: Sequence[str] = ()
+    tokens: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
 
 def plan_adapter(
@@ -149,13 +154,18 @@ def plan_adapter(
     statistics += tuple(_taken_besides(modules, (*saved, *statistics), [target.name for target in targets]))
     tables = {name: model.get_parameter(name) for name in resized_vocabulary(model) if not is_inside(name, saved)}
     vocabulary = [name for name, table in tables.items() if next(n for n, t in tables.items() if t is table) == name]
+    tokens = find_tokens(model, modules, config.trainable_token_indices)
+    config = replace(config, trainable_token_indices=tokens or None)
+    whole = {id(modules[name].get_parameter("weight")) for name, rows in tokens.items() if covers_new(model, rows)}
+    vocabulary = [name for name in vocabulary if id(tables[name]) not in whole]
     if vocabulary:
         warnings.warn(
             f"the vocabulary has another size than that of {model.name_or_path!r}: {', '.join(vocabulary)} is saved "
-            f"with the adapter but frozen; name its module in modules_to_save to train it",
+            f"with the adapter but frozen; name its module in modules_to_save to train it, or its new rows in "
+            "trainable_token_indices to have these alone train and travel",
             stacklevel=3,
         )
-    return Plan(config, targets, tuple(saved), statistics, frozen, vocabulary)
+    return Plan(config, targets, tuple(saved), statistics, frozen, vocabulary, tokens)
 
 
 def _taken_besides(modules: Mapping[str, nn.Module], saved: Sequence[str], targets: Sequence[str]) -> list[str]:

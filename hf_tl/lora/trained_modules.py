@@ -14,10 +14,11 @@ from hf_tl.architectures import (
     is_container,
     is_transformers,
     n_parameters,
+    without_adapter,
 )
 from hf_tl.errors import InputError
 from hf_tl.layers import head_names
-from hf_tl.names import closest, is_inside, peft_saves
+from hf_tl.names import closest, is_inside, peft_matcher, peft_saves
 from hf_tl.trace import Batch, trace
 
 
@@ -151,7 +152,8 @@ def _new_parameters(model: nn.Module) -> list[str]:
 
 def output_embeddings(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
     """The name of the layer that turns states into words, if there is one."""
-    words = find_output_embeddings(model)
+    found = find_output_embeddings(model)
+    words = None if found is None else without_adapter(found)
     return [name for name, module in modules.items() if words is not None and module is words]
 
 
@@ -160,21 +162,72 @@ def resized_vocabulary(model: nn.Module) -> list[str]:
 
     Of tied weights every name; [] where the checkpoint is not on this disk.
     """
-    if not is_transformers(model) or not model.name_or_path:
+    size = _checkpoint_vocabulary(model)
+    if size is None or not is_transformers(model):
         return []
-    from transformers import AutoConfig
-
-    try:
-        checkpoint = AutoConfig.from_pretrained(model.name_or_path, local_files_only=True).get_text_config()
-        embeddings = model.get_input_embeddings()
-    except (OSError, ValueError, KeyError, NotImplementedError):  # it has no name that can be read, or no embeddings
-        return []
-    size = checkpoint.to_dict().get("vocab_size")
-    if not isinstance(embeddings, nn.Embedding) or size in (None, embeddings.num_embeddings):
+    embeddings = without_adapter(model.get_input_embeddings())
+    if not isinstance(embeddings, nn.Embedding) or size == embeddings.num_embeddings:
         return []
     tables = [embeddings, model.get_output_embeddings()]
     named = model.named_parameters(remove_duplicate=False)
     return [name for name, p in named if any(t is not None and p is t.weight for t in tables)]
+
+
+def _checkpoint_vocabulary(model: nn.Module) -> int | None:
+    """The number of rows that the embeddings of a network's checkpoint have; None where that is not known."""
+    if not is_transformers(model) or not model.name_or_path:
+        return None
+    from transformers import AutoConfig
+
+    try:
+        checkpoint = AutoConfig.from_pretrained(model.name_or_path, local_files_only=True).get_text_config()
+        model.get_input_embeddings()
+    except (OSError, ValueError, KeyError, NotImplementedError):  # it has no name that can be read, or no embeddings
+        return None
+    return checkpoint.to_dict().get("vocab_size")
+
+
+def covers_new(model: nn.Module, rows: Sequence[int]) -> bool:
+    """Whether rows hold all that a vocabulary has got since its checkpoint, so that these alone need to travel."""
+    size = _checkpoint_vocabulary(model)
+    if size is None or not is_transformers(model):
+        return False
+    now = without_adapter(model.get_input_embeddings()).num_embeddings
+    return isinstance(now, int) and now > size and set(range(size, now)) <= set(rows)
+
+
+def find_tokens(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    wanted: Sequence[int] | Mapping[str, Sequence[int]] | None,
+) -> dict[str, tuple[int, ...]]:
+    """The rows that trainable_token_indices names, by the whole name of their module.
+
+    Raises:
+        InputError: a name that is none, or a list for a network that does not say which its input embeddings are.
+    """
+    if wanted is None:
+        return {}
+    if isinstance(wanted, Mapping):
+        found: dict[str, tuple[int, ...]] = {}
+        for word, rows in wanted.items():
+            named = list(filter(peft_matcher([word]), modules))
+            if not named:
+                raise InputError(
+                    f"trainable_token_indices names {word!r}, which is no module; {closest(word, list(modules))}"
+                )
+            found |= {name: tuple(rows) for name in named}
+        return found
+    embeddings = [name for name, module in modules.items() if isinstance(module, nn.Embedding)]
+    if is_transformers(model):
+        own = without_adapter(model.get_input_embeddings())
+        embeddings = [name for name, module in modules.items() if module is own][:1]
+    if len(embeddings) != 1:
+        raise InputError(
+            f"trainable_token_indices needs the name of an embedding here, as in {{'embedding': [7, 8]}}: there are "
+            f"{', '.join(embeddings) or 'none'}"
+        )
+    return {embeddings[0]: tuple(wanted)}
 
 
 def saved_names(modules: Mapping[str, nn.Module], wanted: Sequence[str]) -> list[str]:

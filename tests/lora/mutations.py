@@ -362,7 +362,6 @@ def pattern_that_never_ends(folder, chance):
 def option_not_spoken(folder, chance):
     options = {
         "use_qalora": True,
-        "trainable_token_indices": [1, 2],
         "layer_replication": [[0, 1], [0, 1]],
         "megatron_config": {"a": 1},
         "alora_invocation_tokens": [3],
