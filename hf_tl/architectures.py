@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, runtime_checkable
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -232,6 +233,16 @@ def quantisation_of(module: nn.Module) -> str | None:
     integration = type(module).__module__.removeprefix("transformers.integrations.").partition(".")[0]
     packed = {*module._buffers, *module._parameters} & _PACKED
     return _QUANTISERS.get(package) or _QUANTISERS.get(integration) or (type(module).__name__ if packed else None)
+
+
+def offloaded_to_run_on(module: nn.Module) -> torch.device | None:
+    """Where a layer runs whose weights accelerate keeps elsewhere and brings for each call; None for any other."""
+    hook = vars(module).get("_hf_hook")
+    inner = vars(hook).get("hooks", (hook,)) if hook is not None else ()
+    for one in inner:
+        if _is_a(one, "accelerate.hooks.AlignDevicesHook") and one.offload:
+            return torch.device(one.execution_device)
+    return None
 
 
 def quantiser_of(model: nn.Module) -> str | None:

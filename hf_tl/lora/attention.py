@@ -55,6 +55,7 @@ class LoraAttention(LoraLayer):
     output: LoraOutput
 
     weight_name = "in_proj_weight"
+    calls_layer = False
 
     def __init__(self, base_layer: nn.MultiheadAttention):
         super().__init__(base_layer)

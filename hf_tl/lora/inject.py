@@ -16,7 +16,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hf_tl.architectures import CONVOLUTIONS, is_encoder_of_sentences, is_fully_connected, is_transformers
+from hf_tl.architectures import (
+    CONVOLUTIONS,
+    is_encoder_of_sentences,
+    is_fully_connected,
+    is_transformers,
+    offloaded_to_run_on,
+)
 from hf_tl.errors import InputError, inform
 from hf_tl.example import dummy_batch
 from hf_tl.lora.adapted import (
@@ -301,6 +307,10 @@ def _check(record: AdapterRecord, plan: Plan, adapter: str) -> None:
         raise InputError("adapters are merged into the weights; call unmerge_adapter before adding another")
     if config.bias != "none" and any(other.bias != "none" for other in record.configs.values()):
         raise InputError(f"bias={config.bias!r} cannot be shared by two adapters; use bias='none' for one of them")
+    away = next((n for n, m in record.model.named_modules() if offloaded_to_run_on(m) is not None), None)
+    if away is not None and (config.bias != "none" or plan.vocabulary):
+        what = f"bias={config.bias!r}" if config.bias != "none" else "a resized vocabulary"
+        raise InputError(f"{what} needs the network's own weights, and those of {away!r} and others are offloaded")
     for target in plan.targets:
         if is_inside(target.name, record.saved):
             raise InputError(

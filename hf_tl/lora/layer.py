@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_tl.architectures import offloaded_to_run_on
 from hf_tl.errors import InputError
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.quantised import is_quantised, plain_weight, put_parameter
@@ -65,6 +66,7 @@ class LoraLayer(nn.Module):
         disable_adapters: whether it behaves as if it had none.
         weight_name: the frozen layer's parameter that is adapted.
         transposed: whether that parameter is laid out as (k, d).
+        calls_layer: whether it calls the frozen layer and adds to what that returns.
         called: in which modes (training or not) the network has called the layer; it may read `weight` instead, as
             Gemma3n does in training.
         asked: what was read through from the frozen layer.
@@ -79,6 +81,7 @@ class LoraLayer(nn.Module):
 
     weight_name = "weight"
     transposed = False
+    calls_layer = True
 
     def __init__(self, base_layer: nn.Module):
         super().__init__()
@@ -123,10 +126,16 @@ class LoraLayer(nn.Module):
             alpha: lora_alpha of this layer.
         """
         self.refuse(config)
+        device = offloaded_to_run_on(self.holder)
+        if device is not None and not self.calls_layer:
+            raise InputError(
+                f"a {type(self.holder).__name__} is to be adapted whose weights are offloaded, and the adapter acts "
+                "through them; keep it on a device (device_map), or leave it out"
+            )
         if config.use_dora or config.subtracts_start:
             self.check_weight()
         weight = self.frozen_weight
-        dtype, device = torch.float64 if weight.dtype == torch.float64 else torch.float32, weight.device
+        dtype, device = torch.float64 if weight.dtype == torch.float64 else torch.float32, device or weight.device
         shape_a, shape_b = self.shapes(rank)
         a = torch.empty(shape_a, dtype=dtype, device=device)
         b = torch.zeros(shape_b, dtype=dtype, device=device)
@@ -406,6 +415,11 @@ class SavedModule(nn.Module):
 
     def add_adapter(self, adapter: str, *, trains: bool = True) -> None:
         """A copy of the original for one more adapter; one that does not train is there for its statistics."""
+        if any(offloaded_to_run_on(module) is not None for module in self.original_module.modules()):
+            raise InputError(
+                f"a {type(self.original_module).__name__} is to be saved with the adapter, but its weights are "
+                "offloaded; keep it on a device (device_map), or leave it out of modules_to_save"
+            )
         if trains and any(map(is_quantised, self.original_module.modules())):
             raise InputError(
                 f"a {type(self.original_module).__name__} is to train in full, but its weights are quantised; load "

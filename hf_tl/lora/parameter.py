@@ -28,6 +28,8 @@ class LoraParameter(LoraLayer):
         weight_name: the parameter's name in its module.
     """
 
+    calls_layer = False
+
     def __init__(self, base_layer: nn.Module, parameter: str):
         super().__init__(base_layer)
         self.weight_name = parameter

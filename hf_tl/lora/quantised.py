@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_tl.architectures import QUANTISED, quantisation_of, quantiser_of
+from hf_tl.architectures import QUANTISED, offloaded_to_run_on, quantisation_of, quantiser_of
 from hf_tl.errors import InputError
 
 
@@ -33,9 +33,14 @@ def plain_weight(layer: nn.Module, name: str = "weight") -> Tensor:
     int8 of bitsandbytes gives float32; the others the dtype that the weight had before it was quantised.
 
     Raises:
-        InputError: it is stored in a form that is not known here, or not quantised yet.
+        InputError: it is stored in a form that is not known here, or offloaded.
     """
     weight = layer.get_parameter(name).detach() if name in layer._parameters else getattr(layer, name).detach()
+    if offloaded_to_run_on(layer) is not None:
+        raise InputError(
+            f"the weight of {type(layer).__name__} is offloaded and not here to be read or written; load the "
+            "network without offloading (device_map) for DoRA, PiSSA, OLoRA or a merge"
+        )
     kind = quantisation_of(layer)
     if kind == "bitsandbytes int8":
         from bitsandbytes.functional import int8_vectorwise_dequant

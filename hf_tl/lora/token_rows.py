@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_tl.architectures import offloaded_to_run_on
 from hf_tl.errors import InputError
 
 
@@ -40,6 +41,11 @@ class TokenRows(nn.Module):
             raise InputError(
                 f"trainable_token_indices are rows of an embedding or of the layer before the logits, not of a "
                 f"{type(layer).__name__}"
+            )
+        if offloaded_to_run_on(layer) is not None:
+            raise InputError(
+                "trainable_token_indices are rows of weights that are offloaded; keep the embeddings, and what is "
+                "tied to them, on a device (device_map)"
             )
         self.base_layer = layer
         self._source = [] if source is None else [source]  # in a list, as it is no child

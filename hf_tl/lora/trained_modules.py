@@ -143,7 +143,8 @@ def _is_all_new(module: nn.Module | None, name: str, new: Collection[str]) -> bo
 def _new_parameters(model: nn.Module) -> list[str]:
     """Names of the parameters that `from_pretrained` drew; [] where it did not make the network."""
     # not public: transformers marks what it has loaded; tests/lora/test_trained_modules.py watches
-    new = [name for name, p in model.named_parameters() if "_is_hf_initialized" not in vars(p)]
+    # what is offloaded has lost its mark with its values
+    new = [n for n, p in model.named_parameters() if "_is_hf_initialized" not in vars(p) and not p.is_meta]
     if len(new) == len([*model.parameters()]):
         return []
     resized = resized_vocabulary(model)
