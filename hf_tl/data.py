@@ -179,7 +179,7 @@ def load_task(
     train_name = _training_split(splits, name)
     table, notes = splits[train_name], list(folder_notes)
     if label is None:
-        label = find_label(table)
+        label = find_label(table, inputs=_listed(input_column))
         if label is not None and label not in LABEL_NAMES and not isinstance(table.features[label], ClassLabel):
             notes.append(f"the label is taken from column {label!r}, whose strings come again and again")
     if label is None:
@@ -409,7 +409,7 @@ def _from_table(
     for wanted in (*_listed(label), *_listed(input_column)):
         if wanted not in columns:
             raise InputError(f"there is no column {wanted!r} among {columns}; {closest(wanted, columns)}")
-    label = label or find_label(dataset)
+    label = label or find_label(dataset, inputs=_listed(input_column))
     labels, class_names = (None, None) if label is None else read_labels(dataset, _listed(label), problem=problem)
     inputs = _listed(input_column or _find_input(dataset, modality, label))
     if len(inputs) == 2:

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Problem = Literal["classification", "multilabel", "regression"]
+PROBLEM_TYPES: dict[Problem, str] = {
+    "classification": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regression": "regression",
+}  # as transformers' configurations name them, which choose the loss
 Labels = tuple[np.ndarray | None, tuple[str, ...] | None]
 """Labels, None where no sample has any, and the names of classes that they number."""
 
@@ -127,22 +132,27 @@ class LabelTable:
         return f"{self.labels[0].tolist()!r}{of}"
 
 
-def find_label(dataset: Dataset) -> str | None:
+def find_label(dataset: Dataset, *, inputs: Sequence[str] = ()) -> str | None:
     """The column of classes: a ClassLabel, one of the usual names, or the only strings that come again and again.
+
+    Args:
+        dataset: a table.
+        inputs: columns that are read, and so are none of classes.
 
     Raises:
         InputError: several candidates.
     """
     from datasets import ClassLabel, Value
 
-    classes = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    named = [name for name in LABEL_NAMES if name in (classes or dataset.column_names)]
+    features = {name: feature for name, feature in dataset.features.items() if name not in inputs}
+    classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    named = [name for name in LABEL_NAMES if name in (classes or features)]
     if named:
         return named[0]
     if not classes:
         strings = [
             name
-            for name, feature in dataset.features.items()
+            for name, feature in features.items()
             if isinstance(feature, Value) and feature.dtype in ("string", "large_string")
         ]
         classes = [name for name in strings if repeats(dataset.select_columns(name)[:][name])]

@@ -23,6 +23,7 @@ from hf_tl.architectures import (
     is_transformers,
 )
 from hf_tl.errors import InputError, in_one_line
+from hf_tl.labels import PROBLEM_TYPES, Problem
 from hf_tl.preparation import find_preparation
 from hf_tl.trace import Batch
 
@@ -84,6 +85,7 @@ def load_network(
     name: str,
     *,
     classes: Sequence[str] | None = None,
+    problem: Problem | None = None,
     image_size: int | None = None,
     max_length: int | None = None,
     revision: str | None = None,
@@ -99,6 +101,9 @@ def load_network(
             ("resnet50.a1_in1k"), a folder with a config.json and weights, "local-dir:FOLDER" or "hf-hub:ID".
         classes: names of two classes or more; the head has an output for each, with random weights unless the
             checkpoint's head has as many, and the same names in the same order where it has names.
+        problem: what the head is to answer, which decides the loss of transformers' training: one of the classes,
+            "multilabel" for several, or, without classes, "regression" for a number; None for what its configuration
+            says.
         image_size: side of the square images in pixels; None for the size of pre-training.
         max_length: tokens of a text that are read, the rest is cut; None for as many as the network has positions
             for, 512 at most.
@@ -111,12 +116,15 @@ def load_network(
         raise InputError(f"image_size must be at least 1 pixel, got {image_size}")
     files = _find_files(name, revision)
     untrained: frozenset[str] = frozenset()
-    if classes is not None:
-        if len(classes) < 2:
+    if problem == "regression" and classes is not None:
+        raise InputError(f"a network that gives a number has no classes, got {list(classes)}")
+    if classes is not None or problem == "regression":
+        if classes is not None and len(classes) < 2:
             raise InputError(f"a classifier tells at least two classes apart, got {list(classes)}")
-        numbered = dict(enumerate(map(str, classes)))
+        numbered = dict(enumerate(["LABEL_0"] if classes is None else map(str, classes)))
         labels = {"id2label": numbered, "label2id": {label: number for number, label in numbered.items()}}
-        config = _load_config(files, num_labels=len(classes), **labels)
+        kind = {} if problem is None else {"problem_type": PROBLEM_TYPES[problem]}
+        config = _load_config(files, num_labels=len(numbered), **labels, **kind)
         auto = _classifier(files, config)
         model, untrained = _from_transformers(files, config, auto)
         trained = list((_load_config(files).id2label or {}).values())

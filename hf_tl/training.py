@@ -38,7 +38,9 @@ def find_classes(task: Task) -> tuple[str, ...]:
         InputError: labels that are not one class a sample, or a class that is tested and never taught.
     """
     if task.problem != "classification":
-        raise InputError(f"a classifier learns one class a sample, got a {task.problem} task; a probe learns it")
+        raise InputError(
+            f"a network is trained on one class a sample here, got a {task.problem} task; Classifier.fit learns it"
+        )
     untaught = task.test.label_table.untaught(task.train.label_table)
     if untaught:
         raise InputError(f"{untaught[0]}; add some to {task.train.name}, or leave these out")

@@ -4,6 +4,7 @@ import csv
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from odd_photos import odd_photos
 from scipy.io import wavfile
@@ -74,6 +75,42 @@ def test_sentences_of_a_csv_file(text_folder, reviews, tmp_path, capsys):
     assert [row["class"] for row in rows] == classifier.predict(["the film was very good", "a dull film"]).tolist()
 
 
+FILMS = {
+    "numbers": (["--label", "stars"], {"stars": lambda i: i % 5 / 2}),
+    "several classes": (["--label", "good", "short"], {"good": lambda i: i % 2, "short": lambda i: i % 3 // 2}),
+    "pairs": (["--input", "text", "title"], {"label": lambda i: "yes" if i % 2 else "no"}),
+}
+
+
+@pytest.mark.parametrize("kind", FILMS)
+def test_numbers_several_classes_and_pairs(kind, text_folder, tmp_path, capsys):
+    words, columns = FILMS[kind]
+    texts = {"text": [f"the film was {'very ' * (i % 5)}good" for i in range(40)]}
+    titles = {"title": ["a dull film" if i % 2 else "fine" for i in range(40)]}
+    data = pd.DataFrame(texts | titles | {name: [of(i) for i in range(40)] for name, of in columns.items()})
+    data.to_csv(tmp_path / "films.csv", index=False)
+    words = words if kind == "pairs" else [*words, "--input", "text"]
+    saved, out = str(tmp_path / "saved"), tmp_path / "predictions.csv"
+    assert main(["fit", str(text_folder), str(tmp_path / "films.csv"), "--out", saved, *words]) == 0
+    printed = capsys.readouterr().out
+    assert {"numbers": "R2", "several classes": "F1", "pairs": "accuracy"}[kind] in printed
+    data[["title", "text"]].to_csv(tmp_path / "new.csv", index=False)  # in another order, without labels
+    assert main(["predict", saved, str(tmp_path / "new.csv"), "--out", str(out)]) == 0
+    assert "40 predictions" in capsys.readouterr().out
+    rows, classifier = read_rows(out), Classifier.from_pretrained(saved, execution=Execution(progress=False))
+    raw = list(zip(data["text"], data["title"], strict=True)) if kind == "pairs" else data["text"].tolist()
+    said = classifier.predict(raw)
+    if kind == "numbers":
+        assert [float(row["value"]) for row in rows] == pytest.approx(said.tolist(), rel=1e-4)
+    elif kind == "several classes":
+        assert [tuple(row["classes"].split("; ")) if row["classes"] else () for row in rows] == said.tolist()
+        assert float(rows[0]["probability"]) >= float(rows[0]["probability_2"])
+    else:
+        assert [row["class"] for row in rows] == said.tolist()
+        assert classifier.record.columns == ("text", "title")
+        assert classifier.record.scores["accuracy"] == 1  # which the first of the two alone does not tell
+
+
 def test_recordings_in_folders(tmp_path, capsys):
     model, generator = save_wav2vec2(tmp_path / "model"), np.random.default_rng(0)
     for split, n in (("train", 6), ("test", 2)):
@@ -104,11 +141,11 @@ def test_a_run_that_was_stopped_goes_on(timm_folder, image_folder, tmp_path, mon
     assert main([*command, "--out", str(tmp_path / "whole.csv")]) == 0
     done, row = [], predictions._row
 
-    def stop_in_the_second_batch(prediction, top):
+    def stop_in_the_second_batch(prediction, n_cells):
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append(prediction.name)
-        return row(prediction, top)
+        return row(prediction, n_cells=n_cells)
 
     monkeypatch.setattr(predictions, "_row", stop_in_the_second_batch)
     out = tmp_path / "parts.csv"

@@ -73,6 +73,7 @@ def test_a_column_whose_strings_come_again_and_again_is_the_label():
     texts = [f"text {i}" for i in range(12)]
     assert find_label(table(words=texts, verdict=["yes", "no"] * 6)) == "verdict"
     assert find_label(table(words=texts, other=texts)) is None
+    assert find_label(table(words=["a", "b"] * 6, verdict=["yes", "no"] * 6), inputs=["words"]) == "verdict"
     with pytest.raises(InputError, match=r"several columns hold classes: \['verdict', 'source'\]"):
         find_label(table(words=texts, verdict=["yes", "no"] * 6, source=["web", "book", "film"] * 4))
 

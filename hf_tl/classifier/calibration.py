@@ -6,16 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
+
+from hf_tl.classifier.target import cross_entropy
 
 
 WIDEST = 10.0  # of the logarithm of a temperature
+NO_PROBABILITIES = "numbers have no probabilities"
 UNCALIBRATED = "not calibrated: no samples were held out"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The temperature that divides the logits before the softmax (Guo et al., ICML 2017, eq. 9).
+    """The temperature that divides the logits before the softmax, or the sigmoid (Guo et al., ICML 2017, eq. 9).
 
     It moves all probabilities and no decision.
 
@@ -39,36 +42,33 @@ class Calibration:
             f"cross entropy {self.before:.3f} -> {self.after:.3f}"
         )
 
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Logits (n, n_classes) -> probabilities (n, n_classes), float64."""
-        return softmax(logits.astype(np.float64) / self.temperature, axis=1)
 
-
-def calibrate(logits: np.ndarray, numbers: np.ndarray, *, how: str) -> Calibration:
+def calibrate(logits: np.ndarray, truth: np.ndarray, *, how: str) -> Calibration:
     """The temperature of the least cross entropy on held-out samples.
 
     A classifier that is right about all of them would become sure without limit; so the true class's target is
     (n + 1) / (n + k) rather than 1, with n samples and k classes, and the rest is shared, as Platt's method (1999,
-    sec. 2.2) does for two classes.
+    sec. 2.2) does for two classes. Of several classes a sample, each is one of two, there or not, by itself.
 
     Args:
         logits: (n, n_classes), of samples that the classifier was not trained on.
-        numbers: (n,) of their classes.
+        truth: (n,) numbers of their classes, or (n, n_classes) of 0 and 1.
         how: what they are, in words.
     """
     n, k = logits.shape
-    targets = np.full((n, k), 1 / (n + k))
-    targets[np.arange(n), numbers] = (n + 1) / (n + k)
     logits = logits.astype(np.float64)
+    if truth.ndim == 2:
+        targets = (truth * n + 1) / (n + 2)
+    else:
+        targets = np.full((n, k), 1 / (n + k))
+        targets[np.arange(n), truth] = (n + 1) / (n + k)
 
     def loss(log_temperature: float) -> float:
-        return float(-(targets * log_softmax(logits / np.exp(log_temperature), axis=1)).sum(axis=1).mean())
+        scaled = logits / np.exp(log_temperature)
+        if truth.ndim == 2:
+            return cross_entropy(scaled, targets)
+        return float(-(targets * log_softmax(scaled, axis=1)).sum(axis=1).mean())
 
     found = minimize_scalar(loss, bounds=(-WIDEST, WIDEST), method="bounded", options={"xatol": 1e-5})
     temperature = float(np.exp(found.x))
-    return Calibration(temperature, how, cross_entropy(logits, numbers), cross_entropy(logits / temperature, numbers))
-
-
-def cross_entropy(logits: np.ndarray, numbers: np.ndarray) -> float:
-    """The mean cross entropy in nats: logits (n, n_classes), numbers of the classes (n,)."""
-    return float(-log_softmax(logits, axis=1)[np.arange(len(numbers)), numbers].mean())
+    return Calibration(temperature, how, cross_entropy(logits, truth), cross_entropy(logits / temperature, truth))

@@ -1,4 +1,4 @@
-"""A classifier: photos, texts or recordings -> classes, and how sure they are; one folder, however it was trained."""
+"""A classifier: photos, texts or recordings -> classes and how sure they are, or numbers; however it was trained."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from torch import nn
 
 from hf_tl.architectures import is_transformers, unwrapped
 from hf_tl.checkpoint import name_outputs
-from hf_tl.classifier.calibration import Calibration, calibrate, cross_entropy
+from hf_tl.classifier.calibration import NO_PROBABILITIES, Calibration, calibrate
 from hf_tl.classifier.export import export_classifier
 from hf_tl.classifier.predictions import Prediction, batches_in_order
 from hf_tl.classifier.raw_samples import RawSamples, read_raw
 from hf_tl.classifier.saved_classifier import push_classifier, read_classifier, save_classifier
 from hf_tl.classifier.scorer import EmbeddingScorer, LinearHead, NetworkScorer, Scorer
+from hf_tl.classifier.target import Target, cross_entropy, problem_of
 from hf_tl.classifier.training_record import TrainingRecord, record_training
 from hf_tl.data import Samples, Task, load_task
 from hf_tl.embedding.batches import Execution
@@ -29,15 +30,14 @@ from hf_tl.embedding.fingerprint import fingerprint_bytes, fingerprint_json, fin
 from hf_tl.embedding.full_network import FullNetworkEmbedding
 from hf_tl.embedding.recipe import find_recipe
 from hf_tl.errors import InputError
-from hf_tl.labels import find_problem
+from hf_tl.labels import Problem
 from hf_tl.lora.adapted import RECORD
 from hf_tl.lora.merge import delete_adapter, merge_adapter
 from hf_tl.models import Network
-from hf_tl.names import closest
 from hf_tl.preparation import MODALITIES, preparation_with
 from hf_tl.probes.evaluation import Evaluation
 from hf_tl.probes.grid_search import check_groups, stratified_folds, usable_folds
-from hf_tl.probes.heads import HeadMaker, fit_head, make_head
+from hf_tl.probes.heads import Head, HeadMaker, default_head, fit_head, make_head
 from hf_tl.probes.svm import LinearSVM
 from hf_tl.table import as_html
 from hf_tl.training import DataCollator
@@ -51,7 +51,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """Says which class a photo, text or recording is of, and how sure it is.
+    """Says which class, or classes, a photo, text or recording is of, and how sure it is; or a number.
+
+    As with transformers' networks for classification, `problem` says what is answered: fitted on numbers, it gives a
+    number and no probability.
 
     `fit` puts a linear head on the full-network embedding of a frozen network; `from_trainer` and `from_network` take
     a network that was trained in any way: in full, under a policy, with an adapter. How it is used does not depend on
@@ -63,19 +66,20 @@ class Classifier:
 
     Attributes:
         scorer: what gives the logits.
-        class_names: of the logits, in their order.
-        calibration: logits -> probabilities.
+        class_names: of the logits, in their order; empty for a number.
+        calibration: of the logits.
         record: of the training.
+        problem: "classification", one class each; "multilabel", several; or "regression", a number.
     """
 
     scorer: Scorer
     class_names: tuple[str, ...]
     calibration: Calibration = field(default_factory=Calibration)
     record: TrainingRecord = field(default_factory=TrainingRecord)
+    problem: Problem = "classification"
 
     def __post_init__(self) -> None:
-        if len(self.class_names) < 2 or len(set(self.class_names)) != len(self.class_names):
-            raise InputError(f"class_names should be two or more different names, got {list(self.class_names)}")
+        assert self.target  # made here, so that wrong names are said now
 
     @classmethod
     def fit(
@@ -83,8 +87,8 @@ class Classifier:
         model: str | Network | FullNetworkEmbedding,
         task: Task | str,
         *,
-        head: str | HeadMaker = "svm",
-        C: Cost = 1.0,
+        head: str | HeadMaker | None = None,
+        C: Cost | None = None,
         groups: np.ndarray | None = None,
         out: str | Path | None = None,
     ) -> Classifier:
@@ -97,43 +101,52 @@ class Classifier:
             model: the name of a network, as for `load_network`; a `Network`; or an embedding with a recipe, layers and
                 an image size of its own.
             task: from `load_task`, or a name that it takes.
-            head: "svm", "logreg", "ridge", "lda", or a function that makes another linear one.
-            C: of the head, see `make_head`.
+            head: "svm", "logreg", "ridge", "lda", or a function that makes another linear one; None for "svm", or for
+                numbers "ridge".
+            C: of the head, see `make_head`; None for 1, or for numbers "auto".
             groups: (n_train,) samples of one number, such as copies (`twin_groups`), are in one fold: a head that has
                 seen the copy is surer than it will be of new samples.
             out: a folder for the features, in which a pass that was stopped resumes; without it they are in memory.
 
         Raises:
-            InputError: a head that is not linear, samples that cannot be read.
+            InputError: a head that is not linear, or learns something else; samples that cannot be read.
         """
         embedding = _embedding_of(model)
         if isinstance(task, str):
             task = load_task(task, modality=embedding.require_network().modality)
-        if task.problem != "classification":
-            raise InputError(
-                f"a classifier learns one class a sample, but this is a {task.problem} task; see fit_probe"
-            )
+        problem = task.problem
+        head = head or default_head(problem)
+        C = C if C is not None else "auto" if problem == "regression" else 1.0
+        if isinstance(head, str):
+            make_head(head, (2, 1), C=C, problem=problem)  # one that learns something else is refused now
         folders = [None if out is None else Path(out) / split for split in ("train", "test")]
         train = embedding.fit_transform(task.train, out=folders[0])
-        names, numbers = _numbered(train.labels, train.class_names)
+        target = Target.of_labels(train.labels, train.class_names)
+        truth = target.read(train.labels, train.class_names, source=task.train.name)
         groups = check_groups(groups, len(task.train))
         groups = None if groups is None else groups[train.indices]  # without those that cannot be read
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, message=".*can memorise.*")
-            fitted = make_head(head, train.shape, C=C)
-        fit_head(fitted, train.values, numbers, groups=groups)
-        scorer = EmbeddingScorer(embedding, LinearHead.of(fitted))
+            fitted = make_head(head, train.shape, C=C, problem=problem)
+        fit_head(fitted, train.values, truth, groups=groups)
+        scorer = EmbeddingScorer(embedding, LinearHead.of(fitted, n_outputs=target.n_outputs))
         cost = fitted.C_ if isinstance(fitted, LinearSVM) else C
-        calibration = _cross_validated(train, numbers, lambda shape: make_head(head, shape, C=cost), groups)
+
+        def again(shape: tuple[int, int]) -> Head:
+            return make_head(head, shape, C=cost, problem=problem)
+
         made = cls(
             scorer,
-            names,
-            calibration,
-            record_training(task.train, method=f"{_method(head, fitted)} on {_of(embedding)}"),
+            target.class_names,
+            Calibration(how=NO_PROBABILITIES)
+            if problem == "regression"
+            else _cross_validated(train, truth, target, again, groups),
+            record_training(task.train, method=f"{_method(head, fitted, problem)} on {_of(embedding)}"),
+            problem,
         )
         test = embedding.transform(task.test, out=folders[1])
         logits = np.concatenate([scorer.head(chunk) for chunk in test.chunks()])
-        return made._scored(logits, _values(test.labels, test.class_names), task.test.name)
+        return made._scored(logits, test.labels, test.class_names, task.test.name)
 
     @classmethod
     def from_network(
@@ -145,6 +158,7 @@ class Classifier:
         test: Samples | None = None,
         train: Samples | None = None,
         method: str = "fine-tuned",
+        problem: Problem | None = None,
         execution: Execution | None = None,
     ) -> Classifier:
         """A network that was trained with a head of its own.
@@ -158,22 +172,32 @@ class Classifier:
             test: further ones, for the scores.
             train: what it was trained on, for their digest.
             method: how, in words.
+            problem: what its outputs are; None for what its configuration says, else one class a sample.
             execution: how samples go through it.
 
         Raises:
             InputError: classes that are not the network's.
         """
         network = replace(network, model=_merged(network.model))
-        names = _class_names(network, class_names)
+        problem = problem or problem_of(network)
+        names = () if problem == "regression" else _class_names(network, class_names)
         scorer = NetworkScorer(network, execution or Execution())
-        made = cls(scorer, names, record=record_training(train, method=method))
+        calibration = Calibration(how=NO_PROBABILITIES) if problem == "regression" else Calibration()
+        made = cls(scorer, names, calibration, record_training(train, method=method), problem)
         if held_out is not None:
-            logits, values = made._labelled_logits(held_out)
-            numbers = made._numbers(values)
-            known = numbers >= 0
+            if problem == "regression":
+                raise InputError(
+                    "held_out is for the temperature of probabilities, and numbers have none; leave it out"
+                )
+            logits, labels = made._labelled_logits(held_out)
+            truth = made.target.read(labels, held_out.class_names, source=held_out.name)
+            known = truth >= 0 if truth.ndim == 1 else np.ones(len(truth), dtype=bool)
             how = f"{known.sum()} held-out samples ({held_out.name})"
-            made = replace(made, calibration=calibrate(logits[known], numbers[known], how=how))
-        return made if test is None else made._scored(*made._labelled_logits(test), test.name)
+            made = replace(made, calibration=calibrate(logits[known], truth[known], how=how))
+        if test is None:
+            return made
+        logits, labels = made._labelled_logits(test)
+        return made._scored(logits, labels, test.class_names, test.name)
 
     @classmethod
     def from_trainer(
@@ -186,6 +210,7 @@ class Classifier:
         test: Samples | None = None,
         train: Samples | None = None,
         method: str = "fine-tuned",
+        problem: Problem | None = None,
         execution: Execution | None = None,
     ) -> Classifier:
         """The network of a transformers `Trainer`, after its training.
@@ -198,6 +223,7 @@ class Classifier:
             test: likewise.
             train: likewise.
             method: likewise.
+            problem: likewise.
             execution: likewise.
 
         Raises:
@@ -217,6 +243,7 @@ class Classifier:
             test=test,
             train=train,
             method=method,
+            problem=problem,
             execution=execution,
         )
 
@@ -245,7 +272,7 @@ class Classifier:
             InputError: no classifier there, damaged files, another network.
         """
         said, scorer = read_classifier(name, network=network, revision=revision, token=token, execution=execution)
-        return cls(scorer, said.class_names, said.calibration, said.record)
+        return cls(scorer, said.class_names, said.calibration, said.record, said.problem)
 
     def save_pretrained(self, folder: str | Path, *, with_network: bool = True) -> Path:
         """Writes JSON, safetensors and a model card into a folder.
@@ -269,28 +296,40 @@ class Classifier:
     def predict(self, inputs: object) -> np.ndarray:
         """The most probable class of each input: (n,) of names; "" for one that was left out.
 
+        Of several classes each, (n,) tuples of the names of all that are more probable than not, None for one that was
+        left out. Numbers: (n,) float64, NaN for one that was left out.
+
         Args:
             inputs: a folder, a table or a file; or a sequence of paths, PIL images, arrays, recordings or texts.
 
         Raises:
             InputError: an input that cannot be read, unless `execution.on_bad_samples` is "skip".
         """
-        found = self.predict_proba(inputs)
-        read = np.isfinite(found[:, 0])
-        names = np.asarray(self.class_names)[np.where(read, found.argmax(axis=1), 0)]
-        return np.where(read, names, "")
+        logits = self._logits(self.read(inputs).samples)
+        if self.problem == "regression":
+            return logits[:, 0]
+        read = np.isfinite(logits[:, 0])
+        decided = self.target.decide(np.where(read[:, None], logits, 0.0))
+        if self.problem == "classification":
+            return np.where(read, np.asarray(self.class_names)[decided], "")
+        found = np.empty(len(logits), dtype=object)
+        for i in np.flatnonzero(read):
+            found[i] = self.named(decided[i])
+        return found
 
     def predict_proba(self, inputs: object) -> np.ndarray:
         """The probability of each class, calibrated as `calibration` says: (n, n_classes); NaN for what was left out.
 
+        Those of one class a sample are 1 together; of several, each is between 0 and 1 by itself.
+
         Args:
             inputs: as for `predict`.
+
+        Raises:
+            InputError: numbers, which have no probability.
         """
-        raw = self.read(inputs)
-        found = np.full((len(raw.samples), len(self.class_names)), np.nan)
-        for indices, probabilities, _ in self.batches(raw.samples):
-            found[indices] = probabilities
-        return found
+        self.target.probabilities(np.empty((0, self.target.n_outputs)))  # before time is spent
+        return self.target.probabilities(self._logits(self.read(inputs).samples) / self.calibration.temperature)
 
     def predictions(self, inputs: object, *, top: int = 3) -> Iterator[Prediction]:
         """Each input's name and its most probable classes, as they are read; those left out with the reason.
@@ -314,22 +353,37 @@ class Classifier:
         """
         if isinstance(samples, Task):
             samples = samples.test
-        return self._evaluation(*self._labelled_logits(self.read(samples).samples))
+        found = self.read(samples, labelled=True).samples
+        logits, labels = self._labelled_logits(found)
+        return self._evaluation(logits, labels, found.class_names, found.name)
 
     def batches(self, samples: Samples) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Of each batch the indices of its samples, their probabilities (n, n_classes), and the indices left out."""
+        """Of each batch the indices of its samples, their logits (n, n_outputs), and the indices left out."""
+        n = self.target.n_outputs
         for chunk in self.scorer.chunks(samples):
-            values = chunk.values if len(chunk.indices) else np.empty((0, len(self.class_names)))
-            if values.shape[1] != len(self.class_names):
-                raise InputError(
-                    f"the network gives {values.shape[1]} logits, but there are {len(self.class_names)} classes"
-                )
-            yield chunk.indices, self.calibration.probabilities(values), chunk.skipped
+            values = chunk.values if len(chunk.indices) else np.empty((0, n))
+            if values.shape[1] != n:
+                raise InputError(f"the network gives {values.shape[1]} logits, but there are {n} {self._outputs}")
+            yield chunk.indices, values, chunk.skipped
+
+    @property
+    def target(self) -> Target:
+        """What is answered."""
+        return Target(self.problem, self.class_names)
+
+    def named(self, present: np.ndarray) -> tuple[str, ...]:
+        """(n_classes,) of 0 and 1 -> the names of the classes that are there."""
+        return tuple(name for name, there in zip(self.class_names, present, strict=True) if there)
 
     @cached_property
     def digest(self) -> str:
         """What tells it from another classifier: the weights, the classes and the calibration."""
-        said = [list(self.class_names), self.calibration.temperature, fingerprint_weights(self.network.model)]
+        said = [
+            self.problem,
+            list(self.class_names),
+            self.calibration.temperature,
+            fingerprint_weights(self.network.model),
+        ]
         if isinstance(self.scorer, EmbeddingScorer):
             embedding, head = self.scorer.embedding, self.scorer.head
             state = [*embedding.statistics_.state().values(), head.coef, head.intercept]
@@ -337,14 +391,21 @@ class Classifier:
             said.append(repr(find_recipe(embedding.recipe)))
         return fingerprint_json(said)
 
-    def read(self, inputs: object) -> RawSamples:
-        """What a user points at, as samples with names."""
-        return read_raw(inputs, modality=self.network.modality, columns=self.record.columns)
+    def read(self, inputs: object, *, labelled: bool = False) -> RawSamples:
+        """What a user points at, as samples with names.
+
+        Args:
+            inputs: as for `predict`.
+            labelled: whether labels are looked for too.
+        """
+        columns = self.record.columns
+        return read_raw(inputs, modality=self.network.modality, columns=columns, labelled=labelled)
 
     def to_module(self) -> nn.Module:
         """From the network's batch to calibrated logits in one module, for `torch.export` and ONNX.
 
-        Its softmax is `predict_proba`. Preparing raw inputs is not in it: `classifier.network.prepare(inputs)`.
+        Their softmax is `predict_proba`; of several classes a sample, their sigmoid; a number is what `predict` says.
+        Preparing raw inputs is not in it: `classifier.network.prepare(inputs)`.
         """
         from hf_tl.classifier.module import classifier_module
 
@@ -361,57 +422,57 @@ class Classifier:
         return self.scorer.execution
 
     def __str__(self) -> str:
+        several = "of several of " if self.problem == "multilabel" else "of "
         classes = ", ".join(self.class_names[:6]) + (", ..." if len(self.class_names) > 6 else "")
-        lines = [f"{self.record.method or 'classifier'} of {len(self.class_names)} classes: {classes}"]
+        learnt = f"{several}{len(self.class_names)} classes: {classes}" if self.class_names else "of a number"
+        lines = [f"{self.record.method or 'classifier'} {learnt}"]
         if self.record.scores:
             scores = ", ".join(f"{name} {value:.3f}" for name, value in self.record.scores.items())
             lines.append(f"{scores} on {self.record.scored_on}")
-        return "\n".join([*lines, f"probabilities: {self.calibration}"])
+        return "\n".join(lines if self.problem == "regression" else [*lines, f"probabilities: {self.calibration}"])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return as_html(str(self))
 
-    def _labelled_logits(self, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (n, n_classes), and the names of the true classes (n,)."""
-        if samples.labels is None:
-            raise InputError(f"{samples.name} has no labels; an evaluation needs the class of every sample")
-        if find_problem(samples.labels) != "classification":
-            raise InputError(f"{samples.name} should have one class a sample, got {samples.labels[0]!r}")
-        logits, kept = [], []
-        for chunk in self.scorer.chunks(samples):
-            if len(chunk.indices):
-                logits.append(chunk.values)
-            kept += chunk.indices.tolist()
-        if not kept:
-            raise InputError(f"none of the {len(samples)} samples of {samples.name} can be used; all were skipped")
-        return np.concatenate(logits), _values(samples.labels[kept], samples.class_names)
+    @property
+    def _outputs(self) -> str:
+        return "number" if self.problem == "regression" else "classes"
 
-    def _evaluation(self, logits: np.ndarray, values: np.ndarray) -> Evaluation:
-        numbers = self._numbers(values)
-        unknown = sorted(set(values[numbers < 0].tolist()))  # they are wrong whatever is said, and have their names
-        for number, name in enumerate(unknown, start=len(self.class_names)):
-            numbers[values == name] = number
-        return Evaluation(numbers, logits.argmax(axis=1), (*self.class_names, *unknown))
-
-    def _scored(self, logits: np.ndarray, values: np.ndarray, name: str) -> Classifier:
-        numbers = self._numbers(values)
-        known = numbers >= 0
-        entropy = cross_entropy(logits[known] / self.calibration.temperature, numbers[known])
-        scores = {**self._evaluation(logits, values).scores, "cross entropy": entropy}
-        return replace(self, record=replace(self.record, scores=scores, scored_on=f"{len(values)} samples ({name})"))
-
-    def _numbers(self, values: np.ndarray) -> np.ndarray:
-        """Names of classes -> their numbers; -1 for a class that is not known here."""
-        numbers = {name: number for number, name in enumerate(self.class_names)}
-        found = np.array([numbers.get(value, -1) for value in values])
-        if (found < 0).all():
-            raise InputError(
-                f"none of the samples is of a class of this classifier, {', '.join(self.class_names[:5])}; "
-                f"the first is of class {values[0]!r}; {closest(values[0], self.class_names)}"
-            )
+    def _logits(self, samples: Samples) -> np.ndarray:
+        """(n, n_outputs), at temperature 1; NaN for what was left out."""
+        found = np.full((len(samples), self.target.n_outputs), np.nan)
+        for indices, logits, _ in self.batches(samples):
+            found[indices] = logits
         return found
+
+    def _labelled_logits(self, samples: Samples) -> tuple[np.ndarray, np.ndarray | None]:
+        """Logits (n, n_outputs) and labels of the samples that can be read."""
+        self.target.read(samples.labels, samples.class_names, source=samples.name)  # before time is spent
+        logits = self._logits(samples)
+        kept = np.isfinite(logits).all(axis=1)
+        if not kept.any():
+            raise InputError(f"none of the {len(samples)} samples of {samples.name} can be used; all were skipped")
+        return logits[kept], None if samples.labels is None else np.asarray(samples.labels)[kept]
+
+    def _evaluation(
+        self, logits: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str] | None, name: str
+    ) -> Evaluation:
+        truth = self.target.read(labels, class_names, source=name)
+        unknown = [] if labels is None else self.target.unknown(labels, class_names, truth)  # wrong whatever is said
+        names = (*self.class_names, *unknown) or None
+        return Evaluation(truth, self.target.decide(logits), names)
+
+    def _scored(
+        self, logits: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str] | None, name: str
+    ) -> Classifier:
+        scores = dict(self._evaluation(logits, labels, class_names, name).scores)
+        if self.problem != "regression":
+            truth = self.target.read(labels, class_names, source=name)
+            known = truth >= 0 if truth.ndim == 1 else np.ones(len(truth), dtype=bool)
+            scores["cross entropy"] = cross_entropy(logits[known] / self.calibration.temperature, truth[known])
+        return replace(self, record=replace(self.record, scores=scores, scored_on=f"{len(logits)} samples ({name})"))
 
 
 def _embedding_of(model: str | Network | FullNetworkEmbedding) -> FullNetworkEmbedding:
@@ -420,48 +481,38 @@ def _embedding_of(model: str | Network | FullNetworkEmbedding) -> FullNetworkEmb
     return FullNetworkEmbedding(model) if isinstance(model, Network) else FullNetworkEmbedding.from_pretrained(model)
 
 
-def _values(labels: np.ndarray | None, class_names: Sequence[str] | None) -> np.ndarray:
-    """Labels as the names of their classes, (n,) of str."""
-    if labels is None:
-        raise InputError("there are no labels; a classifier learns from, and is evaluated on, labelled samples")
-    return np.array(
-        [str(label) if class_names is None else class_names[label] for label in labels.tolist()], dtype=object
-    )
-
-
-def _numbered(labels: np.ndarray | None, class_names: Sequence[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
-    """The classes that occur, and the number of each sample's class among them."""
-    if labels is None:
-        raise InputError("the training samples have no labels; a classifier learns from labelled samples")
-    found, numbers = np.unique(labels, return_inverse=True)
-    return tuple(_values(found, class_names).tolist()), numbers
-
-
 def _cross_validated(
-    train: Embedding, numbers: np.ndarray, make: Callable[[tuple[int, int]], Any], groups: np.ndarray | None
+    train: Embedding,
+    truth: np.ndarray,
+    target: Target,
+    make: Callable[[tuple[int, int]], Head],
+    groups: np.ndarray | None,
 ) -> Calibration:
     """The temperature from the logits of folds that the head did not see."""
-    n_folds = usable_folds(numbers, groups=groups)
+    strata = truth if truth.ndim == 1 else np.zeros(len(truth), dtype=int)
+    n_folds = usable_folds(strata, groups=groups)
     if not n_folds:
         return Calibration(how="not calibrated: too few training samples a class to hold some out")
-    fold = stratified_folds(numbers, n_splits=n_folds, groups=groups)
-    logits = np.full((len(train), numbers.max() + 1), np.nan)
+    fold = stratified_folds(strata, n_splits=n_folds, groups=groups)
+    logits = np.full((len(train), target.n_outputs), np.nan)
     for k in range(n_folds):
         kept, out = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-        if len(np.unique(numbers[kept])) < logits.shape[1]:
+        if truth.ndim == 1 and len(np.unique(truth[kept])) < target.n_outputs:
             continue  # a class of one sample cannot be learnt here
         part = train[kept]
         inside = None if groups is None else groups[kept]
-        found = LinearHead.of(fit_head(make(part.shape), part.values, numbers[kept], groups=inside))
-        logits[out] = found(np.asarray(train[out].values))
+        fitted = fit_head(make(part.shape), part.values, truth[kept], groups=inside)
+        logits[out] = LinearHead.of(fitted, n_outputs=target.n_outputs)(np.asarray(train[out].values))
     used = np.isfinite(logits).all(axis=1)
     if not used.any():
         return Calibration(how="not calibrated: a class has one training sample only")
-    return calibrate(logits[used], numbers[used], how=f"{n_folds} folds of the {len(train)} training samples")
+    return calibrate(logits[used], truth[used], how=f"{n_folds} folds of the {len(train)} training samples")
 
 
-def _method(head: str | HeadMaker, fitted: object) -> str:
+def _method(head: str | HeadMaker, fitted: object, problem: Problem) -> str:
     named = {"svm": "linear SVM", "logreg": "logistic regression", "ridge": "ridge classifier", "lda": "LDA"}
+    if problem == "regression":
+        named["ridge"] = "ridge regression"
     name = named.get(head, head) if isinstance(head, str) else type(fitted).__name__
     return f"{name}, C={fitted.C_:.3g}," if isinstance(fitted, LinearSVM) else name
 

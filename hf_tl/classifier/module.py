@@ -15,7 +15,7 @@ from hf_tl.trace import first_float
 
 
 def classifier_module(scorer: Scorer, *, temperature: float) -> nn.Module:
-    """A module from what `network.prepare` returns, by position or by keyword, to calibrated logits (n, n_classes).
+    """A module from what `network.prepare` returns, by position or by keyword, to calibrated logits (n, n_outputs).
 
     It shares the network's weights and is in eval mode.
 
@@ -45,7 +45,7 @@ class NetworkClassifier(nn.Module):
         self.temperature = temperature
 
     def forward(self, *args: Tensor, **batch: Tensor) -> Tensor:
-        """The network's batch -> logits (n, n_classes)."""
+        """The network's batch -> logits (n, n_outputs)."""
         return logits_of(self.model(*args, **batch)) / self.temperature
 
 
@@ -81,7 +81,7 @@ class EmbeddingClassifier(nn.Module):
             self.register_buffer(name, torch.from_numpy(values.astype(np.float32)))
 
     def forward(self, *args: Tensor, **batch: Tensor) -> Tensor:
-        """The network's batch -> logits (n, n_classes)."""
+        """The network's batch -> logits (n, n_outputs)."""
         values: dict[int, Tensor] = {}
         n = (args[0] if args else next(iter(batch.values()))).shape[0]
         mask = batch.get("attention_mask")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hf_tl.classifier.classifier import Classifier
 
 MARK = "# unfinished "
+JOINED = "; "  # between the classes of one input
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,17 @@ class Prediction:
     Attributes:
         name: of the input: its file, or the number of its row.
         top: the most probable classes with their probabilities, the first one first; empty for an input that could
-            not be read.
+            not be read, and for a number.
         problem: why it could not; "" where it could.
+        classes: all that it has, where a sample may have several.
+        value: the number, where it is one that is predicted.
     """
 
     name: str
-    top: tuple[tuple[str, float], ...]
+    top: tuple[tuple[str, float], ...] = ()
     problem: str = ""
+    classes: tuple[str, ...] | None = None
+    value: float | None = None
 
     @property
     def class_name(self) -> str:
@@ -59,14 +64,18 @@ class PredictionFile:
 
     Attributes:
         path: the csv file.
-        counts: predicted class -> how many inputs, the most frequent first.
+        n: how many inputs were predicted.
+        counts: predicted class -> how many inputs, the most frequent first; empty for numbers.
+        quantiles: lowest, median and highest of predicted numbers; empty for classes.
         unreadable: inputs that could not be read, with the reason; they are not in the file.
         left_out: files of the folder that are of another kind by their ending.
         resumed: how many inputs an earlier run had done.
     """
 
     path: Path
+    n: int
     counts: Mapping[str, int]
+    quantiles: Sequence[float]
     unreadable: Mapping[str, str]
     left_out: Sequence[str]
     resumed: int
@@ -74,6 +83,9 @@ class PredictionFile:
 
 def write_predictions(classifier: Classifier, inputs: object, out: str | Path, *, top: int = 3) -> PredictionFile:
     """Writes file (or row), class, probability, and the next classes with theirs; what cannot be read is left out.
+
+    Where an input may have several classes, all that it has stand before them in "classes", joined by "; ". For
+    numbers there is one column, "value".
 
     Until it is finished the file is called `out` and ".part". A run on the same inputs with the same classifier goes
     on behind the last batch in it.
@@ -94,8 +106,7 @@ def write_predictions(classifier: Classifier, inputs: object, out: str | Path, *
         raise InputError(f"top must be at least 1, got {top}")
     raw = classifier.read(inputs)
     top = min(top, len(classifier.class_names))
-    later = [f"{word}_{i}" for i in range(2, top + 1) for word in ("class", "probability")]
-    header = [raw.kind, "class", "probability", *later]
+    header = [raw.kind, *_columns(classifier, top)]
     part = path.with_name(f"{path.name}.part")
     mark = MARK + _digest(classifier, raw, header)
     make_folder(path.parent)
@@ -107,16 +118,25 @@ def write_predictions(classifier: Classifier, inputs: object, out: str | Path, *
             writer = csv.writer(file, lineterminator="\n")
             writer.writerows(rows)
             for batch in batches_in_order(classifier, raw, start=n_done, top=top):
-                new = [_row(prediction, top) for prediction in batch]
+                new = [_row(prediction, n_cells=len(header)) for prediction in batch]
                 writer.writerows(new)
                 file.flush()
                 rows += new
         with part.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([header, *(row[:-1] for row in rows if not row[-1])])
         os.replace(part, path)
-    counts = Counter(row[1] for row in rows if not row[-1])
+    done = [row for row in rows if not row[-1]]
     unreadable = {row[0]: row[-1] for row in rows if row[-1]}
-    return PredictionFile(path, dict(counts.most_common()), unreadable, raw.left_out, n_done)
+    counts, quantiles = Counter[str](), list[float]()
+    if classifier.problem == "regression":
+        quantiles = np.quantile([float(row[1]) for row in done], (0, 0.5, 1)).tolist() if done else []
+    elif classifier.problem == "multilabel":
+        counts = Counter(
+            {name: sum(name in _split(row[1], classifier) for row in done) for name in classifier.class_names}
+        )
+    else:
+        counts = Counter(row[1] for row in done)
+    return PredictionFile(path, len(done), dict(counts.most_common()), quantiles, unreadable, raw.left_out, n_done)
 
 
 def batches_in_order(
@@ -128,13 +148,23 @@ def batches_in_order(
         return
     if start:
         samples = replace(samples, dataset=_Rest(samples.dataset, start), labels=None)
-    for indices, probabilities, skipped in classifier.batches(samples):
+    for indices, logits, skipped in classifier.batches(samples):
         said = {i: Prediction(raw.names[start + i], (), _why_not(classifier, samples, i)) for i in skipped.tolist()}
-        for i, values in zip(indices.tolist(), probabilities, strict=True):
-            order = np.argsort(-values, kind="stable")[:top]
-            classes = tuple((classifier.class_names[k], float(values[k])) for k in order)
-            said[i] = Prediction(raw.names[start + i], classes)
+        for i, row in zip(indices.tolist(), logits, strict=True):
+            said[i] = _predicted(classifier, raw.names[start + i], row, top)
         yield [said[i] for i in sorted(said)]
+
+
+def _predicted(classifier: Classifier, name: str, logits: np.ndarray, top: int) -> Prediction:
+    """What the logits (n_outputs,) of an input say."""
+    if classifier.problem == "regression":
+        return Prediction(name, value=float(logits[0]))
+    shares = classifier.target.probabilities(logits[None] / classifier.calibration.temperature)[0]
+    order = np.argsort(-shares, kind="stable")[:top]
+    likely = tuple((classifier.class_names[k], float(shares[k])) for k in order)
+    if classifier.problem == "classification":
+        return Prediction(name, likely)
+    return Prediction(name, likely, classes=classifier.named(classifier.target.decide(logits[None])[0]))
 
 
 class _Rest(Sequence[Mapping]):
@@ -150,10 +180,27 @@ class _Rest(Sequence[Mapping]):
         return self._dataset[self._start + index]
 
 
-def _row(prediction: Prediction, top: int) -> list[str]:
-    """A line of the unfinished file: the name, classes and probabilities, and why there are none."""
-    cells = [word for name, share in prediction.top for word in (name, f"{share:.6f}")]
-    return [prediction.name, *(cells or [""] * (2 * top)), prediction.problem]
+def _columns(classifier: Classifier, top: int) -> list[str]:
+    """What stands behind the name of an input."""
+    if classifier.problem == "regression":
+        return ["value"]
+    later = [f"{word}_{i}" for i in range(2, top + 1) for word in ("class", "probability")]
+    several = ["classes"] if classifier.problem == "multilabel" else []
+    return [*several, "class", "probability", *later]
+
+
+def _row(prediction: Prediction, *, n_cells: int) -> list[str]:
+    """A line of the unfinished file: the name, what was predicted, and why nothing was."""
+    cells = [] if prediction.value is None else [f"{prediction.value:.6g}"]
+    cells += [] if prediction.classes is None else [JOINED.join(prediction.classes)]
+    cells += [word for name, share in prediction.top for word in (name, f"{share:.6f}")]
+    return [prediction.name, *(cells or [""] * (n_cells - 1)), prediction.problem]
+
+
+def _split(joined: str, classifier: Classifier) -> set[str]:
+    """The classes in a cell; a name may hold what joins them."""
+    rest = f"{JOINED}{joined}{JOINED}"
+    return {name for name in classifier.class_names if f"{JOINED}{name}{JOINED}" in rest}
 
 
 def _why_not(classifier: Classifier, samples: Samples, index: int) -> str:

@@ -9,11 +9,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from datasets import Dataset
 
 from hf_tl.audio_folder import RECORDINGS
+from hf_tl.containers import as_table
 from hf_tl.data import FILE_FORMATS, PLURALS, Samples, as_samples, load_table
 from hf_tl.errors import InputError
 
@@ -41,7 +42,7 @@ class RawSamples:
     files: tuple[str, ...] = ()
 
 
-def read_raw(data: object, *, modality: str, columns: Sequence[str] = ()) -> RawSamples:
+def read_raw(data: object, *, modality: str, columns: Sequence[str] = (), labelled: bool = False) -> RawSamples:
     """Samples to classify.
 
     Args:
@@ -50,26 +51,40 @@ def read_raw(data: object, *, modality: str, columns: Sequence[str] = ()) -> Raw
             `Samples`.
         modality: what the network reads: "image", "text", "audio" or "array".
         columns: of a table, those to read where it has them all; two for pairs of texts.
+        labelled: whether the column of labels is looked for.
 
     Raises:
         InputError: nothing there, an address instead of a file, a folder without a file of the kind.
     """
     if isinstance(data, (str, os.PathLike)):
-        return _from_path(str(data), modality, columns)
+        return _from_path(str(data), modality, columns, labelled)
     if isinstance(data, (list, tuple)):
         for value in data:
             _check_no_address(value, modality)
         if modality != "text" and data and all(isinstance(value, (str, os.PathLike)) for value in data):
             files = [str(value) for value in data]
             return RawSamples(as_samples(files, modality=modality), files, "file", files=tuple(files))
-    samples = as_samples(data, modality=modality, input_column=_there(columns, data))
+    samples = _of_table(data, modality, columns, labelled)
     return RawSamples(samples, _Numbers(len(samples)))
 
 
-def _there(columns: Sequence[str], table: object) -> Sequence[str] | None:
-    """The columns, if a table has them all."""
-    has = set(table.column_names) if isinstance(table, Dataset) else set()
-    return list(columns) if columns and set(columns) <= has else None
+def _of_table(data: object, modality: str, columns: Sequence[str], labelled: bool, name: str = "samples") -> Samples:
+    """Samples of a table or a sequence; of a table that has the columns, these alone where labels are not wanted."""
+    if len(columns) == 2 and not labelled and _are_pairs(data):
+        data = Dataset.from_dict({column: [pair[k] for pair in data] for k, column in enumerate(columns)})
+    table = as_table(data)
+    if table is None or not columns or not set(columns) <= set(table.column_names):
+        return as_samples(data, modality=modality, name=name)
+    if not labelled and table.format["type"] != "custom":  # a transform may need the others
+        table = table.select_columns(list(columns))
+    return as_samples(table, modality=modality, input_column=list(columns), name=name)
+
+
+def _are_pairs(data: object) -> TypeGuard[Sequence[tuple[str, str]]]:
+    """Whether it is a sequence of two texts each, which may come again and again as classes do."""
+    return isinstance(data, (list, tuple)) and all(
+        isinstance(value, tuple) and len(value) == 2 and all(isinstance(text, str) for text in value) for value in data
+    )
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,7 @@ class _TextFiles(Sequence[Mapping[str, str]]):
         return {"input": Path(self._files[index]).read_text(encoding="utf-8")}
 
 
-def _from_path(path: str, modality: str, columns: Sequence[str]) -> RawSamples:
+def _from_path(path: str, modality: str, columns: Sequence[str], labelled: bool) -> RawSamples:
     _check_no_address(path, "")
     if os.path.isdir(path):
         return _from_folder(Path(path), modality)
@@ -106,7 +121,7 @@ def _from_path(path: str, modality: str, columns: Sequence[str]) -> RawSamples:
         hint = "; a text goes into a list: predict([text])" if modality == "text" else ""
         raise InputError(f"{path!r} is neither a file nor a folder here{hint}")
     if Path(path).suffix.lower() in FILE_FORMATS:
-        return _from_table(path, modality, columns)
+        return _from_table(path, modality, columns, labelled)
     return RawSamples(_of_files([path], modality), [path], "file", files=(path,))
 
 
@@ -146,7 +161,7 @@ def _of_files(files: Sequence[str], modality: str) -> Samples:
     return replace(as_samples(list(files), modality=modality), name="files")
 
 
-def _from_table(path: str, modality: str, columns: Sequence[str]) -> RawSamples:
+def _from_table(path: str, modality: str, columns: Sequence[str], labelled: bool) -> RawSamples:
     table = load_table(path)
     if modality in ("image", "audio"):
         strings = [
@@ -160,8 +175,7 @@ def _from_table(path: str, modality: str, columns: Sequence[str]) -> RawSamples:
                 _check_no_address(value, modality)
             files = [os.path.join(os.path.dirname(path), value) for value in named]
             return RawSamples(_of_files(files, modality), named, "file", files=tuple(files))
-    name = os.path.basename(path)
-    samples = as_samples(table, modality=modality, input_column=_there(columns, table), name=name)
+    samples = _of_table(table, modality, columns, labelled, os.path.basename(path))
     return RawSamples(samples, _Numbers(len(samples)))
 
 

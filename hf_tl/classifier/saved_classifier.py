@@ -23,6 +23,7 @@ from hf_tl.card import CardInfo, data_sentence, results_table, write_card
 from hf_tl.checkpoint import can_reload, save_network
 from hf_tl.classifier.calibration import Calibration
 from hf_tl.classifier.scorer import EmbeddingScorer, LinearHead, NetworkScorer, Scorer, logits_of
+from hf_tl.classifier.target import EACH, Target
 from hf_tl.classifier.training_record import TrainingRecord
 from hf_tl.embedding.batches import Execution
 from hf_tl.embedding.full_network import FullNetworkEmbedding
@@ -32,6 +33,7 @@ from hf_tl.errors import InputError, in_one_line
 from hf_tl.example import dummy_batch
 from hf_tl.files import leads_out, make_folder, read_untrusted, write_json, write_whole
 from hf_tl.hub import CARD, PushResult, check_repo_id, is_hub_id, is_hub_name, pull_files, push_files
+from hf_tl.labels import Problem
 from hf_tl.models import Network, load_network
 from hf_tl.trace import evaluating, forward
 
@@ -56,14 +58,21 @@ class Said:
     """What classifier.json says beside the scorer.
 
     Attributes:
-        class_names: of the logits.
-        calibration: logits -> probabilities.
+        class_names: of the logits; empty for a number.
+        calibration: of the logits.
         record: of the training.
+        problem: see `Classifier`.
     """
 
     class_names: tuple[str, ...]
     calibration: Calibration
     record: TrainingRecord
+    problem: Problem
+
+    @property
+    def target(self) -> Target:
+        """What is answered."""
+        return Target(self.problem, self.class_names)
 
 
 def save_classifier(classifier: Classifier, folder: str | Path, *, with_network: bool = True) -> Path:
@@ -164,8 +173,7 @@ def read_classifier(
         raise InputError(f"the classifier in {str(name)!r} is damaged: {in_one_line(error)}") from error
     place = folder / NETWORK if kind == "embedding" else folder
     if network is None and (place / "config.json").is_file():
-        classes = found.class_names if kind == "network" else None
-        network = _load_network(place, classes, max_length, root=folder)
+        network = _load_network(place, found if kind == "network" else None, max_length, root=folder)
     if kind == "network":
         if network is None:
             raise InputError(f"the classifier in {str(name)!r} lacks its network's config.json; copy the folder again")
@@ -182,13 +190,17 @@ def read_classifier(
                 f"execution should keep that, got dtype={execution.dtype_name!r}"
             )
         embedding.set_params(**{field.name: vars(execution)[field.name] for field in fields(Execution)})
-    return found, EmbeddingScorer(embedding, _read_head(folder, (len(found.class_names), embedding.n_features_)))
+    return found, EmbeddingScorer(embedding, _read_head(folder, (found.target.n_outputs, embedding.n_features_)))
 
 
 def _said(said: Mapping) -> Said:
     names, calibration, record = said["class_names"], said["calibration"], said["record"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"class_names should be a list of names, got {names!r}")
+    problem = said["problem"]
+    if problem not in EACH:
+        raise ValueError(f"problem should be one of {', '.join(EACH)}, got {problem!r}")
+    Target(problem, tuple(names))  # which refuses names that do not go with it
     temperature = float(calibration["temperature"])
     if not 0 < temperature < math.inf:
         raise ValueError(f"the temperature should be above 0, got {temperature}")
@@ -203,10 +215,11 @@ def _said(said: Mapping) -> Said:
             str(record["scored_on"]),
             tuple(str(column) for column in record["columns"]),
         ),
+        problem,
     )
 
 
-def _load_network(folder: Path, classes: tuple[str, ...] | None, max_length: int | None, *, root: Path) -> Network:
+def _load_network(folder: Path, said: Said | None, max_length: int | None, *, root: Path) -> Network:
     """The network in a folder, built from safetensors alone.
 
     Raises:
@@ -226,8 +239,13 @@ def _load_network(folder: Path, classes: tuple[str, ...] | None, max_length: int
     if any("auto_map" in config or "custom_pipelines" in config for config in configs if isinstance(config, dict)):
         raise InputError(f"the network in {str(folder)!r} brings code of its own (auto_map), which hf_tl does not run")
     own = any(isinstance(config, dict) and "model_type" in config for config in configs)
-    network = load_network(str(folder), classes=classes if own else None, max_length=max_length)
-    if classes is not None and network.untrained:
+    if said is None or not own:
+        network = load_network(str(folder), max_length=max_length)
+    else:
+        network = load_network(
+            str(folder), classes=said.class_names or None, problem=said.problem, max_length=max_length
+        )
+    if said is not None and network.untrained:
         raise InputError(
             f"the network in {str(folder)!r} has no weights for {sorted(network.untrained)[:3]}; copy the folder again"
         )
@@ -269,6 +287,7 @@ def _write_files(classifier: Classifier, folder: Path, *, with_network: bool, na
     said = {
         "format": FORMAT,
         "kind": kind,
+        "problem": classifier.problem,
         "class_names": list(classifier.class_names),
         "modality": network.modality,
         "network": name,
@@ -310,14 +329,21 @@ def _with_temperature(model: nn.Module, temperature: float) -> dict[str, Tensor]
 def _card(classifier: Classifier, info: CardInfo, *, repo_id: str | None = None, old: str | None = None) -> str:
     record, network, place = classifier.record, classifier.network, repo_id or "PATH_OR_HUB_ID_OF_THIS"
     named = network.name if is_hub_name(network.name) else None
-    names, task = classifier.class_names, TASKS.get(network.modality)
-    lines = [f"Tells {len(names)} classes of {network.modality}s apart: {', '.join(names)}.", ""]
+    names, problem = classifier.class_names, classifier.problem
+    task = TASKS.get(network.modality) if problem != "regression" else None  # the Hub has no task of such a name
+    about = {
+        "classification": f"Tells {len(names)} classes of {network.modality}s apart: {', '.join(names)}.",
+        "multilabel": f"Says which of {len(names)} classes {network.modality}s have: {', '.join(names)}.",
+        "regression": f"Gives a number for each {network.modality}.",
+    }
+    lines = [about[problem], ""]
     lines += [f"{record.method[:1].upper()}{record.method[1:]}."] if record.method else []
     if record.data:
         lines.append(f"Trained on {record.data['n_samples']} samples, whose digest is `{record.data['digest']}`.")
     scores = ", ".join(f"{metric} {value:.4g}" for metric, value in record.scores.items())
     lines += [f"On {record.scored_on}: {scores}."] if scores else []
-    lines += [f"Its probabilities: {classifier.calibration}."]
+    lines += [] if problem == "regression" else [f"Its probabilities: {classifier.calibration}."]
+    answers = "" if problem == "regression" else ", classifier.predict_proba(inputs)"
     use = f"""\
 ## How to use it
 
@@ -325,7 +351,7 @@ def _card(classifier: Classifier, info: CardInfo, *, repo_id: str | None = None,
 from hf_tl import Classifier
 
 classifier = Classifier.from_pretrained("{place}")
-classifier.predict(inputs), classifier.predict_proba(inputs)
+classifier.predict(inputs){answers}
 ```
 
 ```bash
@@ -336,7 +362,7 @@ hf-tl predict {place} INPUTS --out predictions.csv
         use += f'\nOr, without hf_tl: `transformers.pipeline("{task}", model="{place}")`.\n'
     return write_card(
         old,
-        title=f"A classifier of {network.modality}s",
+        title=f"A {'regression on' if problem == 'regression' else 'classifier of'} {network.modality}s",
         body="\n".join([*lines, data_sentence(info), results_table(info) + use]),
         info=info,
         metadata={"library_name": "hf_tl", "base_model": named, "tags": ("transfer-learning", "hf_tl-classifier")},

@@ -33,24 +33,28 @@ class Scorer(Protocol):
         """How samples go through it; its attributes may be set."""
 
     def chunks(self, samples: Samples) -> Iterator[Chunk]:
-        """The logits (n, n_classes) of each batch, with the indices of its samples and of those left out."""
+        """The logits (n, n_outputs) of each batch, with the indices of its samples and of those left out."""
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Features -> a logit for each class.
+    """Features -> a logit for each class, or a number.
 
     Attributes:
-        coef: (n_classes, n_features) float32.
-        intercept: (n_classes,) float32.
+        coef: (n_outputs, n_features) float32.
+        intercept: (n_outputs,) float32.
     """
 
     coef: np.ndarray
     intercept: np.ndarray
 
     @classmethod
-    def of(cls, fitted: Head) -> LinearHead:
+    def of(cls, fitted: Head, *, n_outputs: int) -> LinearHead:
         """The weights of a fitted head; two classes share the one decision value d of theirs as (-d / 2, d / 2).
+
+        Args:
+            fitted: from `make_head`.
+            n_outputs: number of classes, or 1 for a number.
 
         Raises:
             InputError: a head that is not linear, which no file of weights can hold.
@@ -59,12 +63,12 @@ class LinearHead:
             coef, intercept = linear_weights(fitted)
         except InputError as error:
             raise InputError(f"a classifier is saved with a linear head: {error}") from error
-        if len(coef) == 1:
+        if len(coef) == 1 and n_outputs == 2:
             coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
         return cls(coef.astype(np.float32), intercept.astype(np.float32))
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Features (n, n_features) -> logits (n, n_classes), float64."""
+        """Features (n, n_features) -> logits (n, n_outputs), float64."""
         return features.astype(np.float64) @ self.coef.T.astype(np.float64) + self.intercept
 
 
@@ -130,7 +134,7 @@ class NetworkScorer:
 
 
 def logits_of(output: object) -> Tensor:
-    """The logits (n, n_classes) in what a network returns.
+    """The logits (n, n_outputs) in what a network returns.
 
     Raises:
         InputError: none there.

@@ -16,7 +16,9 @@ from hf_tl.files import make_folder
 HEADS = ("svm", "logreg", "ridge", "lda")  # the linear ones, named here without importing them
 EXAMPLES = """\
   hf-tl fit timm/mobilenetv2_100.ra_in1k photos --image-size 160 --out runs/photos
-  hf-tl fit sentence-transformers/all-MiniLM-L6-v2 reviews.csv --label stars --out runs/reviews
+  hf-tl fit sentence-transformers/all-MiniLM-L6-v2 reviews.csv --label stars --problem regression --out runs/reviews
+  hf-tl fit sentence-transformers/all-MiniLM-L6-v2 posts.csv --label sports politics science --out runs/posts
+  hf-tl fit sentence-transformers/all-MiniLM-L6-v2 pairs.csv --input question answer --out runs/pairs
   hf-tl fit timm/resnet50.a1_in1k photos --features runs/features --on-bad-samples skip --out runs/photos"""
 
 
@@ -29,9 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     taps_help = "auto for all, last for the last, layers by place (..50%%, --taps=-2..) or by pattern (default auto)"
     add("--taps", nargs="+", default=["auto"], metavar="PATTERN", help=taps_help)
     add("--top", type=float, default=1.0, help="share of those layers to keep, from the task side (default 1)")
-    add("--head", choices=HEADS, default="svm", help="(default %(default)s)")
-    C_help = 'weight of the loss; several values or "auto" to choose on splits of the training samples (default 1)'
-    add("-C", "--C", nargs="+", default=["1"], metavar="C", help=C_help)
+    add("--head", choices=HEADS, help="(default svm, for numbers ridge)")
+    C_help = (
+        'weight of the loss; several, or "auto", to choose among on training samples (default 1, for numbers auto)'
+    )
+    add("-C", "--C", nargs="+", metavar="C", help=C_help)
     features_help = "folder that keeps the features, in which a pass that was stopped resumes"
     add("--features", type=Path, metavar="FOLDER", help=features_help)
     add_reading(parser)
@@ -44,8 +48,8 @@ def run(options: argparse.Namespace) -> None:
     from hf_tl.embedding.recipe import find_recipe
 
     start = time.perf_counter()
-    C = read_C(options.C)
-    if options.head == "lda" and C != 1.0:
+    C = None if options.C is None else read_C(options.C)
+    if options.head == "lda" and C is not None:
         raise InputError("--head lda has no C; leave -C out")
     if not 0 < options.top <= 1:
         raise InputError(f"--top must be above 0 and at most 1, got {options.top}")

@@ -1,4 +1,4 @@
-"""Predicts the classes of photos, texts or recordings with a saved classifier, into a csv file."""
+"""Predicts the classes of photos, texts or recordings, or numbers, with a saved classifier, into a csv file."""
 
 from __future__ import annotations
 
@@ -42,8 +42,11 @@ def run(options: argparse.Namespace) -> None:
     execution.on_bad_samples = options.on_bad_samples
     execution.check()
     done = write_predictions(classifier, options.inputs, options.out, top=options.top)
-    print(format_table(["class", "inputs"], list(done.counts.items())))
-    print(f"\nprobabilities: {classifier.calibration}")
+    if classifier.problem == "regression":
+        print(format_table(["predicted", "lowest", "median", "highest"], [["value", *done.quantiles]]))
+    else:
+        print(format_table(["class", "inputs"], list(done.counts.items())))
+        print(f"\nprobabilities: {classifier.calibration}")
     for name, problem in list(done.unreadable.items())[:SHOWN]:
         print(f"left out: {name}: {problem}")
     if len(done.unreadable) > SHOWN:
@@ -52,5 +55,4 @@ def run(options: argparse.Namespace) -> None:
         print(f"not {classifier.network.modality} files: {', '.join(done.left_out[:5])}, {len(done.left_out)} in all")
     if done.resumed:
         print(f"{done.resumed} inputs were done by an earlier run")
-    n = sum(done.counts.values())
-    print(f"wrote {options.out}: {n} predictions in {time.perf_counter() - start:.0f} s")
+    print(f"wrote {options.out}: {done.n} predictions in {time.perf_counter() - start:.0f} s")

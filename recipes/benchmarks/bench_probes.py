@@ -1,6 +1,8 @@
 """All 52 layers of MobileNetV2 probed, and learning curves: seconds, figures, and the plots of docs/probes.md.
 
-HF_TL_REAL_DATA=path/to/data python recipes/benchmarks/bench_probes.py [--plots docs/images]
+HF_TL_REAL_DATA=path/to/data python recipes/benchmarks/bench_probes.py [--plots docs/images] [--draw curves]
+
+With --draw, layers or curves of flowers12 and dtd10 are drawn again, and no figure is kept.
 """
 
 import argparse
@@ -11,6 +13,7 @@ from machine import keep
 from real_embeddings import SETS, features
 
 from hf_tl import layer_probes, learning_curve
+from hf_tl.probes.layer_probes import LayerProbes
 
 
 TITLES = {"flowers12": "flowers12", "dtd10": "dtd10 (textures)", "fashion900": "fashion900"}
@@ -20,9 +23,18 @@ CURVES = ("flowers12", "dtd10")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plots", type=Path, default=Path("docs/images"))
-    plots = parser.parse_args().plots
+    parser.add_argument("--draw", choices=("layers", "curves"))
+    options = parser.parse_args()
+    plots, results = options.plots, {}
     plots.mkdir(parents=True, exist_ok=True)
-    results = {}
+    if options.draw:
+        for name in CURVES:
+            if options.draw == "curves":
+                curve(name, plots)
+            else:
+                untrained = features(name, trained=False)
+                draw_layers(layer_probes(*features(name), untrained=untrained, progress=False), name, plots)
+        return
     for name in SETS:
         train, test = features(name)
         start = time.perf_counter()
@@ -42,9 +54,13 @@ def main() -> None:
             "random_weights": round(probes.untrained.whole.score, 4),
         }
         if name in CURVES:
-            probes.plot(plots / f"layers-{name}.png", title=f"MobileNetV2 (ImageNet) on {TITLES[name]}")
+            draw_layers(probes, name, plots)
             results[name]["curve"] = curve(name, plots)
     keep("probes", {"results": results})
+
+
+def draw_layers(probes: LayerProbes, name: str, plots: Path) -> None:
+    probes.plot(plots / f"layers-{name}.png", title=f"MobileNetV2 (ImageNet) on {TITLES[name]}")
 
 
 def curve(name: str, plots: Path) -> dict:
@@ -57,7 +73,7 @@ def curve(name: str, plots: Path) -> dict:
     both.plot(
         plots / f"curve-{name}.png",
         title=f"MobileNetV2 (ImageNet) on {TITLES[name]}, linear SVM",
-        note="C chosen on the samples; dashed: fitted a - b n^-c",
+        note="C chosen on the samples",
         extrapolate=True,
     )
     return {method: [round(float(draws.mean()), 4) for draws in values] for method, values in both.accuracy.items()}

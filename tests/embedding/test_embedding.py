@@ -34,6 +34,19 @@ def test_select_moves_the_columns():
     assert embedding().select("auto", top=0.5).values.tolist() == [[1, 2], [5, 6], [9, 10]]
 
 
+def test_what_is_made_of_a_loaded_embedding_keeps_the_name_of_its_network(tmp_path):
+    network = Network(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.stack, name="some/network")
+    reader = FullNetworkEmbedding(network, taps=["auto", "last"], progress=False)
+    reader.activations(list(torch.randn(6, 4)), out=tmp_path / "raw")
+    raw = Embedding.load(tmp_path / "raw")
+    fne = FullNetworkEmbedding(recipe="standardize").fit(raw)
+    for name, made in (("read", raw), ("scaled", fne.transform(raw)), ("chosen", raw.select("last")[:4])):
+        made.save(tmp_path / name)
+        fne.transform(raw, out=tmp_path / "kept")
+        assert made.network == Embedding.load(tmp_path / name).network == "some/network"
+    assert Embedding.load(tmp_path / "kept").network == "some/network"
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.int8])
 @pytest.mark.parametrize("labels", [None, np.array([0, 1, 1]), np.array(["good", "bad", "good"])])
 def test_what_is_saved_is_loaded(tmp_path, labels, dtype):
