@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from hf_tl.models import Network
 
 
 if TYPE_CHECKING:
-    from transformers import EvalPrediction, Trainer
+    from transformers import EvalPrediction, Trainer, TrainingArguments
 
 
 class Item(TypedDict):
@@ -104,6 +105,16 @@ def compute_accuracy(predicted: EvalPrediction) -> dict[str, float]:
         "accuracy": float((logits.argmax(-1) == labels).double().mean()),
         "cross_entropy": float(torch.nn.functional.cross_entropy(logits, labels)),
     }
+
+
+def uses_fsdp(args: TrainingArguments) -> bool:
+    """Whether a Trainer shards by FSDP, by its arguments or by `accelerate launch`."""
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
+
+
+def is_sharded(args: TrainingArguments) -> bool:
+    """Whether no process of a Trainer has all the parameters: under FSDP and DeepSpeed."""
+    return bool(args.deepspeed) or uses_fsdp(args)
 
 
 def run_trainer(trainer: Trainer) -> dict[str, float]:

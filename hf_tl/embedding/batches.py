@@ -244,7 +244,7 @@ def load_batch(
         fine = []
         for index, value in zip(kept, inputs, strict=True):
             try:
-                prepare([value])
+                _one_a_sample(prepare([value]), 1)
                 fine.append((index, value))
             except Exception as own:
                 _refuse(samples, index, own, on_bad_samples)

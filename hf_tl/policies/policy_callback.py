@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import zip_longest
@@ -23,7 +22,7 @@ from hf_tl.policies.plan import DryRun
 from hf_tl.policies.policy import Policy
 from hf_tl.policies.prefix_cache import PrefixCache
 from hf_tl.trace import Batch
-from hf_tl.training import preserving_seeds
+from hf_tl.training import is_sharded, preserving_seeds, uses_fsdp
 
 
 KEY = "hf_tl.policy"  # its place in a checkpoint's trainer_state.json; no class is called so, and Trainer leaves it
@@ -88,7 +87,7 @@ class PolicyCallback(TrainerCallback):
         try:
             self.applied = self._apply(args, kwargs["model"], self.example)
         except DummyInputError as error:
-            if _is_sharded(args):  # later, parameters are in pieces
+            if is_sharded(args):  # later, parameters are in pieces
                 raise
             self._postponed = error
             _kept(state)[KEY] = None
@@ -227,14 +226,6 @@ def first_batch(loader: object, model: nn.Module) -> Batch | None:
     return send_to_device(batch, next(model.parameters()).device)
 
 
-def _uses_fsdp(args: TrainingArguments) -> bool:
-    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
-
-
-def _is_sharded(args: TrainingArguments) -> bool:
-    return bool(args.deepspeed) or _uses_fsdp(args)
-
-
 def _refuse_unsupported(args: TrainingArguments, applied: AppliedPolicy) -> None:
     """What is not supported is said before anything is trained."""
     phases = "phases that change what trains" if applied.changes else ""
@@ -243,7 +234,7 @@ def _refuse_unsupported(args: TrainingArguments, applied: AppliedPolicy) -> None
         raise InputError(
             f"DeepSpeed owns the optimizer and cannot have {hooked}; use a policy of one phase without lr, or DDP"
         )
-    if _uses_fsdp(args) and hooked:
+    if uses_fsdp(args) and hooked:
         raise InputError(
             f"FSDP reshapes the parameters and cannot have {hooked}; use a policy of one phase without lr, or DDP"
         )

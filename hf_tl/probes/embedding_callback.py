@@ -26,7 +26,7 @@ from hf_tl.errors import InputError
 from hf_tl.labels import find_problem
 from hf_tl.models import Network
 from hf_tl.trace import Batch
-from hf_tl.training import preserving_seeds
+from hf_tl.training import is_sharded, preserving_seeds
 
 
 LABELS = ("labels", "label", "label_ids")
@@ -164,6 +164,11 @@ class EmbeddingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Reads two samples, in every process: what cannot be read is refused before a step is taken."""
+        if is_sharded(args):
+            raise InputError(
+                "FSDP and DeepSpeed share the parameters among the processes, and EmbeddingCallback reads the network "
+                "in one of them; use DDP, or embed a saved checkpoint"
+            )
         with preserving_seeds(), single_process():
             fne, samples = self._embedding(kwargs["model"]), self.train
             fne.activations(Samples([{"input": samples[i]} for i in range(2)], "input", name=samples.name))

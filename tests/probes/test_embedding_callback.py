@@ -192,6 +192,16 @@ def test_what_has_no_classes_is_refused(tmp_path):
         EmbeddingCallback.from_trainer(trainer)
 
 
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
+def test_a_network_in_pieces_is_refused_as_training_begins(tmp_path, strategy):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    trainer = Trainer(Classifier(), args, train_dataset=data(8), eval_dataset=data(8))
+    callback = EmbeddingCallback.from_trainer(trainer)
+    setattr(args, strategy, "config")  # the packages themselves are not here
+    with pytest.raises(InputError, match="FSDP and DeepSpeed share the parameters among the processes"):
+        callback.on_train_begin(args, trainer.state, trainer.control, model=trainer.model)
+
+
 TINY = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
 
 
@@ -218,7 +228,9 @@ def test_what_a_network_is_trained_for_is_named_where_it_is_refused(tmp_path, ta
 def test_a_network_that_cannot_be_read_is_refused_as_training_begins(tmp_path):
     args = TrainingArguments(str(tmp_path), max_steps=5, use_cpu=True, report_to=[])
     trainer = Trainer(Classifier(), args, train_dataset=data(8), eval_dataset=data(8))
-    trainer.add_callback(EmbeddingCallback(rows(8, 1), rows(8, 2), prepare=lambda items: {"y": torch.zeros(2, 4)}))
+    trainer.add_callback(
+        EmbeddingCallback(rows(8, 1), rows(8, 2), prepare=lambda items: {"y": torch.zeros(len(items), 4)})
+    )
     with pytest.raises(InputError, match=r"the network in training cannot run on its prepared inputs, y \(2, 4\)"):
         trainer.train()
     assert trainer.state.global_step == 0
