@@ -54,8 +54,9 @@ def test_a_place_reads_what_auto_reads_in_the_layers_of_that_name(make, selectio
     model, example = made = make()
     chosen = select_layers(list_layers(model, example=example), selection)
     modules = [name for layer in chosen for name, _ in layer.modules]
-    expected = [tap.name for tap in taps_of(made, "auto") if is_inside(tap.reading.module, modules)]
-    inside = [tap.name for tap in taps_of(made, "auto") if is_inside(tap.name.partition("#")[0], modules)]
+    auto = taps_of(made, "auto")
+    expected = [tap.name for tap in auto if is_inside(tap.reading.module, modules)]
+    inside = [tap.name for tap in auto if is_inside(tap.name.partition("#")[0], modules)]
     assert expected or inside
     assert [tap.name for tap in taps_of(made, selection)] == inside
 
