@@ -235,6 +235,11 @@ def quantisation_of(module: nn.Module) -> str | None:
     return _QUANTISERS.get(package) or _QUANTISERS.get(integration) or (type(module).__name__ if packed else None)
 
 
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """True for a part of a tensor that FSDP2 or tensor parallelism has spread over processes."""
+    return any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
+
+
 def offloaded_to_run_on(module: nn.Module) -> torch.device | None:
     """Where a layer runs whose weights accelerate keeps elsewhere and brings for each call; None for any other."""
     hook = vars(module).get("_hf_hook")

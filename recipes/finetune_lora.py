@@ -10,8 +10,8 @@ Two processes on a CPU (`accelerate launch --cpu --num_processes 2` would start 
         recipes/finetune_lora.py recipes/configs/finetune_lora_text.yaml --use_cpu
 
 --output_dir receives the adapter alone, in PEFT's format, and checkpoints hold nothing else. --batch samples are split
-among the processes, so any number of them takes the same steps. FSDP is refused: a checkpoint would hold each
-process's shard of an adapter that is small enough for every process.
+among the processes, so any number of them takes the same steps. FSDP and DeepSpeed are refused: Trainer writes a
+checkpoint from one process, and an adapter that is sharded with its network needs all; see docs/large-models.md.
 
 Afterwards: `load_adapter(model, "runs/lora")`, `PeftModel.from_pretrained(model, "runs/lora")`.
 """
@@ -53,7 +53,12 @@ class Arguments(TaskArguments):
 def main() -> None:
     args, training = parse_arguments(Arguments, TrainingArguments)
     if training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
-        raise InputError("an adapter is small enough for every process, and FSDP would shard it; launch with DDP")
+        raise InputError(
+            "Trainer saves from one process, and of an adapter that FSDP shards with its network each has a part; "
+            "launch with DDP, or shard in a loop of your own (docs/large-models.md)"
+        )
+    if training.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+        raise InputError("DeepSpeed owns the parameters, and an adapter could be saved in pieces; launch with DDP")
     share_batch(training, args.batch)
     training.remove_unused_columns = False  # samples are raw inputs until they are in a batch
     set_seed(training.seed)

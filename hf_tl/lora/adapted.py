@@ -54,6 +54,7 @@ from hf_tl.architectures import (
     find_networks,
     is_encoder_of_sentences,
     is_parallel,
+    is_sharded,
     is_transformers,
     quantiser_of,
     unwrapped,
@@ -282,6 +283,11 @@ def find_network(model: nn.Module) -> nn.Module:
             f"the network is in {type(network).__name__}, which would not share the gradients of a new adapter among "
             f"its processes; add or load adapters first, then wrap it"
         )
+    sharded = next((name for name, parameter in network.named_parameters() if is_sharded(parameter)), None)
+    if any("ds_id" in vars(parameter) for parameter in network.parameters()):  # ZeRO-3's, empty outside of a call
+        raise InputError("DeepSpeed has partitioned the parameters, which hf_tl's adapters do not follow; use FSDP2")
+    if sharded is not None:
+        raise InputError(f"{sharded!r} is sharded among processes; add or load adapters first, then shard it")
     for name, module in network.named_modules():
         if unwrapped(module) is not module:
             raise InputError(f"{name!r} is compiled by itself; add or load adapters first, then compile it")

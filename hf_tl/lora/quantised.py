@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_tl.architectures import QUANTISED, offloaded_to_run_on, quantisation_of, quantiser_of
+from hf_tl.architectures import QUANTISED, is_sharded, offloaded_to_run_on, quantisation_of, quantiser_of
 from hf_tl.errors import InputError
 
 
@@ -55,6 +55,11 @@ def plain_weight(layer: nn.Module, name: str = "weight") -> Tensor:
         return dequantize_4bit(parameter.data, vars(parameter)["quant_state"])
     if kind == "torchao int8":
         return layer.get_parameter(name).data.dequantize()
+    if is_sharded(weight):
+        raise InputError(
+            f"the weight of {type(layer).__name__} is sharded among processes and cannot be read as a whole; do this "
+            "before it is sharded, or on the network in one process"
+        )
     if type(weight) is not Tensor or weight.dtype not in PLAIN_DTYPES:
         raise InputError(
             f"the weight of a {type(layer).__name__} is stored as {weight.dtype}, in a form of its own, and cannot be "

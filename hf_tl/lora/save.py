@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from hf_tl.architectures import is_transformers
+from hf_tl.architectures import is_sharded, is_transformers
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import AdapterRecord, adapter_state_dict, base_modules, known, record_of
 from hf_tl.lora.adapter import PREFIX, Adapter, alpha_for, is_finite, rank_fields, split_key, write_adapter
@@ -28,6 +29,9 @@ def save_adapter(model: nn.Module, folder: str | Path, *, adapter_name: str = "d
     The folder loads with `load_adapter`, `PeftModel.from_pretrained`, `AutoPeftModelFor...from_pretrained`,
     transformers' `model.load_adapter` and, if the network has a name or folder that transformers finds,
     `AutoModelFor...from_pretrained(folder)`. The same adapter gives the same bytes.
+
+    Of a network that FSDP2 has sharded (`torch.distributed.fsdp.fully_shard`, Accelerate) every process calls it, and
+    all write the same file.
 
     Args:
         model: a network with adapters, also inside DistributedDataParallel or torch.compile.
@@ -58,11 +62,21 @@ def adapter_on(model: nn.Module, *, adapter_name: str = "default") -> Adapter:
             stacklevel=3,
         )
     exported = adapter_state_dict(model, adapter_name=adapter_name, export=True)
-    tensors = {key.removeprefix(PREFIX): value for key, value in exported.items()}
+    tensors = {key.removeprefix(PREFIX): _gathered(value) for key, value in exported.items()}
     for name, tensor in tensors.items():
+        if 0 in tensor.shape:
+            raise InputError(
+                f"{name!r} of adapter {adapter_name!r} is {tuple(tensor.shape)}, as DeepSpeed leaves its parameters in "
+                "every process; nothing was saved: gather them first (deepspeed.zero.GatheredParameters)"
+            )
         if not is_finite(tensor):
             raise InputError(f"{name!r} of adapter {adapter_name!r} holds NaN or infinite values; nothing was saved")
     return Adapter(_config_fields(record, adapter_name, tensors), tensors, f"adapter {adapter_name!r}")
+
+
+def _gathered(tensor: Any) -> Tensor:
+    """A tensor whole, where FSDP2 has sharded it: every process has to ask for it."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def _trained_outside(record: AdapterRecord) -> list[str]:

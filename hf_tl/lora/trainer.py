@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from hf_tl.architectures import is_transformers
+from hf_tl.architectures import is_sharded, is_transformers
 from hf_tl.card import CardInfo
 from hf_tl.errors import InputError
 from hf_tl.files import pack_tensors, with_memory_each, write_whole
@@ -262,6 +262,11 @@ def _save_pretrained(
     """What `model.save_pretrained` does while the network has an adapter: the adapter is saved, not the network."""
     if push_to_hub:
         raise InputError("save_pretrained(push_to_hub=True) is not for adapters; use hf_tl.push_adapter(model, ...)")
+    if any(map(is_sharded, model.parameters())):
+        raise InputError(
+            "the adapter is sharded with its network, and Trainer saves from one process; train with "
+            "save_strategy='no' and call hf_tl.save_adapter in every process"
+        )
     if not is_main_process:
         return
     folder = Path(save_directory)
