@@ -66,7 +66,7 @@ def adapter_on(model: nn.Module, *, adapter_name: str = "default") -> Adapter:
     for name, tensor in tensors.items():
         if 0 in tensor.shape:
             raise InputError(
-                f"{name!r} of adapter {adapter_name!r} is {tuple(tensor.shape)}, as DeepSpeed leaves its parameters in "
+                f"{name!r} of adapter {adapter_name!r} is {tuple(tensor.shape)}, as DeepSpeed leaves parameters in "
                 "every process; nothing was saved: gather them first (deepspeed.zero.GatheredParameters)"
             )
         if not is_finite(tensor):

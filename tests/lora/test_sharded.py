@@ -9,7 +9,8 @@ import torch
 from peft_zoo import logits, text, tiny_llama
 from safetensors.torch import load_file
 
-from hf_tl import load_adapter
+from hf_tl import InputError, LoraConfig, add_lora, load_adapter, save_adapter
+from hf_tl.lora.adapted import record_of
 
 
 WORKER = Path(__file__).parent / "fsdp_worker.py"
@@ -40,3 +41,15 @@ def test_two_processes_that_shard_the_network_train_as_one(kind, tmp_path, proce
     add, merge = two["refused"]
     assert "is sharded among processes; add or load adapters first, then shard it" in add
     assert "is sharded among processes" in merge
+
+
+def test_what_deepspeed_partitions_is_refused(tmp_path):
+    model = tiny_llama()
+    model.lm_head.weight.ds_id = 3  # as ZeRO-3 marks each of its parameters
+    with pytest.raises(InputError, match="DeepSpeed has partitioned the parameters"):
+        add_lora(model, LoraConfig(r=2))
+    model = add_lora(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"]))
+    layer = record_of(model).layers["model.layers.0.self_attn.q_proj"]
+    layer.lora_A["default"].weight.data = torch.empty(0)  # outside of a call
+    with pytest.raises(InputError, match=r"is \(0,\), as DeepSpeed leaves parameters in every process; nothing was"):
+        save_adapter(model, tmp_path)
