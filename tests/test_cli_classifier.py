@@ -29,7 +29,7 @@ def test_photos_from_folders_to_predictions(timm_folder, image_folder, tmp_path,
     command = ["fit", str(timm_folder), str(image_folder), "--image-size", "48", "--out", str(tmp_path / "pets")]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "of 2 classes: cat, dog" in printed
+    assert "; 2 classes: cat, dog" in printed
     assert "probabilities: temperature" in printed
     photos = odd_photos(tmp_path / "new", image_folder / "test" / "dog" / "0.png")
     out = tmp_path / "predictions.csv"

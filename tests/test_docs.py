@@ -11,6 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import write_images
@@ -24,7 +25,7 @@ PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs"
 NEEDS = {  # page -> fixtures that put what it names into the working folder
     "analysis.md": ("vision_network", "photos"),
     "README.md": ("vision_network", "photos"),
-    "classifier.md": ("vision_network", "photos"),
+    "classifier.md": ("vision_network", "photos", "tables"),
     "embedding.md": ("vision_network", "photos"),
     "large-models.md": ("language_network",),
     "lora.md": ("base_and_adapter",),
@@ -105,6 +106,20 @@ def photos(here):
     write_images(here / "beans")
     write_images(here / "beans", rows=3, split="test")
     shutil.copytree(here / "beans" / "test" / "dog", here / "new-photos")
+
+
+@pytest.fixture
+def tables(here, text_folder):
+    """Texts with several classes, with numbers, and in pairs."""
+    shutil.copytree(text_folder, here / "sentence-transformers" / "all-MiniLM-L6-v2")
+    rows = [(f"the film was {'very ' * (i % 5)}{'good' if i % 2 else 'bad'}", i) for i in range(30)]
+    posts = pd.DataFrame(
+        [{"text": t, "sports": i % 2, "politics": i % 3 // 2, "science": i % 5 // 4} for t, i in rows]
+    )
+    stars = pd.DataFrame([{"text": t, "stars": 1 + i % 5} for t, i in rows])
+    pairs = pd.DataFrame([{"question": t, "answer": f"{t} {i}", "label": i % 2} for t, i in rows])
+    for name, table in (("posts", posts), ("reviews", stars), ("pairs", pairs)):
+        table.to_csv(here / f"{name}.csv", index=False)
 
 
 @pytest.fixture
@@ -236,7 +251,7 @@ def test_commands_run(page, prepared, capsys):
         printed = capsys.readouterr().out
         assert printed, command
         if page == "README.md":
-            words = ("full network", "layers frozen", "of 2 classes", "predictions in")
+            words = ("full network", "layers frozen", "; 2 classes", "predictions in")
             assert any(word in printed for word in words)
 
 

@@ -422,10 +422,10 @@ class Classifier:
         return self.scorer.execution
 
     def __str__(self) -> str:
-        several = "of several of " if self.problem == "multilabel" else "of "
+        several = "several of " if self.problem == "multilabel" else ""
         classes = ", ".join(self.class_names[:6]) + (", ..." if len(self.class_names) > 6 else "")
-        learnt = f"{several}{len(self.class_names)} classes: {classes}" if self.class_names else "of a number"
-        lines = [f"{self.record.method or 'classifier'} {learnt}"]
+        learnt = f"{several}{len(self.class_names)} classes: {classes}" if self.class_names else "a number"
+        lines = [f"{self.record.method or 'classifier'}; {learnt}"]
         if self.record.scores:
             scores = ", ".join(f"{name} {value:.3f}" for name, value in self.record.scores.items())
             lines.append(f"{scores} on {self.record.scored_on}")
