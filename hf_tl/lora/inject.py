@@ -23,7 +23,7 @@ from hf_tl.architectures import (
     is_transformers,
     offloaded_to_run_on,
 )
-from hf_tl.errors import InputError, inform
+from hf_tl.errors import InputError, in_one_line, inform
 from hf_tl.example import dummy_batch
 from hf_tl.lora.adapted import (
     RECORD,
@@ -72,7 +72,8 @@ def add_lora(
         model: any network; transformers' and timm's classifiers have their head found and trained in full.
         config: what to adapt and how.
         adapter_name: its name.
-        example: a batch for a network of your own making, whose head and layers are then found by tracing it.
+        example: a batch for a network of your own making, whose head and layers are then found by tracing it; and for
+            one that runs on no dummy input, where the line that says what was done says so.
         running_statistics: what becomes of the means and variances that batch normalisations collect in
             training: "save" them with the adapter, "freeze" them at those of the frozen network, or "ignore" that
             they move and are lost, as PEFT does.
@@ -81,43 +82,61 @@ def add_lora(
         the same model.
 
     Raises:
-        InputError: the config chooses no module, or one of a kind that cannot be adapted. The network is then what
-            it was.
+        InputError: the config chooses no module, or one of a kind that cannot be adapted, or the network does not run
+            on the example. The network is then what it was.
     """
     network = find_network(model)
     check_quantised(network)
+    if example is not None:
+        _check_example(network, example)
     with codes_as_they_are(network):
         plan = plan_adapter(network, config, example=example, running_statistics=running_statistics)
-    batch = _dummy_batch(network) if example is None else example
+    batches = _dummy_batches(network) if example is None else [example]
     inject(network, plan, adapter_name=adapter_name)
     record_of(network).in_container = is_encoder_of_sentences(model)
-    if batch is not None:
-        _check_reach(network, adapter_name, batch)
-    _announce(network, adapter_name)
+    output = _output(network, batches)
+    if output is not None:
+        _check_reach(network, adapter_name, output)
+    _announce(network, adapter_name, looked=output is not None)
     return model
 
 
-def _dummy_batch(network: nn.Module) -> Batch | None:
+def _dummy_batches(network: nn.Module) -> list[Batch]:
+    """Of one sample, and of two for networks that read several rows a sample; [] where it tells not what it reads."""
     try:
-        return dummy_batch(network, n=1)
-    except InputError:  # it does not tell what it reads
-        return None
+        return [dummy_batch(network, n=n) for n in (1, 2)]
+    except InputError:
+        return []
 
 
-def _check_reach(network: nn.Module, adapter: str, batch: Batch) -> None:
-    """Runs the network once and looks which of the parameters that train its output depends on.
+def _check_example(network: nn.Module, example: Batch) -> None:
+    try:
+        with evaluating(network), codes_as_they_are(network), torch.no_grad(), torch.random.fork_rng():
+            forward(network, example)
+    except Exception as error:  # whatever the network objects to
+        raise InputError(f"the network does not run on example=...: {in_one_line(error)}") from error
+
+
+def _output(network: nn.Module, batches: Sequence[Batch]) -> object:
+    """What the network gives for the first batch that it runs on; None where it runs on none."""
+    for batch in batches:
+        for layer in record_of(network).layers.values():
+            layer.asked.clear()
+        try:
+            with evaluating(network), torch.enable_grad(), torch.random.fork_rng():
+                return forward(network, batch)
+        except Exception:  # a dummy input is a guess, and a network may refuse it in any way
+            continue
+    return None
+
+
+def _check_reach(network: nn.Module, adapter: str, output: object) -> None:
+    """Looks which of the parameters that train the network's output depends on.
 
     Raises:
         InputError: on no adapter; the network is then what it was.
     """
     record = record_of(network)
-    for layer in record.layers.values():
-        layer.asked.clear()
-    try:
-        with evaluating(network), torch.enable_grad(), torch.random.fork_rng():
-            output = forward(network, batch)
-    except Exception:  # a dummy input is a guess, and a network may refuse it in any way
-        return
     reached = _reached(output)
     layers = {name: layer for name, layer in record.layers.items() if adapter in layer.r}
     idle = [n for n, layer in layers.items() if not reached.issuperset(_trained(layer))]
@@ -203,8 +222,8 @@ def _block(name: str) -> str:
     return found.group() if found else above or name
 
 
-def _announce(network: nn.Module, adapter: str) -> None:
-    """Says in one line what was done."""
+def _announce(network: nn.Module, adapter: str, *, looked: bool) -> None:
+    """Says in one line what was done, and whether it was looked at what acts."""
     record = record_of(network)
     layers = [n for n, layer in record.layers.items() if adapter in layer.r and ".base_layer." not in n]
     kinds = dict.fromkeys(name.rpartition(".")[2] for name in layers)
@@ -215,6 +234,7 @@ def _announce(network: nn.Module, adapter: str) -> None:
     inform(
         f"adapter {adapter!r}: {len(layers)} layers ({_first(list(kinds))}) in {_first(in_runs(list(blocks)))}; "
         f"in full: {listed(whole) or 'nothing'}; {trained:,} of {total:,} parameters train ({trained / total:.2%})"
+        f"{'' if looked else '; the network runs on no dummy input: with example=a batch it is seen whether all act'}"
     )
 
 

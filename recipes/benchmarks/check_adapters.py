@@ -118,9 +118,16 @@ def _still(model: nn.Module, batch: Batch, told: str) -> str:
         reached |= {name for name, parameter in trained.items() if parameter.grad is not None}
         optimizer.step()
         optimizer.zero_grad()
+    layers = {  # a parameter's adapter stands in place of the module, and is told by the parameter's name
+        id(parameter): name
+        for name, layer in record_of(model).layers.items()
+        for inside, parameter in layer.named_parameters()
+        if not inside.startswith("base_layer.")
+    }
     modules: dict[str, list[str]] = {}
-    for name in trained:
-        modules.setdefault(re.split(r"\.lora_|\.modules_to_save\.", name)[0], []).append(name)
+    for name, parameter in trained.items():
+        module = layers.get(id(parameter)) or name.partition(".modules_to_save.")[0]
+        modules.setdefault(module, []).append(name)
     for module, names in modules.items():
         moved = any(not torch.equal(start[name], trained[name]) for name in names)
         if not (moved and reached & {*names}) and not _named(module, told):

@@ -166,6 +166,30 @@ def test_one_line_says_what_was_done(caplog):
     assert caplog.records[-1].message.count("\n") == 0
 
 
+class OfTwo(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x, y):
+        return self.out(x + y)
+
+
+def test_what_cannot_be_looked_at_is_said(caplog):
+    sizes = {"hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
+    config = transformers.MusicgenDecoderConfig(**sizes, num_codebooks=2)  # two rows a sample
+    with pytest.warns(UserWarning, match=r"does not depend on 2 of 4 adapted layers.*encoder_attn"):
+        add_lora(transformers.MusicgenForCausalLM(config), LoraConfig(r=2))
+    assert "no dummy input" not in caplog.text
+    add_lora(OfTwo(), LoraConfig(r=2, target_modules=["out"], modules_to_save=()))
+    assert "the network runs on no dummy input" in caplog.text
+    model = Reader()
+    names = list(model.state_dict())
+    with pytest.raises(InputError, match=r"does not run on example=\.\.\.: RuntimeError"):
+        add_lora(model, LoraConfig(r=2, target_modules=["out"], modules_to_save=()), example=torch.ones(1, 3))
+    assert list(model.state_dict()) == names
+
+
 @pytest.mark.slow
 def test_the_line_is_shown_where_logging_is_not_set_up():
     code = (
