@@ -35,7 +35,7 @@ def plain_weight(layer: nn.Module, name: str = "weight") -> Tensor:
     Raises:
         InputError: it is stored in a form that is not known here, or offloaded.
     """
-    weight = layer.get_parameter(name).detach() if name in layer._parameters else getattr(layer, name).detach()
+    weight: Tensor = getattr(layer, name).detach()  # under torch.func what stands there is no parameter
     if offloaded_to_run_on(layer) is not None:
         raise InputError(
             f"the weight of {type(layer).__name__} is offloaded and not here to be read or written; load the "
