@@ -116,10 +116,10 @@ def load_adapter(folder: Path) -> Callable[[], object]:
 
 JOURNEYS = {
     "fit_transform": Journey(fit_transform, most_files=21, goal=16),
-    "Trainer with a policy": Journey(trainer_with_a_policy, most_files=14, goal=11),
-    "add_lora": Journey(add_lora, most_files=15, goal=8),
-    "load_adapter": Journey(load_adapter, most_files=12, goal=10),
-    "save_adapter": Journey(save_adapter, most_files=6, goal=7),
+    "Trainer with a policy": Journey(trainer_with_a_policy, most_files=15, goal=11),
+    "add_lora": Journey(add_lora, most_files=17, goal=8),
+    "load_adapter": Journey(load_adapter, most_files=13, goal=10),
+    "save_adapter": Journey(save_adapter, most_files=7, goal=7),
 }
 
 

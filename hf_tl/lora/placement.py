@@ -207,7 +207,9 @@ class Placement:
     def _place_experts(self, plain: Mapping[str, str]) -> set[str]:
         """Finds the stacked parameters of experts that the file has one by one; which of its names these are."""
         old = {written: name for written, name in plain.items() if ".experts." in name}
-        renamings = _renamings(self.model) if old else []
+        if not old:
+            return set()
+        renamings = _renamings(self.model)
         names = {written: _renamed(name, renamings) for written, name in old.items()}
         made, used = stack_experts(self.adapter.updates, names, self.model, self.modules)
         for name, update in made.items():
