@@ -273,7 +273,7 @@ def layer_probes(
         evaluated_on=probe.evaluated_on,
         metric=METRICS[probe.problem],
         untrained=baseline,
-        places=tuple(span.place for span in probe.spans),
+        places=tuple(getattr(span, "place", "") for span in probe.spans),  # features of one's own lie nowhere
     )
 
 

@@ -16,7 +16,6 @@ class Span:
     start: int
     stop: int
     depth: float
-    place: str = ""
 
 
 @dataclass
