@@ -78,7 +78,7 @@ class Advice:
     @property
     def verdict(self) -> str:
         """One sentence."""
-        name, delta = self.decision.chosen, f"{100 * self.decision.delta:g} points"
+        name, delta = self.decision.chosen, _in_points(self.decision.delta)
         if not self.decision.is_sure:
             return f"Not distinguishable within {delta}: {name} is the least risky choice of those that were measured"
         if name == self.decision.best:
@@ -103,7 +103,7 @@ class Advice:
                     one.how,
                 ]
             )
-        lost = f"P(more than {100 * self.decision.delta:g} points worse)"
+        lost = f"P(more than {_in_points(self.decision.delta)} worse)"
         return ["strategy", "accuracy (80 %)", "one fit", lost, "how it is known"], rows
 
     def __str__(self) -> str:
@@ -142,6 +142,10 @@ class Advice:
     def save(self, path: str | Path) -> Path:
         """Writes a JSON file."""
         return write_json(Path(path), self.to_dict())
+
+
+def _in_points(share: float) -> str:
+    return "1 point" if share == 0.01 else f"{100 * share:g} points"
 
 
 def costs_to_settle(n_samples: float, *, evaluated: int, available: int, seconds: Sequence[float]) -> str:

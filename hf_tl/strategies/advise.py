@@ -23,7 +23,7 @@ from hf_tl.strategies.draws import Draw, draw, find_groups, usable_samples
 from hf_tl.strategies.feature_extraction import FeatureExtraction
 from hf_tl.strategies.ledger import Ledger, Run
 from hf_tl.strategies.mistakes import find_mistakes
-from hf_tl.strategies.portrait import draw_portrait
+from hf_tl.strategies.portrait import Portrait, draw_portrait
 from hf_tl.strategies.strategy import Effort, Strategy, find_strategies, in_seconds
 from hf_tl.strategies.transfer import Pace, Transfer
 from hf_tl.strategies.zones import Zones, find_zones, last_of_blocks
@@ -99,8 +99,8 @@ def advise(
     is_early = time.monotonic() - started < limit / 2
     curve = _curve(transfer, split, pilots.effort) if is_early else None
     zones = _zones(transfer, split, pilots.effort) if is_early else None
+    portrait = draw_portrait(transfer, split.train, groups=groups, effort=pilots.effort) if is_early else Portrait()
     pilots.halve([one for one in found if not isinstance(one, FeatureExtraction)])
-    portrait = draw_portrait(transfer, split.train, groups=groups, effort=pilots.effort)
     advice = _advice(transfer, found, pilots, curve, zones, delta, limit, reading, notes, started)
     return replace(advice, portrait=portrait, seconds=time.monotonic() - started)
 

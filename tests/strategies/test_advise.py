@@ -61,7 +61,7 @@ def test_equals_are_told_as_such_and_the_cheaper_is_taken(timm_folder, tmp_path)
         str(timm_folder), task(n_train=8), strategies=(Guess("a", 0.6), Guess("b", 0.62)), out=tmp_path / "few", **MANY
     )
     if not unclear.decision.is_sure:
-        assert "Not distinguishable within 1 points" in unclear.verdict
+        assert "Not distinguishable within 1 point" in unclear.verdict
     assert any("would settle it" in line for line in unclear.would_change)
 
 
