@@ -42,7 +42,7 @@ class Autotune:
         choice: what was chosen; empty where there was nothing to choose.
     """
 
-    def __init__(self, execution: Execution, model: nn.Module, batches: Sequence[range]):
+    def __init__(self, execution: Execution, model: nn.Module, batches: Sequence[Sequence[int]]):
         self.choice: Choice = {}
         self._execution, self._left = execution, deque(batches)
         self._layouts, self._sizes = [execution.channels_last is True], [execution.size]
@@ -56,7 +56,7 @@ class Autotune:
         if torch.device(execution.device).type == "cpu":
             self._sizes = [SMALL, BATCH_SIZE]
 
-    def __iter__(self) -> Iterator[tuple[Execution, list[range]]]:
+    def __iter__(self) -> Iterator[tuple[Execution, list[Sequence[int]]]]:
         if len(self._layouts) == len(self._sizes) == 1:
             yield self._execution, list(self._left)
             return
@@ -91,9 +91,9 @@ class Autotune:
     def _fastest(self) -> float:
         return min(self._seconds[1:] or self._seconds, default=math.inf)  # the first of several warms up
 
-    def _take(self, size: int, n: int) -> list[range]:
+    def _take(self, size: int, n: int) -> list[Sequence[int]]:
         """The next `n` batches of at most `size` samples, or all that are left."""
-        taken: list[range] = []
+        taken: list[Sequence[int]] = []
         while self._left and len(taken) < n:
             whole = self._left.popleft()
             taken.append(whole[:size])

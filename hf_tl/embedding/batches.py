@@ -196,7 +196,7 @@ def to_device(batch: Batch, device: str) -> Batch:
 
 
 def loaded_batches(
-    network: Network, samples: Samples, batches: Sequence[range], execution: Execution
+    network: Network, samples: Samples, batches: Sequence[Sequence[int]], execution: Execution
 ) -> Iterator[tuple[list[int], list[int], Batch | None]]:
     """For every batch the indices that were wanted, those that could be read, and what the network takes of them.
 
@@ -270,7 +270,7 @@ class _Batches(torch.utils.data.Dataset):
         self,
         prepare: Callable[[list], Batch],
         samples: Samples,
-        batches: Sequence[range],
+        batches: Sequence[Sequence[int]],
         on_bad_samples: OnBadSamples,
     ):
         self._prepare, self._samples, self._batches, self._on_bad_samples = prepare, samples, batches, on_bad_samples

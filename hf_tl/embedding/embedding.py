@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from hf_tl.embedding.shards import ROWS_PER_GROUP, WRITE, ShardCodec, ShardedArray, Shards, shard_batch, shard_schema
+from hf_tl.embedding.shards import (
+    ROWS_PER_GROUP,
+    WRITE,
+    ShardCodec,
+    ShardedArray,
+    Shards,
+    label_type,
+    shard_batch,
+    shard_schema,
+)
 from hf_tl.embedding.store import INDEX, MANIFEST, ROWS_AT_ONCE, Store, writing
 from hf_tl.embedding.stored_array import Codec, LazyArray
 from hf_tl.embedding.taps import TapSelection, select_names
@@ -178,7 +187,7 @@ class Embedding:
         if list(folder.glob("*.parquet")):
             raise InputError(f"{str(folder)!r} holds Parquet files already; choose another folder")
         chosen = codec or self._smallest_codec()
-        schema = shard_schema(self.describe(), codec=chosen, label=self._label_type())
+        schema = shard_schema(self.describe(), codec=chosen, label=label_type(self.labels))
         for n, start in enumerate(range(0, len(self), rows_per_file)):
             unfinished = folder / f".{n:05d}"
             with writing_to(folder), pq.ParquetWriter(unfinished, schema, **WRITE) as writer:
@@ -318,13 +327,6 @@ class Embedding:
         if name == "int8" and all(np.abs(chunk).max(initial=0) <= 1 for chunk in self.chunks()):
             return "2bit"
         return "int8" if name == "int8" else "float32"
-
-    def _label_type(self) -> pa.DataType | None:
-        import pyarrow as pa
-
-        if self.labels is None:
-            return None
-        return pa.string() if self.labels.dtype.kind == "U" else pa.int64()
 
     def _codec(self) -> Codec:
         """How the values are stored: float32 and int8 as they are, others as the one of the two that holds them."""

@@ -131,7 +131,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
             if idle:
                 raise InputError(f"{name!r} is a fitted embedding, whose files say {', '.join(idle)}; leave that out")
             settings, layers, statistics = read_fitted(folder, network=network, pool=pool)
-            made = cls(**settings)._fitted(layers, statistics)
+            made = cls(**settings).fit_with(layers, statistics)
         else:
             find_recipe(recipe)
             loaded = network or load_network(name, image_size=image_size, max_length=max_length, revision=revision)
@@ -193,7 +193,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         Raises:
             InputError: fewer than two samples; samples that cannot be read.
         """
-        return self._fitted(*self._statistics(samples, at_least=2))
+        return self.fit_with(*self._statistics(samples, at_least=2))
 
     def partial_fit(self, samples: Data, y: object = None) -> FullNetworkEmbedding:
         """Adds training samples to those of earlier calls, as in `fit`; y is ignored.
@@ -205,7 +205,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         if self.__sklearn_is_fitted__():
             self._check_layers(layers)
             statistics = self.statistics_.merge(statistics)
-        return self._fitted(layers, statistics)
+        return self.fit_with(layers, statistics)
 
     def merge(self, other: FullNetworkEmbedding) -> FullNetworkEmbedding:
         """An embedding fitted on the training samples of both, without reading any again.
@@ -218,7 +218,20 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         other.check_fitted()
         self._check_layers(other.layers_)
         merged = type(self)(**self.get_params(deep=False))
-        return merged._fitted(self.layers_, self.statistics_.merge(other.statistics_))
+        return merged.fit_with(self.layers_, self.statistics_.merge(other.statistics_))
+
+    def fit_with(self, layers: Sequence[LayerColumns], statistics: Statistics) -> FullNetworkEmbedding:
+        """Takes layers and their training statistics from a file or from other machines: fitted, without a pass.
+
+        Args:
+            layers: the columns of each.
+            statistics: of the training samples' raw activations.
+        """
+        self.layers_ = tuple(layers)
+        self.layer_names_ = [layer.name for layer in layers]
+        self.n_features_ = layers[-1].stop
+        self.statistics_ = statistics
+        return self
 
     def fit_transform(
         self, samples: Data, y: object = None, *, out: str | Path | None = None, keep_raw: bool = True
@@ -239,7 +252,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
             return self._scaled(planned.into_memory(), fit=True)
         with _writing(out, planned.processes):
             store = planned.into_store(out)
-            self._fitted(planned.columns, _statistics_of_store(store, planned.processes))
+            self.fit_with(planned.columns, _statistics_of_store(store, planned.processes))
             return self._features(planned, store, keep_raw)
 
     def transform(self, samples: Data, *, out: str | Path | None = None, keep_raw: bool = True) -> Embedding:
@@ -392,13 +405,6 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         columns, chunks = planned.columns, (chunk.values for chunk in planned.chunks())
         return columns, _fit_statistics(chunks, columns[-1].stop, planned.processes, at_least=at_least)
 
-    def _fitted(self, layers: Sequence[LayerColumns], statistics: Statistics) -> FullNetworkEmbedding:
-        self.layers_ = tuple(layers)
-        self.layer_names_ = [layer.name for layer in layers]
-        self.n_features_ = layers[-1].stop
-        self.statistics_ = statistics
-        return self
-
     def scaler(self) -> Scaler:
         """Raw activations -> features, with the training statistics; `fit` comes first."""
         widths = [layer.stop - layer.start for layer in self.layers_]
@@ -406,7 +412,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
 
     def _scaled(self, raw: Embedding, *, fit: bool = False) -> Embedding:
         if fit:
-            self._fitted(raw.layers, _fit_statistics(raw.chunks(), raw.shape[1], Processes()))
+            self.fit_with(raw.layers, _fit_statistics(raw.chunks(), raw.shape[1], Processes()))
         self._check_layers(raw.layers)
         scaler = self.scaler()
         values = np.empty(raw.shape, scaler.recipe.dtype)

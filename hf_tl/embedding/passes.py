@@ -71,6 +71,7 @@ class Pass:
     Attributes:
         taps: what is read, to be set before the pass runs.
         choice: what was chosen where the execution is "auto", by this pass or an earlier one; may be set likewise.
+        samples: the dataset; may be set to another one, such as the next block of many.
 
     Raises:
         InputError: no samples, settings out of range, or a device that does not exist here.
@@ -93,6 +94,7 @@ class Pass:
         self.execution, self.processes = execution, processes
         self.taps: Sequence[Tap] = ()
         self.choice: Choice = {}
+        self._models: dict[bool | str, nn.Module] = {}  # a copy for each memory layout
 
     @property
     def _execution(self) -> Execution:
@@ -163,16 +165,20 @@ class Pass:
         """
         return cast(Batch, load_batch(self.network.prepare, self.samples, indices, on_bad_samples="raise")[1])
 
-    def chunks(self, *, into: np.ndarray | None = None) -> Iterator[Chunk]:
+    def chunks(self, indices: Sequence[int] | None = None, *, into: np.ndarray | None = None) -> Iterator[Chunk]:
         """This process's share of the pass, one chunk of raw activations a batch.
 
         Args:
+            indices: (n,) by which the samples are known where they are one block of many; None for 0, 1, 2, ...
             into: (n, n_features) float32, in which the values of all chunks are put one below the other.
 
         Raises:
             InputError: a bad sample, named by its index, before its chunk is handed on.
         """
-        return self._read(self.processes.share(self._execution.batches(len(self.samples))), into=into)
+        batches = self._execution.batches(len(self.samples))
+        if indices is not None:
+            return self._read([indices[batch.start : batch.stop] for batch in batches], into=into)
+        return self._read(self.processes.share(batches), into=into)
 
     def into_memory(
         self, scale: Callable[[np.ndarray], np.ndarray] | None = None, *, dtype: np.dtype | str = "float32"
@@ -290,12 +296,11 @@ class Pass:
                 return layer.name
         return None
 
-    def _read(self, batches: Sequence[range], *, into: np.ndarray | None = None) -> Iterator[Chunk]:
+    def _read(self, batches: Sequence[Sequence[int]], *, into: np.ndarray | None = None) -> Iterator[Chunk]:
         if not len(batches):
             return
         parts = Autotune(self._execution, self.network.model, batches)
         landing = _Landing(self._execution, (max(map(len, batches)), self.columns[-1].stop), into)
-        models: dict[bool | str, nn.Module] = {}  # a copy for each memory layout
         with tqdm(
             total=len(self.samples),
             initial=len(self.samples) - sum(map(len, batches)),
@@ -308,9 +313,10 @@ class Pass:
                 if parts.choice:
                     self.choice.update(parts.choice)
                     bar.write(str(parts), file=sys.stderr) if self.execution.progress else None
-                if execution.channels_last not in models:
-                    models[execution.channels_last] = execution.own_model(self.network.model)
-                for chunk in self._read_part(models[execution.channels_last], part, execution, landing, parts):
+                if execution.channels_last not in self._models:
+                    self._models[execution.channels_last] = execution.own_model(self.network.model)
+                model = self._models[execution.channels_last]
+                for chunk in self._read_part(model, part, execution, landing, parts):
                     yield chunk
                     skipped += len(chunk.skipped)
                     if skipped:
@@ -318,7 +324,12 @@ class Pass:
                     bar.update(len(chunk.indices) + len(chunk.skipped))
 
     def _read_part(
-        self, model: nn.Module, batches: Sequence[range], execution: Execution, landing: _Landing, parts: Autotune
+        self,
+        model: nn.Module,
+        batches: Sequence[Sequence[int]],
+        execution: Execution,
+        landing: _Landing,
+        parts: Autotune,
     ) -> Iterator[Chunk]:
         move(model, execution.device)
         with TapReader(model, self.taps, torch_compile=execution.torch_compile) as read:

@@ -86,6 +86,17 @@ def shard_batch(
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
+def label_type(labels: np.ndarray | None) -> pa.DataType | None:
+    """The type of the column of labels: integers, strings, numbers, or 0 and 1 of several classes each."""
+    import pyarrow as pa
+
+    if labels is None:
+        return None
+    if labels.ndim == 2:
+        return pa.list_(pa.int8(), labels.shape[1])
+    return {"U": pa.string(), "f": pa.float64()}.get(labels.dtype.kind, pa.int64())
+
+
 class Shards:
     """The Parquet files of one embedding, in a folder or behind an fsspec URL such as "s3://bucket/flowers".
 
@@ -107,7 +118,7 @@ class Shards:
         columns = [INDEX, *([LABEL] if LABEL in self._files[0].schema_arrow.names else [])]
         heads = [self._guarded(i, columns) for i in range(len(self._files))]
         self.indices = np.concatenate([head[INDEX].to_numpy() for head in heads])
-        self.labels = None if len(columns) == 1 else np.concatenate([head[LABEL].to_numpy() for head in heads])
+        self.labels = None if len(columns) == 1 else np.concatenate([_labels_of(head[LABEL]) for head in heads])
 
     def order(self) -> np.ndarray:
         """(rows,) the rows in the order of the dataset.
@@ -223,6 +234,15 @@ class ShardedArray(LazyArray):
         if out.size:
             self.shards.read(positions, spans, out)
         return out
+
+
+def _labels_of(column: pa.ChunkedArray) -> np.ndarray:
+    """(rows,), or (rows, classes) of several classes each."""
+    import pyarrow as pa
+
+    if not pa.types.is_fixed_size_list(column.type):
+        return column.to_numpy()
+    return column.combine_chunks().flatten().to_numpy().reshape(-1, column.type.list_size)
 
 
 def _read_about(schema: pa.Schema) -> dict[str, Any]:

@@ -283,7 +283,7 @@ def test_a_network_that_was_changed_after_the_fit_is_noticed():
     fne = embedding().fit(images(6))
     fne.network.model.layer2[0].act1 = nn.Identity()
     values = np.asarray(fne.transform(images(3)))  # other values of the same layers
-    fresh = FullNetworkEmbedding(fne.network, progress=False, batch_size=4)._fitted(fne.layers_, fne.statistics_)
+    fresh = FullNetworkEmbedding(fne.network, progress=False, batch_size=4).fit_with(fne.layers_, fne.statistics_)
     assert np.array_equal(values, fresh.transform(images(3)))
     fne.network.model.layer2[0].conv2 = nn.Conv2d(24, 32, 3, padding=1)
     with pytest.raises(InputError, match=r"cannot run|expected the \d+ layers of training"):

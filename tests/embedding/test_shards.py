@@ -28,8 +28,13 @@ def embedding(n=50, widths=(5, 8, 3), kind="2bit", seed=0, labels="int"):
         "int8": generator.integers(-128, 128, (n, stops[-1])).astype(np.int8),
         "float32": generator.standard_normal((n, stops[-1])).astype(np.float32),
     }[kind]
-    marks = {"int": generator.integers(0, 3, n), "str": np.array(["a", "bb", "c"])[generator.integers(0, 3, n)]}
-    names = ("x", "y", "z") if labels == "int" else None
+    marks = {
+        "int": generator.integers(0, 3, n),
+        "str": np.array(["a", "bb", "c"])[generator.integers(0, 3, n)],
+        "several": generator.integers(0, 2, (n, 3)),
+        "number": generator.standard_normal(n),
+    }
+    names = ("x", "y", "z") if labels in ("int", "several") else None
     return Embedding(values, layers, np.arange(n) * 2, marks.get(labels), names, network="tiny")
 
 
@@ -49,7 +54,7 @@ def assert_equal(got, wanted):
     st.integers(1, 40),
     st.lists(st.integers(1, 9), min_size=1, max_size=4),
     st.sampled_from(["2bit", "int8", "float32"]),
-    st.sampled_from(["int", "str", None]),
+    st.sampled_from(["int", "str", "several", "number", None]),
     st.integers(1, 17),
 )
 def test_what_is_written_is_read(tmp_path_factory, n, widths, kind, labels, rows_per_file):
