@@ -14,6 +14,8 @@ from hf_tl import plots
 from hf_tl.errors import InputError
 from hf_tl.lora.adapter import Adapter, LayerUpdate, is_split
 from hf_tl.lora.combine import rank_for, singular_values
+from hf_tl.lora.token_rows import ROWS
+from hf_tl.names import listed
 from hf_tl.table import format_table
 
 
@@ -209,8 +211,10 @@ def compare_adapters(first: Adapter, second: Adapter) -> AdapterDifference:
     mine, theirs = _further_tensors(first), _further_tensors(second)
     others = {name: _distance(mine.get(name), theirs.get(name)) for name in sorted({*mine, *theirs})}
     inits = [adapter.config.get("init_lora_weights") for adapter in (first, second)]
-    if inits[0] != inits[1] and (is_split(first.config) or is_split(second.config)):
-        others["the frozen weights"] = f"changed by the init: {inits[0]!r} and {inits[1]!r}"
+    ranks = [{name: update.rank for name, update in adapter.updates.items()} for adapter in (first, second)]
+    if (inits[0], ranks[0]) != (inits[1], ranks[1]) and (is_split(first.config) or is_split(second.config)):
+        again = "" if inits[0] != inits[1] else ", of other ranks"
+        others["the frozen weights"] = f"changed by the init: {inits[0]!r} and {inits[1]!r}{again}"
     options = {}
     for name in sorted({*first.config, *second.config}):
         one, other = (adapter.config.get(name) or None for adapter in (first, second))  # {} and false are no option
@@ -255,8 +259,16 @@ def _compare_layer(name: str, first: LayerUpdate | None, second: LayerUpdate | N
 
 
 def _further_tensors(adapter: Adapter) -> dict[str, Tensor]:
-    """What an adapter holds beside B A: whole modules, biases of B as they act, DoRA's magnitudes."""
-    tensors = dict(adapter.others)
+    """What an adapter holds beside B A: whole modules, rows of tokens, biases of B as they act, DoRA's magnitudes."""
+    tensors = {}
+    for name, tensor in adapter.others.items():
+        tokens = adapter.tokens_of(name.removesuffix(f".{ROWS}")) if name.endswith(f".{ROWS}") else ()
+        if len(tokens) == len(tensor) and tokens:
+            order = sorted(range(len(tokens)), key=tokens.__getitem__)
+            which = listed([f"token {tokens[i]}" for i in order])
+            tensors[f"{name.removesuffix(f'.{ROWS}')}, {which}"] = tensor[order]
+        else:
+            tensors[name] = tensor
     for name, update in adapter.updates.items():
         if update.bias is not None:
             tensors[f"{name} bias"] = update.scale * update.bias.double()

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -235,6 +235,13 @@ class Adapter:
         """Whether a layer's tensors are of one of target_parameters, so that the network tells what they stack."""
         wanted: Any = self.config.get("target_modules") or ()
         return bool(self.config.get("target_parameters")) and not peft_matcher(wanted)(name)
+
+    def tokens_of(self, name: str) -> Sequence[int]:
+        """The rows of an embedding that trainable_token_indices names, in the order of their tensor."""
+        wanted: Any = self.config.get("trainable_token_indices") or ()
+        if isinstance(wanted, Mapping):
+            return next((rows for word, rows in wanted.items() if name == word or name.endswith(f".{word}")), ())
+        return wanted
 
     def alpha_of(self, name: str) -> float:
         """alpha of a layer: of the first pattern that matches its name, or lora_alpha."""

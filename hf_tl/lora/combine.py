@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import AdapterRecord, check_new_name, known, record_of, set_adapter
-from hf_tl.lora.adapter import Adapter, LayerUpdate, alpha_for, rank_fields
+from hf_tl.lora.adapter import Adapter, LayerUpdate, alpha_for, is_split, rank_fields
 from hf_tl.lora.layer import LoraLayer, SavedModule
+from hf_tl.lora.token_rows import TokenRows
 from hf_tl.table import format_table
 
 
@@ -51,11 +52,11 @@ def combine_adapters(
 
     Raises:
         InputError: an adapter that is not there, one whose update is no sum or that trains biases of the network,
-            merged adapters, ranks that differ with "linear", or a rank that a grouped convolution cannot have. The
-            network is then what it was.
+            merged adapters, weights that are not finite, ranks that differ with "linear", or a rank that a grouped
+            convolution cannot have. The network is then what it was.
     """
     record = known(record_of(model), *adapters)
-    _check(record, adapters, weights, adapter_name, combination_type)
+    _check(record, adapters, weights, adapter_name, combination_type, svd_rank)
     made = {}
     for name, layer in record.layers.items():
         shares = {a: w * layer.scaling[a] for a, w in zip(adapters, weights, strict=True) if a in layer.r}
@@ -76,19 +77,21 @@ def combine_adapters(
         init_lora_weights="kaiming",
         lora_bias=any(record.configs[adapter].lora_bias for adapter in adapters),
     )
-    for name, (a, b, bias) in made.items():
-        layer = record.layers[name]
-        layer.add_adapter(adapter_name, config=config, rank=ranks[name], alpha=ranks[name])
-        scale = layer.scaling[adapter_name]
-        with torch.no_grad():
-            for own, value in zip(layer.held_factors(adapter_name), (a / scale, b), strict=True):
-                own.copy_(value.view(own.shape))
-            own_bias = layer.extra_bias(adapter_name)
-            if own_bias is not None and bias is not None:
-                own_bias.copy_(bias / scale)
-    for name, saved in record.saved.items():
-        _copy_saved(name, saved, adapters, adapter_name)
-    record.configs[adapter_name] = config
+    try:
+        for name, (a, b, bias) in made.items():
+            layer = record.layers[name]
+            layer.add_adapter(adapter_name, config=config, rank=ranks[name], alpha=ranks[name])
+            _fill(layer, adapter_name, a=a, b=b, bias=bias)
+        for name, saved in record.saved.items():
+            _copy_saved(name, saved, adapters, adapter_name)
+        for name, rows in record.tokens.items():
+            _copy_rows(name, rows, adapters, adapter_name)
+    except BaseException:  # such as a layer that cannot have what another adapter has
+        for part in record.parts:
+            part.delete_adapter(adapter_name)
+        raise
+    tokens = {n: rows.indices[adapter_name] for n, rows in record.tokens.items() if adapter_name in rows.indices}
+    record.configs[adapter_name] = replace(config, trainable_token_indices=tokens or None)
     record.biases[adapter_name] = ()
     carried = (name for adapter in adapters for name in record.vocabulary.get(adapter, ()))
     record.vocabulary[adapter_name] = tuple(dict.fromkeys(carried))
@@ -129,8 +132,20 @@ def resize_adapter(
             smallest rank that does.
 
     Raises:
-        InputError: neither or both given, a value out of range, or a rank that a grouped convolution cannot have.
+        InputError: neither or both given, a value out of range, a rank that a grouped convolution cannot have, factors
+            of stacked experts, or an adapter whose rank says what its init took out of the weights.
     """
+    if is_split(adapter.config):
+        raise InputError(
+            f"{adapter.folder} was trained beside weights that {adapter.config['init_lora_weights']!r} had changed by "
+            "as much as its rank says; load_adapter and save_adapter make an ordinary adapter of it: resize that one"
+        )
+    stacked = next((name for name in adapter.updates if adapter.is_stacked(name)), None)
+    if stacked is not None:
+        raise InputError(
+            f"{adapter.folder} holds factors of stacked experts in {stacked!r}, which are no update of one matrix; "
+            "only adapters without target_parameters are resized"
+        )
     if (rank is None) == (keep is None):
         raise InputError(f"give either a rank or the share to keep, got rank={rank} and keep={keep}")
     if rank is not None and rank < 1:
@@ -142,9 +157,15 @@ def resize_adapter(
         raise InputError(f"rank {rank} is above the adapter's largest, {largest}; resize only makes adapters smaller")
     tensors = dict(adapter.tensors)
     report: list[LayerResize] = []
+    wanted = {
+        name: min(rank or largest, update.rank) if keep is None else _rank_to_keep(update, keep)
+        for name, update in adapter.updates.items()
+    }
     ranks, scales = {}, {}
     for name, update in adapter.updates.items():
-        new = _rank_to_keep(update, keep) if keep is not None else min(rank or largest, update.rank)
+        # the projections of one nn.MultiheadAttention have one rank
+        attention = name.partition(".base_layer.")[0]
+        new = max(n for other, n in wanted.items() if other.partition(".base_layer.")[0] == attention)
         if new < update.rank:
             B, A, error = _resized(update, new)
         else:
@@ -205,7 +226,12 @@ def truncate(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
 
 
 def _check(
-    record: AdapterRecord, adapters: Sequence[str], weights: Sequence[float], name: str, combination_type: str
+    record: AdapterRecord,
+    adapters: Sequence[str],
+    weights: Sequence[float],
+    name: str,
+    combination_type: str,
+    svd_rank: int | None,
 ) -> None:
     check_new_name(record, name)
     if record.is_merged:
@@ -224,6 +250,10 @@ def _check(
             raise InputError(f"{adapter!r} trains biases of the network, of which there is one copy; merge it instead")
     if combination_type not in ("linear", "cat", "svd"):
         raise InputError(f"combination_type must be 'linear', 'cat' or 'svd', got {combination_type!r}")
+    if not all(map(math.isfinite, weights)):
+        raise InputError(f"weights must be finite, got {list(weights)}")
+    if svd_rank is not None and svd_rank < 1:
+        raise InputError(f"svd_rank must be at least 1, got {svd_rank}")
 
 
 @torch.no_grad()
@@ -253,6 +283,17 @@ def _combined(
     return a.flatten(0, 1), b.flatten(0, 1), bias
 
 
+@torch.no_grad()
+def _fill(layer: LoraLayer, adapter: str, *, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
+    """Gives a new adapter of a layer its update."""
+    scale = layer.scaling[adapter]
+    for own, value in zip(layer.held_factors(adapter), (a / scale, b), strict=True):
+        own.copy_(value.view(own.shape))
+    own_bias = layer.extra_bias(adapter)
+    if own_bias is not None and bias is not None:
+        own_bias.copy_(bias / scale)
+
+
 def _copy_saved(name: str, saved: SavedModule, adapters: Sequence[str], adapter_name: str) -> None:
     """Gives a new adapter the first adapter's copy of a module that trains in full."""
     owners = [adapter for adapter in adapters if adapter in saved.modules_to_save]
@@ -263,6 +304,28 @@ def _copy_saved(name: str, saved: SavedModule, adapters: Sequence[str], adapter_
         warnings.warn(f"{name!r} is not the same in {owners}; that of {owners[0]!r} is taken", stacklevel=3)
     saved.add_adapter(adapter_name, trains=saved.trains[owners[0]])
     saved.modules_to_save[adapter_name].load_state_dict(states[0])
+
+
+def _copy_rows(name: str, tokens: TokenRows, adapters: Sequence[str], adapter_name: str) -> None:
+    """Gives a new adapter all rows of tokens that the adapters train, each as the first adapter has it."""
+    if tokens.source is not None:  # it follows those of another
+        return
+    found: dict[int, Tensor] = {}
+    twice = []
+    for adapter in adapters:
+        for token, row in zip(tokens.indices.get(adapter, ()), tokens.rows.get(adapter, ()), strict=True):
+            if not torch.equal(found.setdefault(token, row), row):
+                twice.append(token)
+    if twice:
+        warnings.warn(
+            f"tokens {sorted(set(twice))} of {name!r} have rows of their own in several of {list(adapters)}; those of "
+            "the first are taken",
+            stacklevel=3,
+        )
+    if found:
+        tokens.add_adapter(adapter_name, indices=sorted(found))
+        with torch.no_grad():
+            tokens.rows[adapter_name].copy_(torch.stack([found[token] for token in sorted(found)]))
 
 
 def _rank_to_keep(update: LayerUpdate, keep: float) -> int:

@@ -131,9 +131,7 @@ class Placement:
 
     def _place_rows(self, key: str, name: str, tensor: Tensor) -> None:
         """Finds which rows of an embedding a tensor has: the configuration says."""
-        wanted: Any = self.adapter.config.get("trainable_token_indices") or ()
-        if isinstance(wanted, Mapping):
-            wanted = next((rows for word, rows in wanted.items() if name == word or name.endswith(f".{word}")), ())
+        wanted = self.adapter.tokens_of(name)
         weight = _own_tensors(self.modules[name]).get("weight")
         if weight is None or weight.dim() != 2 or not wanted:
             self._unexpected(f"{key!r} (trainable_token_indices names no rows of {name!r})")

@@ -105,6 +105,8 @@ def test_inits_that_change_the_frozen_weight_make_another_network():
     pissa = replace(first, config={**first.config, "init_lora_weights": "pissa"})
     assert compare_adapters(pissa, pissa).same
     assert not compare_adapters(first, pissa).same
+    wider = made([5.0, 3.0, 0.0], config={"init_lora_weights": "pissa"})  # which takes three directions out of W
+    assert "frozen weights" in " ".join(compare_adapters(pissa, wider).others)
     gaussian = replace(first, config={**first.config, "init_lora_weights": "gaussian"})
     found = compare_adapters(first, gaussian)
     assert found.same
@@ -118,3 +120,17 @@ def test_a_layer_of_one_adapter_is_all_difference():
     assert found["layer"].distance == pytest.approx(5.0)
     assert found["other"].ranks == (0, 1)
     assert math.isnan(found["other"].cosine)
+
+
+def test_the_same_rows_of_other_tokens_are_a_difference():
+    rows = {"embed.token_adapter.trainable_tokens_delta": torch.ones(2, 3)}
+
+    def with_rows(indices):
+        torch.manual_seed(0)
+        adapter = made([1.0], config={"trainable_token_indices": indices})
+        return replace(adapter, tensors={**adapter.tensors, **rows})
+
+    assert compare_adapters(with_rows({"embed": [5, 6]}), with_rows([6, 5])).same
+    found = compare_adapters(with_rows([5, 6]), with_rows([7, 8]))
+    assert not found.same
+    assert found.others == {"embed, token 5-6": "only in the first", "embed, token 7-8": "only in the second"}

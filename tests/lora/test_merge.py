@@ -249,6 +249,9 @@ def test_combining_refuses():
         ([], {}, "at least one adapter"),
         (["default"], {"weights": [1.0, 2.0]}, "one weight for each adapter, got 2 for 1"),
         (["default", "default"], {}, "'default' is named twice"),
+        (["default"], {"weights": [float("nan")]}, r"weights must be finite, got \[nan\]"),
+        (["default"], {"combination_type": "svd", "svd_rank": 0}, "svd_rank must be at least 1, got 0"),
+        (["default"], {"combination_type": "svd", "svd_rank": -1}, "svd_rank must be at least 1, got -1"),
     ):
         with pytest.raises(InputError, match=message):
             combine_adapters(model, adapters, adapter_name="new", **{"weights": [1.0] * len(adapters), **options})
@@ -256,6 +259,18 @@ def test_combining_refuses():
         assert not [name for name in model.state_dict() if ".new." in name]
     with pytest.raises(InputError, match="is a DoRA adapter"):
         combine_adapters(adapted(use_dora=True), ["default"], weights=[1.0], adapter_name="new")
+
+
+def test_a_combination_that_a_layer_cannot_have_leaves_nothing_on_the_others():
+    model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8))
+    add_lora(model, LoraConfig(r=2, target_modules=["1"], lora_bias=True), adapter_name="biased")
+    add_lora(model, LoraConfig(r=2, target_modules=["0"]), adapter_name="words")
+    before = set(model.state_dict())
+    with pytest.raises(InputError, match="embeddings have no bias"):
+        combine_adapters(model, ["biased", "words"], weights=[1.0, 1.0], adapter_name="both")
+    assert set(model.state_dict()) == before
+    assert record_of(model).active == ["words"]
+    combine_adapters(model, ["words"], weights=[1.0], adapter_name="both")  # the name is free
 
 
 def test_truncation_is_the_best_at_its_rank():

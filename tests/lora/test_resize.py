@@ -5,11 +5,14 @@ import math
 import pytest
 import torch
 from peft_zoo import NOT_EXACT, SVD_INITS, ZOO, logits, network, save_with_peft
+from torch import nn
 
+from hf_tl import LoraConfig, add_lora
 from hf_tl.errors import InputError
 from hf_tl.lora.adapter import Adapter, read_adapter, write_adapter
 from hf_tl.lora.combine import resize_adapter
 from hf_tl.lora.load import load_adapter, put_adapter
+from hf_tl.lora.save import adapter_on
 
 
 pytestmark = [
@@ -114,3 +117,39 @@ def test_a_grouped_convolution_keeps_a_multiple_of_its_groups(tmp_path):
     resized, _ = resize_adapter(adapter, keep=0.5)
     assert resized.updates["grouped"].rank == 4
     put_adapter(network("grouped-convolution"), resized)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_what_an_init_took_out_of_the_weights_goes_by_the_rank_which_therefore_stays(init):
+    with pytest.raises(InputError, match="load_adapter and save_adapter make an ordinary adapter of it"):
+        resize_adapter(made([4.0, 3.0, 2.0], config={"init_lora_weights": init}), rank=2)
+
+
+def test_factors_of_stacked_experts_are_not_taken_for_those_of_one_matrix():
+    adapter = made([4.0, 3.0, 2.0, 1.0])
+    stacked = Adapter({**adapter.config, "target_modules": [], "target_parameters": ["layer.up"]}, adapter.tensors)
+    for arguments in ({"rank": 2}, {"keep": 0.9}):
+        with pytest.raises(InputError, match="stacked experts in 'layer'"):
+            resize_adapter(stacked, **arguments)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.inner(x, x, x)[0]
+
+
+def test_both_projections_of_an_attention_keep_the_larger_rank_of_the_two():
+    torch.manual_seed(0)
+    model, plain, x = Attention().eval(), Attention().eval(), torch.randn(2, 5, 8)
+    plain.load_state_dict(model.state_dict())
+    add_lora(model, LoraConfig(r=4, lora_alpha=3, target_modules=["inner"], init_lora_weights="random"))
+    with torch.no_grad():
+        model.inner.lora_A["default"].weight[3:] = 0
+        model.inner.output.lora_A["default"].weight[1:] = 0
+    resized, report = resize_adapter(adapter_on(model), keep=1.0)
+    assert [layer.new_rank for layer in report] == [3, 3]
+    torch.testing.assert_close(put_adapter(plain, resized)(x), model(x), atol=1e-5, rtol=1e-5)

@@ -11,7 +11,16 @@ from peft_zoo import tiny_bert, tiny_t5
 from torch import nn
 from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from hf_tl import InputError, LoraConfig, add_lora, delete_adapter, load_adapter, merge_adapter, save_adapter
+from hf_tl import (
+    InputError,
+    LoraConfig,
+    add_lora,
+    combine_adapters,
+    delete_adapter,
+    load_adapter,
+    merge_adapter,
+    save_adapter,
+)
 from hf_tl.lora.adapted import adapter_state_dict, disable_adapters, record_of
 from hf_tl.lora.token_rows import TokenRows
 
@@ -217,3 +226,21 @@ def test_a_network_that_does_not_name_its_embeddings():
         add_lora(model, LoraConfig(target_modules=["out"], modules_to_save=(), trainable_token_indices=[1]))
     with pytest.raises(InputError, match="trainable_token_indices should be a list of token indices from 0"):
         LoraConfig(trainable_token_indices=[-1])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_combination_has_the_rows_of_all(tied, tmp_path):
+    model = llama(tied=tied)
+    for name, rows in (("a", [7, 28]), ("b", [28, 4])):
+        add_lora(model, LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=rows), adapter_name=name)
+        with torch.no_grad():
+            record_of(model).tokens["model.embed_tokens"].rows[name].normal_()
+    tokens = record_of(model).tokens["model.embed_tokens"]
+    expected = [tokens.rows["b"][1], tokens.rows["a"][0], tokens.rows["a"][1]]
+    with pytest.warns(UserWarning, match=r"tokens \[28\] of 'model.embed_tokens' .* those of the first are taken"):
+        combine_adapters(model, ["a", "b"], weights=[1.0, 1.0], adapter_name="both")
+    assert tokens.indices["both"] == (4, 7, 28)
+    assert torch.equal(tokens.rows["both"], torch.stack(expected))
+    found = model(input_ids=IDS).logits
+    save_adapter(model, tmp_path, adapter_name="both")
+    torch.testing.assert_close(load_adapter(llama(tied=tied), tmp_path)(input_ids=IDS).logits, found)
