@@ -5,6 +5,7 @@ transformers and timm are not imported to say no.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ _QUANTISERS = {  # the package of a layer's class, or the file of transformers' 
     "mxfp4": "MXFP4",
     "compressed_tensors": "compressed-tensors",
 }
+MODALITIES = {"pixel_values": "image", "input_ids": "text", "input_values": "audio", "input_features": "audio"}
+"""What the inputs of transformers' networks hold."""
+
 _PACKED = frozenset({"qweight", "W_q"})  # tensors of codes, as GPTQ, AWQ and HQQ call theirs
 
 
@@ -132,12 +136,25 @@ def classifiers(model: nn.Module) -> list[nn.Module]:
     return [found] if isinstance(found, nn.Module) else list(found)
 
 
+def main_input(model: PreTrainedModel) -> str:
+    """The name of what a network of transformers reads: "pixel_values", "input_ids", ...
+
+    Parts of networks inherit the name from a class that reads texts (OWL-ViT's image encoder); then it is that of the
+    first input that they take.
+    """
+    takes = inspect.signature(model.forward).parameters
+    if model.main_input_name in takes:
+        return model.main_input_name
+    return next((name for name in takes if name in MODALITIES), model.main_input_name)
+
+
 def reads_videos(model: PreTrainedModel) -> bool:
     """True for a network of transformers whose samples are clips of several frames."""
     from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING
 
     kind = type(model.config)
-    return kind in MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING and kind not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    clips = kind in MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING or "num_frames" in model.config.to_dict()  # X-CLIP's part
+    return clips and kind not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
 
 def task_of(model: object) -> str:
@@ -371,6 +388,7 @@ AUTO_CLASSES = (
         ("ForConditionalGeneration",),
     ),
     AutoClass("AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING", "text", "fill-mask"),
+    AutoClass("AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "image", "image-text-to-text"),
     AutoClass(
         "AutoModelForSpeechSeq2Seq", "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING", "audio", "automatic-speech-recognition"
     ),

@@ -17,6 +17,7 @@ from hf_tl.architectures import (
     inner_network,
     is_fully_connected,
     is_transformers,
+    main_input,
     timm_config,
 )
 from hf_tl.errors import DummyInputError, InputError, in_one_line
@@ -115,7 +116,7 @@ class _Draw:
 def _for_transformers(model: PreTrainedModel, draw: _Draw) -> Batch:
     config = model.config.to_dict()
     reads = inspect.signature(model.forward).parameters
-    names = [model.main_input_name]
+    names = [main_input(model)]
     if "inputs" in names:  # Perceiver, whose heads call their input by what it is
         names = [next((name for name in ("input_ids", "pixel_values") if name in reads), "inputs")]
         config["num_frames"] = None  # of its videos
@@ -134,6 +135,8 @@ def _for_transformers(model: PreTrainedModel, draw: _Draw) -> Batch:
                 f"give one that it can be called with as example=..."
             )
         batch[name] = _MAKERS[name](config, draw)
+    if "bbox" in reads and "dim_bbox" in config:  # Bros, which has to be told where each word stands
+        batch["bbox"] = draw.noise(TOKENS, 4)
     if "image_grid_thw" in reads:
         return batch | _grid_of_patches(config, draw, batch["input_ids"])
     if "spatial_shapes" in reads and "pixel_values" in batch:

@@ -39,7 +39,9 @@ def read_text(value: object) -> tuple[str, str | None]:
     if len(pair) > 2 or not pair or not all(isinstance(part, str) for part in pair):
         got = ", ".join(type(part).__name__ for part in pair[:3])
         got = f"{type(value).__name__} of ({got})" if isinstance(value, (tuple, list)) else type(value).__name__
-        raise TypeError(f"a text should be a str, or a pair of two, got {got}{_keys_of(value)}")
+        raise TypeError(
+            f"the network reads texts: a sample should be a str, or a pair of two, got {got}{_keys_of(value)}"
+        )
     if not any(part.strip() for part in pair):
         raise ValueError("the text is empty: there is nothing to read")
     return pair[0], pair[1] if len(pair) == 2 else None
@@ -65,7 +67,7 @@ def read_image(value: object, *, mode: Literal["RGB", "L"] = "RGB") -> Image.Ima
         try:
             value = Image.open(io.BytesIO(_read_bytes(value)))
         except FileNotFoundError as error:
-            raise ValueError(f"an image is wanted, and there is no file {_name_of(value)!r}") from error
+            raise ValueError(f"the network reads images, and there is no file {_name_of(value)!r}") from error
         except UnidentifiedImageError as error:
             raise ValueError(f"{_name_of(value)} is no image that Pillow can read") from error
     value = _array_of(value) if isinstance(value, Tensor) else value
@@ -73,8 +75,8 @@ def read_image(value: object, *, mode: Literal["RGB", "L"] = "RGB") -> Image.Ima
         return Image.fromarray(_eight_bits(value)).convert(mode)
     if not isinstance(value, Image.Image):
         raise TypeError(
-            f"an image should be a PIL image, a path, or a numpy array (height, width, channels), "
-            f"got {type(value).__name__}{_keys_of(value)}"
+            f"the network reads images: a sample should be a PIL image, a path, or a numpy array "
+            f"(height, width, channels), got {type(value).__name__}{_keys_of(value)}"
         )
     if 0 in value.size:
         raise ValueError(f"the image has no pixels: its size is {value.size}")
@@ -105,7 +107,7 @@ def read_recording(value: object, *, rate: int) -> np.ndarray:
         try:
             samples, own = _decode_audio(value)
         except FileNotFoundError as error:
-            raise ValueError(f"a recording is wanted, and there is no file {_name_of(value)!r}") from error
+            raise ValueError(f"the network reads recordings, and there is no file {_name_of(value)!r}") from error
     elif isinstance(value, Mapping) and "array" in value and set(value) <= {"array", "sampling_rate", "path"}:
         samples, own = _numbers(value["array"]), _rate(value.get("sampling_rate"), rate)
     else:
@@ -143,8 +145,8 @@ def _numbers(value: object) -> np.ndarray:
         samples = np.asarray(None)
     if isinstance(value, Mapping) or samples.dtype.kind not in "iuf":
         raise TypeError(
-            f"a recording should be an array of samples, {{'array', 'sampling_rate'}}, or a path, "
-            f"got {type(value).__name__}{_keys_of(value)}"
+            f"the network reads recordings: one should be an array of samples, {{'array', 'sampling_rate'}}, or a "
+            f"path, got {type(value).__name__}{_keys_of(value)}"
         )
     if samples.dtype == np.int32 and 0 < (loudest := int(np.abs(samples).max(initial=0))) < 2**16:
         raise ValueError(f"int32 samples up to {loudest} are next to silence, or of 16 bits: give those as int16")

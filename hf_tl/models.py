@@ -14,6 +14,7 @@ from torch import nn
 
 from hf_tl.architectures import (
     AUTO_CLASSES,
+    MODALITIES,
     AutoClass,
     auto_class_for,
     classifiers,
@@ -21,15 +22,17 @@ from hf_tl.architectures import (
     inner_network,
     is_encoder_of_sentences,
     is_transformers,
+    main_input,
 )
-from hf_tl.errors import InputError, in_one_line
+from hf_tl.errors import DummyInputError, InputError, in_one_line
+from hf_tl.example import dummy_batch
 from hf_tl.labels import PROBLEM_TYPES, Problem
 from hf_tl.preparation import find_preparation
-from hf_tl.trace import Batch
+from hf_tl.trace import Batch, forward
 
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 BARE = AUTO_CLASSES[-1]
 
@@ -134,12 +137,15 @@ def load_network(
         resized = image_size is not None and (files.config.get("pretrained_cfg") or {}).get("fixed_input_size", False)
         model = _from_timm(files, **({"img_size": image_size} if resized else {}))
     else:
-        model, untrained = _from_transformers(files, _image_part(_load_config(files)), BARE)
+        config = _image_part(_load_config(files))
+        model, untrained = _from_transformers(files, config, _loader(files, config))
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
-        else:  # of an encoder of texts and images the latter, where AutoModel does not load it by itself
+        else:  # of an encoder of texts beside images or sounds the latter, where AutoModel does not load it by itself
             parts = {part: module for part, module in model.named_children() if is_transformers(module)}
-            model = parts.get("vision_model", model) if "text_model" in parts else model
+            other = parts.get("vision_model", parts.get("audio_model"))
+            model = other if other is not None and "text_model" in parts else model
+        _check_one_input(model, name)
     prepare, processor, modality = find_preparation(
         model, files.place, name=name, image_size=image_size, max_length=max_length, revision=revision
     )
@@ -311,6 +317,43 @@ def _classifier(files: _Files, config: PretrainedConfig) -> AutoClass:
             f"{config.model_type!r}; choose one that has, or give Trainer a network of your own"
         )
     return found
+
+
+def _loader(files: _Files, config: PretrainedConfig) -> AutoClass:
+    """What loads a network to be read: AutoModel, or the loader of its class for what AutoModel does not know."""
+    from transformers import MODEL_MAPPING
+
+    if type(config) in MODEL_MAPPING:
+        return BARE
+    class_name = next(iter(config.architectures or ()), None)
+    auto = auto_class_for(config, class_name=class_name)
+    if auto is BARE:
+        raise InputError(
+            f"transformers has no loader for {files.name!r}, a model of type {config.model_type!r}; load it by its "
+            f"class, {class_name}.from_pretrained, and give Network(model, prepare)"
+        )
+    return auto
+
+
+def _check_one_input(model: PreTrainedModel, name: str) -> None:
+    """Raises an InputError for a network that runs on images and texts together only, as ViLT does."""
+    try:
+        batch = dummy_batch(model)
+    except DummyInputError:  # what it reads is not known
+        return
+    if not isinstance(batch, Mapping):
+        return
+    read, both = main_input(model), [key for key in batch if key in MODALITIES]
+    if len(both) < 2 or read not in both:
+        return
+    try:
+        with torch.no_grad():
+            forward(model.eval(), {read: batch[read]})
+    except Exception as error:  # of the network
+        raise InputError(
+            f"{name!r} ({type(model).__name__}) reads {' and '.join(both)} together, and a sample here is one of them "
+            f"({in_one_line(error)}); give Network(model, prepare) whose prepare returns them all"
+        ) from error
 
 
 def _from_transformers(

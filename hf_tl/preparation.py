@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hf_tl.architectures import is_transformers, reads_videos, timm_config
+from hf_tl.architectures import MODALITIES, is_transformers, main_input, reads_videos, timm_config
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.example import timm_size
 from hf_tl.inputs import read_image, read_recording, read_text
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Prepare = Callable[[list], Batch]
-MODALITIES = {"pixel_values": "image", "input_ids": "text", "input_values": "audio", "input_features": "audio"}
 LONGEST_TEXT = 512  # tokens, where nobody asks for more
 
 
@@ -50,11 +49,11 @@ def find_preparation(
     """
     from transformers import TimmWrapperPreTrainedModel
 
-    main_input = model.main_input_name if is_transformers(model) else "pixel_values"
-    modality = MODALITIES.get(main_input)
+    read = main_input(model) if is_transformers(model) else "pixel_values"
+    modality = MODALITIES.get(read)
     if modality is None:
         raise InputError(
-            f"{name!r} reads {main_input!r}; this version feeds images (pixel_values), text (input_ids) and audio "
+            f"{name!r} reads {read!r}; this version feeds images (pixel_values), text (input_ids) and audio "
             f"(input_values, input_features)"
         )
     if is_transformers(model) and reads_videos(model):
@@ -95,7 +94,7 @@ def preparation_with(model: nn.Module, processor: Any, *, name: str, max_length:
     Raises:
         InputError: a network of another make, or one that reads something else.
     """
-    modality = MODALITIES.get(model.main_input_name) if is_transformers(model) else None
+    modality = MODALITIES.get(main_input(model)) if is_transformers(model) else None
     if modality is None or processor is None:
         raise InputError(
             f"{name!r} needs a processor to read raw inputs; give the network that load_network returned, or "
@@ -258,7 +257,7 @@ class _ForTexts:
 def _for_recordings(model: PreTrainedModel, extractor: Any, name: str) -> _ForRecordings:
     settings, rate = extractor.to_dict(), extractor.sampling_rate
     # spectrograms come in the one length that the network takes, samples in that of the longest recording
-    takes_samples = model.main_input_name == "input_values" and "num_mel_bins" not in model.config.to_dict()
+    takes_samples = main_input(model) == "input_values" and "num_mel_bins" not in model.config.to_dict()
     asked = inspect.signature(type(extractor).__call__).parameters.get("padding")
     pads = (takes_samples and "padding_value" in settings) or (asked is not None and asked.default is False)
     padding = {"padding": True} if pads else {}

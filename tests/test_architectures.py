@@ -63,7 +63,8 @@ def test_the_layer_below_an_adapter_counts():
     assert not architectures.is_convolution(Adapted())
 
 
-KINDS = ("Bert", "T5", "ViT", "Segformer", "Detr", "Wav2Vec2", "Whisper")  # one for each loader; all take a minute
+# one for each loader; all would take a minute
+KINDS = ("Bert", "T5", "ViT", "Segformer", "Detr", "Wav2Vec2", "Whisper", "Llava")
 
 
 @pytest.mark.parametrize("auto", AUTO_CLASSES, ids=lambda auto: auto.name)
@@ -86,6 +87,7 @@ def test_every_loader_is_there_and_gives_its_classes(auto):
         (transformers.Wav2Vec2Config(), "Wav2Vec2ForSequenceClassification", None, "AutoModelForAudioClassification"),
         (transformers.ViTConfig(), "ViTForImageClassification", None, "AutoModelForImageClassification"),
         (transformers.GPT2Config(), "GPT2LMHeadModel", None, "AutoModelForCausalLM"),
+        (transformers.LlavaConfig(), "LlavaForConditionalGeneration", None, "AutoModelForImageTextToText"),
         (transformers.T5Config(), "T5ForConditionalGeneration", None, "AutoModelForSeq2SeqLM"),
         (transformers.WhisperConfig(), "WhisperForConditionalGeneration", None, "AutoModelForSpeechSeq2Seq"),
     ],

@@ -175,3 +175,11 @@ class Wrapped(nn.Module):
 
 def test_a_module_around_a_network_reads_what_that_reads():
     assert dummy_batch(Wrapped()).shape == (2, 3, 32, 32)
+
+
+def test_bros_is_told_where_its_words_stand():
+    from transformers import BrosConfig, BrosForTokenClassification
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 16}
+    model = BrosForTokenClassification(BrosConfig(vocab_size=20, **sizes)).eval()
+    assert model(**dummy_batch(model)).logits.shape == (2, 8, 2)

@@ -74,7 +74,7 @@ def test_integers_of_32_bits_that_hold_16_are_refused():
 
 @pytest.mark.parametrize("value", [{"text": "a"}, object(), ["a"], None])
 def test_what_is_no_recording(value):
-    with pytest.raises(TypeError, match="a recording should be an array of samples"):
+    with pytest.raises(TypeError, match="the network reads recordings: one should be an array"):
         read_recording(value, rate=8000)
 
 
@@ -111,15 +111,15 @@ def test_an_image_by_its_path_is_upright(tmp_path):
 
 
 def test_a_file_that_is_not_there():
-    with pytest.raises(ValueError, match="an image is wanted, and there is no file 'a film'"):
+    with pytest.raises(ValueError, match="the network reads images, and there is no file 'a film'"):
         read_image("a film")
-    with pytest.raises(ValueError, match="a recording is wanted, and there is no file 'a film'"):
+    with pytest.raises(ValueError, match="the network reads recordings, and there is no file 'a film'"):
         read_recording("a film", rate=8000)
 
 
 def test_what_is_no_image():
     for value in ({"label": 1}, 3, None):
-        with pytest.raises(TypeError, match="an image should be a PIL image, a path, or a numpy array"):
+        with pytest.raises(TypeError, match="the network reads images: a sample should be a PIL image"):
             read_image(value)
     for value in (np.full((4, 4), 200.0), np.full((4, 4), 7), Image.fromarray(np.full((4, 4), 200.0, np.float32))):
         with pytest.raises(ValueError, match=r"pixels should be uint8, uint16, or float in \[0, 1\], got"):
@@ -149,7 +149,7 @@ def test_samples_that_are_no_numbers():
     with pytest.raises(ValueError, match="samples should be finite, got NaN or infinity"):
         read_recording(np.array([0, np.nan], np.float32), rate=8000)
     for value in ({"array": np.zeros(80), "sample_rate": 8000}, (np.zeros(80), 8000)):
-        with pytest.raises(TypeError, match="a recording should be an array of samples"):
+        with pytest.raises(TypeError, match="the network reads recordings: one should be an array"):
             read_recording(value, rate=8000)
 
 
@@ -161,7 +161,9 @@ def test_texts_and_pairs():
         (float("nan"), "float"),
         (("a", 1), r"tuple of \(str, int\)"),
     ):
-        with pytest.raises(TypeError, match=f"a text should be a str, or a pair of two, got {got}"):
+        with pytest.raises(
+            TypeError, match=f"the network reads texts: a sample should be a str, or a pair of two, got {got}"
+        ):
             read_text(value)
     with pytest.raises(ValueError, match="the text is empty"):
         read_text(" ")

@@ -122,6 +122,81 @@ def test_of_two_networks_side_by_side_that_of_images_is_read(tmp_path):
     assert (network.modality, type(network.model)) == ("image", T.ViTModel)
 
 
+PART = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+WORDS = {"vocab_size": 20, **PART}
+IMAGES = {"image_size": 32, "patch_size": 8, **PART}
+
+
+def save_image_processor(folder):
+    import transformers as T
+
+    T.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+def test_what_a_part_reads_is_in_its_signature_not_in_its_class(tmp_path):
+    import transformers as T
+
+    model = T.OwlViTForObjectDetection(T.OwlViTConfig(text_config=WORDS, vision_config=IMAGES, projection_dim=8))
+    model.save_pretrained(tmp_path)  # whose image encoder inherits main_input_name = "input_ids"
+    save_image_processor(tmp_path)
+    network = load_network(str(tmp_path))
+    assert network.modality == "image"
+    batch = network.prepare([Image.new("RGB", (50, 40), "red")])
+    expected = model.eval().owlvit.vision_model(**batch).last_hidden_state
+    assert torch.allclose(network.model(**batch).last_hidden_state, expected, atol=1e-6)
+
+
+def test_an_encoder_and_a_decoder_put_together_are_read_as_the_encoder(tmp_path):
+    import transformers as T
+
+    decoder = T.BertConfig(**WORDS, is_decoder=True, add_cross_attention=True)
+    config = T.VisionEncoderDecoderConfig.from_encoder_decoder_configs(T.ViTConfig(**IMAGES), decoder)
+    model = T.VisionEncoderDecoderModel(config).eval()
+    model.save_pretrained(tmp_path)
+    save_image_processor(tmp_path)
+    network = load_network(str(tmp_path))
+    assert (network.modality, network.untrained) == ("image", frozenset())
+    batch = network.prepare([Image.new("RGB", (50, 40), "red")])
+    expected = model.encoder(**batch).last_hidden_state
+    assert torch.allclose(network.model(**batch).last_hidden_state, expected, atol=1e-6)
+
+
+def test_of_an_encoder_of_texts_and_sounds_that_of_sounds_is_read(tmp_path):
+    import transformers as T
+
+    sound = {"spec_size": 64, "num_mel_bins": 64, "window_size": 2, "patch_embeds_hidden_size": 8, "depths": [1, 1]}
+    sound |= {"num_attention_heads": [1, 2], "hidden_size": 16, "patch_size": 4, "patch_stride": [4, 4]}
+    T.ClapModel(T.ClapConfig(text_config=WORDS, audio_config=sound, projection_dim=8)).save_pretrained(tmp_path)
+    T.ClapFeatureExtractor(feature_size=64).save_pretrained(tmp_path)
+    network = load_network(str(tmp_path))
+    assert (network.modality, type(network.model)) == ("audio", T.ClapAudioModel)
+
+
+def test_a_network_that_reads_images_and_texts_together_only_is_refused_as_it_is_loaded(tmp_path):
+    import transformers as T
+
+    T.ViltModel(T.ViltConfig(**WORDS, image_size=32, patch_size=8)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="input_ids and pixel_values together"):
+        load_network(str(tmp_path))
+
+
+def test_a_network_that_no_auto_class_knows_is_refused_with_the_class_that_loads_it(tmp_path):
+    import transformers as T
+
+    T.SiglipTextModel(T.SiglipTextConfig(**WORDS)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"load it by its class, SiglipTextModel.from_pretrained"):
+        load_network(str(tmp_path))
+
+
+def test_a_part_of_a_network_of_videos_is_refused_by_name(tmp_path):
+    import transformers as T
+
+    clip = {**IMAGES, "num_frames": 2, "mit_hidden_size": 16, "mit_num_hidden_layers": 1, "mit_num_attention_heads": 2}
+    T.XCLIPModel(T.XCLIPConfig(text_config=WORDS, vision_config=clip, projection_dim=8)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="reads videos"):
+        load_network(str(tmp_path))
+
+
 def test_a_network_of_videos_is_refused_by_name(tmp_path):
     from transformers import TimesformerConfig, TimesformerModel, VideoMAEImageProcessor
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from torch import nn
 
-from hf_tl.architectures import is_transformers, unwrapped
+from hf_tl.architectures import MODALITIES, is_transformers, main_input, unwrapped
 from hf_tl.checkpoint import name_outputs
 from hf_tl.classifier.calibration import NO_PROBABILITIES, Calibration, calibrate
 from hf_tl.classifier.export import export_classifier
@@ -34,7 +34,7 @@ from hf_tl.labels import Problem
 from hf_tl.lora.adapted import RECORD
 from hf_tl.lora.merge import delete_adapter, merge_adapter
 from hf_tl.models import Network
-from hf_tl.preparation import MODALITIES, preparation_with
+from hf_tl.preparation import preparation_with
 from hf_tl.probes.evaluation import Evaluation
 from hf_tl.probes.grid_search import check_groups, stratified_folds, usable_folds
 from hf_tl.probes.heads import Head, HeadMaker, default_head, fit_head, make_head
@@ -547,5 +547,5 @@ def _class_names(network: Network, given: Sequence[str]) -> tuple[str, ...]:
 def _network_of(model: nn.Module, processor: object) -> Network:
     name = (model.config.name_or_path if is_transformers(model) else "") or type(model).__name__
     prepare = preparation_with(model, processor, name=name)
-    modality = MODALITIES[model.main_input_name] if is_transformers(model) else "array"
+    modality = MODALITIES[main_input(model)] if is_transformers(model) else "array"
     return Network(model, prepare, modality=modality, name=name, processor=processor)

@@ -12,7 +12,7 @@ from hf_tl.dataflow import tensors_in
 from hf_tl.embedding.pooling import by_tokens, positions_mask
 from hf_tl.embedding.reader import TapReader, n_samples
 from hf_tl.embedding.taps import Tap
-from hf_tl.errors import InputError
+from hf_tl.errors import InputError, in_one_line
 from hf_tl.models import Network
 from hf_tl.trace import Batch, Shapes, evaluating, first_float, forward, in_turn, shape_of, uncompiled
 
@@ -52,15 +52,23 @@ def find_mixed(model: nn.Module, example: Batch, taps: Sequence[Tap], *, several
 
 def _company(model: nn.Module, example: Batch, taps: Sequence[Tap]) -> dict[str, str]:
     """The taps for which a sample gives other values alone, as networks that draw masks do anyway."""
-    found: list[str] = []
     if not taps:
         return {}
-    with suppress(InputError), TapReader(model, taps) as read:  # a layer that does not run is named when it is read
-        alone = torch.cat([read(_part(example, i)) for i in range(n_samples(example))])
-        together = read(example)
-        found = _differing(taps, together, alone, tolerance=_tolerance(model))
-        drawn = _differing(taps, together, read(example), tolerance=0) if found else []
-        found = [name for name in found if name not in drawn]
+    n = n_samples(example)
+    try:
+        with TapReader(model, taps) as read:
+            together = read(example)
+            alone = torch.cat([read(_part(example, i)) for i in range(n)])
+            found = _differing(taps, together, alone, tolerance=_tolerance(model))
+            drawn = _differing(taps, together, read(example), tolerance=0) if found else []
+    except InputError:  # a layer that does not run is named when it is read
+        return {}
+    except Exception as error:  # of the network
+        raise InputError(
+            f"{type(model).__name__} runs on {n} samples at a time and not on one ({in_one_line(error)}), so that no "
+            f"sample is read by itself; a network to be read takes any number of them"
+        ) from error
+    found = [name for name in found if name not in drawn]
     return dict.fromkeys(found, "what it gives for a sample depends on the others in the batch")
 
 

@@ -209,3 +209,16 @@ def test_padding_that_only_a_later_sample_shows_is_found():
     fne = FullNetworkEmbedding(Network(Third(), padded, name="third"), progress=False, recipe="raw")
     with pytest.warns(UserWarning, match="padding changes what 1 of 1 layers of third give"):
         fne.fit(texts)
+
+
+def test_a_network_that_takes_no_single_sample_is_refused_with_its_reason():
+    class Clips(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, frames):
+            return self.second(self.first(frames)).view(-1, 2, 4)  # two frames a clip
+
+    with pytest.raises(InputError, match=r"runs on 2 samples at a time and not on one.*RuntimeError"):
+        find_taps(Network(Clips(), torch.stack), torch.randn(2, 4), activation="after")
