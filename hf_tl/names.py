@@ -100,6 +100,20 @@ def match_pattern(patterns: Mapping[str, _Value], name: str, *, default: _Defaul
     return default
 
 
+def block_number(name: str, pattern: str | None) -> int | None:
+    """The number behind the first list that one of PEFT's patterns names, "layers" or "h"; None for no such list.
+
+    Without a pattern, any list counts.
+
+    Raises:
+        InputError: a pattern that is no regular expression, or one that could take very long.
+    """
+    # only where the name goes on is it that of a module in a block
+    whole = rf"(?:.*?\.)?(?:{pattern if pattern else '[^.]*'})\.(?P<hf_tl_number>\d+)\..*"
+    found = _match(whole, name)
+    return None if found is None else int(found["hf_tl_number"])
+
+
 def check_pattern(pattern: str) -> None:
     """Raises InputError unless one of PEFT's patterns is a regular expression."""
     _compiled(pattern, False)
@@ -147,8 +161,12 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 
 def _matches(pattern: str, name: str, *, end: bool = False, seconds: float = SECONDS) -> bool:
+    return _match(pattern, name, end=end, seconds=seconds) is not None
+
+
+def _match(pattern: str, name: str, *, end: bool = False, seconds: float = SECONDS) -> regex.Match[str] | None:
     try:
-        return _compiled(pattern, end).fullmatch(name, timeout=seconds) is not None
+        return _compiled(pattern, end).fullmatch(name, timeout=seconds)
     except TimeoutError as error:  # "(a|a)*b" takes exponential time
         raise InputError(
             f"pattern {pattern[:80]!r} takes too long to match {name[:80]!r}; use fewer of * + ? {{}} |"

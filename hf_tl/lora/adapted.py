@@ -49,6 +49,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hf_tl.architectures import (
     find_networks,
@@ -119,14 +120,15 @@ class AdapterRecord:
     def put(self, modules: Mapping[str, nn.Module]) -> None:
         """Puts modules in the places of others, by name, in this order: a later name may lead through an earlier.
 
-        A layer that stands in several places of the network gets its adapters in all of them.
+        What stands in several places of the network is replaced in all of them.
         """
         places = self._places()
         for name, module in modules.items():
             above, _, child = name.rpartition(".")
             parent = self.model.get_submodule(above)
             before = parent.get_submodule(child)
-            shared = isinstance(before, (LoraLayer, TokenRows)) or isinstance(module, (LoraLayer, TokenRows))
+            ours = (LoraLayer, SavedModule, TokenRows)
+            shared = isinstance(before, ours) or isinstance(module, ours)
             for holder, key in places[id(before)] if shared and id(before) in places else [(parent, child)]:
                 setattr(holder, key, module)
                 if isinstance(holder, nn.TransformerEncoderLayer):
@@ -291,6 +293,14 @@ def find_network(model: nn.Module) -> nn.Module:
     for name, module in network.named_modules():
         if unwrapped(module) is not module:
             raise InputError(f"{name!r} is compiled by itself; add or load adapters first, then compile it")
+        if type(module).__module__.startswith("peft."):
+            raise InputError(
+                f"{name or 'the network'!r} is a {type(module).__name__} of PEFT, beside whose adapters hf_tl puts "
+                "none; PEFT's unload() takes them off, and load_adapter(network, folder) loads them here"
+            )
+        lazy = next((n for n, p in module.named_parameters(recurse=False) if is_lazy(p)), None)
+        if lazy is not None:
+            raise InputError(f"{name}.{lazy} has no shape yet (a lazy module); run the network once, then adapt it")
     return network
 
 

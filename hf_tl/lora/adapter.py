@@ -412,6 +412,11 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             f"{str(folder)!r} holds {pickled.name}, a pickle, which can run code when it is read; hf_tl reads "
             f"{TENSORS_NAME} only: if you trust its author, load and save it again with peft"
         )
+    if not path.exists() and (folder / f"{TENSORS_NAME}.index.json").exists():
+        raise InputError(
+            f"{str(folder)!r} holds an adapter in several files ({TENSORS_NAME}.index.json); hf_tl reads it as one: "
+            "load it as it was saved, and save it again with a larger max_shard_size"
+        )
     tensors = unpack_tensors(_read(path, largest=_LARGEST_TENSORS), path)
     if len(tensors) > _MOST_TENSORS:
         raise InputError(f"{path} holds {len(tensors):,} tensors; hf_tl reads at most {_MOST_TENSORS:,}")

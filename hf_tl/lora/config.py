@@ -223,7 +223,9 @@ class LoraConfig:
             object.__setattr__(self, "target_modules", ALL_LINEAR)
         if self.init not in INITS and not re.fullmatch(r"pissa_niter_\d+", self.init):
             raise InputError(f"unknown init_lora_weights {self.init!r}; {closest(self.init, tuple(INITS))}")
-        for pattern in (self.target_modules, self.exclude_modules, *self.rank_pattern, *self.alpha_pattern):
+        lists = self.layers_pattern or ()
+        lists = (lists,) if isinstance(lists, str) else lists
+        for pattern in (self.target_modules, self.exclude_modules, *self.rank_pattern, *self.alpha_pattern, *lists):
             if isinstance(pattern, str):
                 check_pattern(pattern)
         self._check_blocks()

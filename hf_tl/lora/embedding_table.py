@@ -38,8 +38,7 @@ class LoraEmbedding(LoraLayer):
                 max_norm=base.max_norm,
                 norm_type=base.norm_type,
                 scale_grad_by_freq=base.scale_grad_by_freq,
-                sparse=base.sparse,
-            )
+            )  # a sparse gradient could not pass the transposition
             delta = (rows @ b.t()) * self.scaling[adapter]
             scale = {**vars(base), **dict(base.named_buffers())}.get("embed_scale")
             if (

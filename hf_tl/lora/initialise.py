@@ -118,6 +118,8 @@ def _fill(a: Tensor, b: Tensor, *, init: str, weight: Callable[[], Tensor], scal
         _orthogonal(a, b)
     else:
         limit = min(a.shape[1], b.shape[0])
+        if init.startswith("pissa") and scaling <= 0:
+            raise InputError(f"{init!r} divides by the root of the scaling, {scaling:g} here; give lora_alpha above 0")
         if rank > limit:
             raise InputError(f"{init!r} finds {limit} directions in a {b.shape[0]} x {a.shape[1]} weight, r={rank}")
         left, right = _leading(weight().to(a.dtype), rank, init)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from hf_tl.lora.adapted import (
     AdapterRecord,
     base_modules,
     check_new_name,
+    disable_adapters,
     find_network,
     record_of,
     set_adapter,
@@ -94,9 +96,12 @@ def add_lora(
     batches = _dummy_batches(network) if example is None else [example]
     inject(network, plan, adapter_name=adapter_name)
     record_of(network).in_container = is_encoder_of_sentences(model)
-    output = _output(network, batches)
+    with _probed(network) as probes:
+        output = _output(network, batches)
     if output is not None:
-        _check_reach(network, adapter_name, output)
+        _check_reach(network, adapter_name, output, probes)
+    elif batches:
+        _check_runs(network, adapter_name, batches, ran=example is not None)
     _announce(network, adapter_name, looked=output is not None)
     return model
 
@@ -123,15 +128,59 @@ def _output(network: nn.Module, batches: Sequence[Batch]) -> object:
         for layer in record_of(network).layers.values():
             layer.asked.clear()
         try:
-            with evaluating(network), torch.enable_grad(), torch.random.fork_rng():
-                return forward(network, batch)
+            return _run(network, batch)
         except Exception:  # a dummy input is a guess, and a network may refuse it in any way
             continue
     return None
 
 
-def _check_reach(network: nn.Module, adapter: str, output: object) -> None:
-    """Looks which of the parameters that train the network's output depends on.
+def _run(network: nn.Module, batch: Batch) -> object:
+    with evaluating(network), torch.enable_grad(), torch.random.fork_rng():
+        return forward(network, batch)
+
+
+def _check_runs(network: nn.Module, adapter: str, batches: Sequence[Batch], *, ran: bool) -> None:
+    """Tells a batch that the network does not take from a network that does not take the adapter.
+
+    Args:
+        network: which runs on none of the batches.
+        adapter: its name.
+        batches: what it was run on.
+        ran: whether it ran on them before it had the adapter.
+
+    Raises:
+        InputError: it runs without the adapter, and is then what it was.
+    """
+    with disable_adapters(network):
+        ran = ran or _output(network, batches) is not None
+    if not ran:
+        return
+    try:
+        _run(network, batches[-1])
+    except Exception as error:
+        delete_adapter(network, [adapter])
+        raise InputError(
+            f"the network does not run with this adapter, as it does without: {in_one_line(error)}; exclude_modules "
+            "takes the layers out that it needs as they are"
+        ) from error
+
+
+@contextmanager
+def _probed(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Lets the output of a run show whose weights the network reads by itself: a leaf of its graph by layer."""
+    layers = record_of(network).layers
+    probes = {name: torch.zeros((), requires_grad=True) for name in layers}
+    for name, layer in layers.items():
+        layer.probe = probes[name]
+    try:
+        yield probes
+    finally:
+        for layer in layers.values():
+            layer.probe = None
+
+
+def _check_reach(network: nn.Module, adapter: str, output: object, probes: Mapping[str, Tensor]) -> None:
+    """Looks which of the parameters that train the network's output depends on, and whose weights it reads.
 
     Raises:
         InputError: on no adapter; the network is then what it was.
@@ -166,6 +215,13 @@ def _check_reach(network: nn.Module, adapter: str, output: object) -> None:
             f"{listed(read)}",
             stacklevel=3,
         )
+    both = [n for n, layer in outer.items() if layer.called and probes[n] in reached]
+    if both:
+        warnings.warn(
+            f"the network calls {len(both)} adapted layers and reads their weights besides, as tied output embeddings "
+            f"are: their adapters act in the call only, as in PEFT, and in both once they are merged: {listed(both)}",
+            stacklevel=3,
+        )
     spread = [n for n, layer in layers.items() if isinstance(layer, LoraConv) and layer.is_beyond_peft]
     if spread:
         warnings.warn(
@@ -187,9 +243,9 @@ def _trained(module: nn.Module) -> Iterator[nn.Parameter]:
     return (parameter for parameter in module.parameters() if parameter.requires_grad)
 
 
-def _reached(output: object) -> set[nn.Parameter]:
-    """The parameters that floating point tensors in a network's output have a gradient for."""
-    found: set[nn.Parameter] = set()
+def _reached(output: object) -> set[Tensor]:
+    """The parameters and probes that floating point tensors in a network's output have a gradient for."""
+    found: set[Tensor] = set()
     seen: set[object] = set()
     waiting = [tensor.grad_fn for tensor in _tensors(output)]
     while waiting:
@@ -336,6 +392,15 @@ def _check(record: AdapterRecord, plan: Plan, adapter: str) -> None:
             raise InputError(
                 f"{target.name!r} is to be adapted, but trains in full with another adapter; "
                 "put it into exclude_modules, or make the other with modules_to_save=()"
+            )
+    layers = {name for name, layer in record.layers.items() if not isinstance(layer, LoraParameter)}
+    parts = {t.name for t in plan.targets if t.is_parameter} | (record.layers.keys() - layers)
+    layers |= {t.name for t in plan.targets if not t.is_parameter}
+    for name in sorted(parts):
+        if name.rpartition(".")[0] in layers:
+            raise InputError(
+                f"{name!r} is to be adapted as a parameter, and the layer that holds it is adapted as well; leave it "
+                "out of target_parameters or target_modules"
             )
     places = {id(layer): name for name, layer in record.layers.items()}
     for target in plan.targets:

@@ -53,6 +53,14 @@ class Fixed(nn.Module):
         self.register_buffer("start_b", start_b)
 
 
+class _Probed(torch.autograd.Function):
+    """A weight as it is, with a probe in the graph of what is computed from it."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, probe: Tensor) -> Tensor:
+        return weight.view_as(weight)
+
+
 class LoraLayer(nn.Module):
     """What every kind of adapted layer is.
 
@@ -70,6 +78,8 @@ class LoraLayer(nn.Module):
         called: in which modes (training or not) the network has called the layer; it may read `weight` instead, as
             Gemma3n does in training.
         asked: what was read through from the frozen layer.
+        probe: a scalar that the output depends on where it depends on `weight` as the network reads it; None but in a
+            run that looks for it.
         originals: the frozen layer's parameters that a merge replaced, by name.
     """
 
@@ -102,6 +112,7 @@ class LoraLayer(nn.Module):
         self.disable_adapters = False
         self.called: set[bool] = set()
         self.asked: set[str] = set()
+        self.probe: Tensor | None = None
         self.training = base_layer.training
         self.register_state_dict_post_hook(_give_originals)
         self.register_load_state_dict_pre_hook(_refuse_if_merged)
@@ -135,6 +146,8 @@ class LoraLayer(nn.Module):
         if config.use_dora or config.subtracts_start:
             self.check_weight()
         weight = self.frozen_weight
+        if weight.is_complex():
+            raise InputError(f"a {type(self.holder).__name__} of {weight.dtype} is to be adapted; adapters are real")
         dtype, device = torch.float64 if weight.dtype == torch.float64 else torch.float32, device or weight.device
         shape_a, shape_b = self.shapes(rank)
         a = torch.empty(shape_a, dtype=dtype, device=device)
@@ -168,7 +181,8 @@ class LoraLayer(nn.Module):
         """What a network finds that reads the weight by itself: of a layer that it has not called in this mode, with
         adapters."""
         whole = self.training in self.called or is_quantised(self.base_layer)  # of codes only the dtype is read
-        return self.frozen_weight if whole else self.adapted_weight(self.running)
+        weight = self.frozen_weight if whole else self.adapted_weight(self.running)
+        return weight if self.probe is None or is_quantised(self.base_layer) else _Probed.apply(weight, self.probe)
 
     def adapted_weight(self, adapters: Sequence[str]) -> Tensor:
         """The frozen weight with the updates of adapters in it, for a gradient to pass, in its own layout."""
@@ -408,7 +422,7 @@ class SavedModule(nn.Module):
         """What the module in use returns, in the dtype of the network."""
         current, own = self.current, _dtype(self.original_module)
         dtype = _dtype(current)
-        if dtype == own or own is None or dtype is None or torch.is_autocast_enabled(_device(current)):
+        if dtype == own or own is None or dtype is None or _is_cast_on(_device(current)):
             return current(*args, **kwargs)
         args, kwargs = _cast((args, kwargs), own, dtype)
         return _cast(current(*args, **kwargs), dtype, own)
@@ -426,7 +440,7 @@ class SavedModule(nn.Module):
                 "the network with its head in float (llm_int8_skip_modules of BitsAndBytesConfig names it), or leave "
                 "it out of modules_to_save"
             )
-        made = deepcopy(self.original_module)
+        made = deepcopy(self.original_module, _computed(self.original_module))
         half = _dtype(made) in (torch.float16, torch.bfloat16)
         self.modules_to_save[adapter] = made.float() if half and trains else made
         self.trains[adapter] = trains
@@ -475,8 +489,21 @@ def _refuse_if_merged(layer: LoraLayer, *details: object) -> None:
         raise InputError("adapters are merged into the weights; call unmerge_adapter before load_state_dict")
 
 
+def _computed(module: nn.Module) -> dict[int, Any]:
+    """Copies, by the id of the original, of tensors that modules have computed and torch does not copy.
+
+    A weight under torch.nn.utils.weight_norm is one: the next call computes it anew.
+    """
+    held = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    return {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
+
+
 def _dtype(module: nn.Module) -> torch.dtype | None:
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+
+
+def _is_cast_on(device: str) -> bool:
+    return device != "meta" and torch.is_autocast_enabled(device)  # which knows no such device
 
 
 def _device(module: nn.Module) -> str:

@@ -60,7 +60,8 @@ class LoraLinear(LoraLayer):
     def check_weight(self) -> None:
         """See LoraLayer: of a subclass, the output for a random input is compared with the weight's."""
         weight, base = self.matrix(), self.base_layer
-        plain = weight.is_meta or type(base) is nn.Linear or is_conv1d(base) or is_quantised(base)
+        usual = type(base).forward is nn.Linear.forward or is_conv1d(base)
+        plain = weight.is_meta or usual or is_quantised(base)
         if not plain and _is_other_matrix(base):
             raise InputError(
                 f"{type(base).__name__} computes something else than x W' + c with its weight; DoRA, PiSSA, OLoRA and "
@@ -101,7 +102,8 @@ def add_low_rank(
         bias: (d,), the frozen layer's own, which DoRA's ratio spares; or None.
     """
     kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else a.dtype
+    casts = kind != "meta" and torch.is_autocast_enabled(kind)  # which knows no such device
+    dtype = torch.get_autocast_dtype(kind) if casts else a.dtype
     if not _is_transformed():
         return _AddLowRank.apply(y, x, a, b, ratio, bias, scale, dropout, dtype)
     update = F.linear(F.linear(F.dropout(x.to(dtype), dropout), a.to(dtype)), b.to(dtype)) * scale
@@ -139,7 +141,7 @@ def computes_otherwise(module: nn.Module) -> bool:
 
 def _is_other_matrix(layer: nn.Module) -> bool:
     """Whether its output for a random input is not that of its weight, or no tensor."""
-    weight, bias = layer.get_parameter("weight").detach(), getattr(layer, "bias", None)
+    weight, bias = getattr(layer, "weight").detach(), getattr(layer, "bias", None)  # noqa: B009  # it may be computed
     if weight.is_meta:
         return False
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

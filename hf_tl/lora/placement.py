@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +22,7 @@ from hf_tl.names import closest, peft_matcher
 
 
 _SHOWN = 5
+_WRAPPERS = re.compile(r"^(?:module\.)+|(?<![^.])_orig_mod\.")
 
 
 @dataclass
@@ -118,16 +120,23 @@ class Placement:
             elif (whole := self._saved_parent(name)) is not None:
                 contents.setdefault(whole, {})[f"{name}.{part}"] = tensor
             elif part == "bias" and self.adapter.settings.bias != "none":
-                self.tensors[f"{name}.base_layer.bias" if name in self.updates else f"{name}.bias"] = tensor
+                self.tensors[f"{self._live(name)}.bias"] = tensor
             elif self._is_vocabulary(name):
                 self.vocabulary.append(f"{name}.{part}")
-                self.tensors[f"{name}.base_layer.{part}" if name in self.updates else f"{name}.{part}"] = tensor
+                self.tensors[f"{self._live(name)}.{part}"] = tensor
             else:
                 self._unexpected(f"{key!r} (not among modules_to_save={list(self._wanted)})")
         for name, tensors in contents.items():
             self.problems["missing"].extend(repr(key) for key in self._keys(name) if key not in tensors)
             self.saved.append(name)
             self.tensors |= tensors
+
+    def _live(self, name: str) -> str:
+        """Where a module's own parameters are, once the adapter is on the network."""
+        owner, _, child = name.rpartition(".")
+        if owner in self.updates and isinstance(self.modules[owner], nn.MultiheadAttention):
+            return f"{owner}.base_layer.{child}.base_layer"
+        return f"{name}.base_layer" if name in self.updates else name
 
     def _place_rows(self, key: str, name: str, tensor: Tensor) -> None:
         """Finds which rows of an embedding a tensor has: the configuration says."""
@@ -338,7 +347,8 @@ def is_adaptable(module: nn.Module) -> bool:
 def find_names(names: Iterable[str], model: nn.Module, known: Collection[str]) -> dict[str, str | None]:
     """Each name of a module in a file as the network has it now; None where nothing there corresponds.
 
-    A name that the network has stays. Another is renamed as transformers renames the keys of old checkpoints
+    A name that the network has stays. Another loses what torch.compile and DistributedDataParallel put before it, is
+    renamed as transformers renames the keys of old checkpoints
     (`encoder.layer.0.attention.attention.query` of ViT is `layers.0.attention.q_proj` since transformers 5), and
     gets or loses the base model's prefix where that makes it one of the network's names.
 
@@ -348,12 +358,13 @@ def find_names(names: Iterable[str], model: nn.Module, known: Collection[str]) -
         known: the names that the network has.
     """
     found: dict[str, str | None] = {name: name for name in names if name in known}
-    strange = [name for name in names if name not in known]
-    if not strange or not is_transformers(model):
-        return found | dict.fromkeys(strange)
+    strange = {name: _WRAPPERS.sub("", name) for name in names if name not in known}
+    found |= {name: bare if bare in known else None for name, bare in strange.items()}
+    if None not in found.values() or not is_transformers(model):
+        return found
     prefix, renamings = f"{model.base_model_prefix}.", _renamings(model)
-    for name in strange:
-        new = _renamed(name, renamings)
+    for name in (name for name, place in found.items() if place is None):
+        new = _renamed(strange[name], renamings)
         candidates = (new, f"{prefix}{new}", new.removeprefix(prefix))
         found[name] = next((candidate for candidate in candidates if candidate in known), None)
     return found

@@ -33,9 +33,10 @@ from hf_tl.lora.trained_modules import (
     output_embeddings,
     resized_vocabulary,
     saved_names,
+    ties_to_break,
     whole_names,
 )
-from hf_tl.names import closest, exact_names, is_inside, match_pattern, peft_matcher, peft_saves
+from hf_tl.names import block_number, closest, exact_names, is_inside, match_pattern, peft_matcher, peft_saves
 from hf_tl.trace import Batch
 
 
@@ -121,6 +122,15 @@ def plan_adapter(
         warnings.warn(
             f"{', '.join(bare)} belong to no module that could be saved: they stay frozen and are not in the "
             "adapter's file; put them into a module of their own to train them",
+            stacklevel=3,
+        )
+    saved = _once(modules, saved)
+    untied = ties_to_break(modules, saved)
+    if untied and config.modules_to_save is not None:
+        first, other = next(iter(untied.items()))
+        warnings.warn(
+            f"{first!r} is the same weight as {other!r} ({len(untied)} such): a copy of it trains in full, and the "
+            "two are no longer tied",
             stacklevel=3,
         )
     config = replace(config, modules_to_save=tuple(saved))
@@ -318,14 +328,14 @@ def _narrowing(config: LoraConfig) -> str:
 
 
 def _once(modules: Mapping[str, nn.Module], chosen: Sequence[str]) -> list[str]:
-    """The first name of each module, and a warning of those that have several, of which PEFT adapts the first."""
+    """The first name of each module, and a warning of those that have several, of which PEFT changes the first."""
     first: dict[int, str] = {}
     again = {n: first[id(m)] for n, m in modules.items() if first.setdefault(id(m), n) != n}
     shared = [name for name in again if name in chosen or again[name] in chosen]
     if shared:
         warnings.warn(
-            f"{shared[0]!r} is the same layer as {again[shared[0]]!r} ({len(shared)} such): its adapter acts wherever "
-            "the layer stands, and PEFT's at the first place only; merge it for others than hf_tl",
+            f"{shared[0]!r} is the same layer as {again[shared[0]]!r} ({len(shared)} such): what trains there acts "
+            "wherever the layer stands, and in PEFT at the first place only; merge it for others than hf_tl",
             stacklevel=5,
         )
     return list(dict.fromkeys(again.get(name, name) for name in chosen))
@@ -419,10 +429,13 @@ def _warn_of_idle_words(
         for word in getattr(config, field):
             if not any(match_pattern({word: True}, name, default=False) for name in chosen):
                 idle.append((field, word, list(chosen)))
-    blocks = {_block(name, config) for name in names}
+    blocks = {_block(name, config) for name in names} if _indices(config) else set()
     for index in _indices(config):
         if index not in blocks:
             idle.append(("layers_to_transform", str(index), [str(block) for block in blocks if block is not None]))
+    for word in _lists(config):
+        if all(block_number(f"{name}.", word) is None for name in names):
+            idle.append(("layers_pattern", word, sorted({part for name in names for part in name.split(".")})))
     for field, word, near in idle:
         warnings.warn(f"{word!r} in {field} matches nothing in the network; {closest(word, near)}", stacklevel=5)
     if config.target_modules == ALL_LINEAR and frozen and refusal(config) is None:
@@ -514,9 +527,11 @@ def _is_dense(module: nn.Module) -> bool:
 
 
 def _hidden(name: str, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a module is the output projection of a torch attention, which is adapted with it, if at all."""
+    """Whether no adapter acts beside a module: the output projection of a torch attention, which is adapted with the
+    attention, if at all, and what computes a parametrised weight."""
     parent, _, child = name.rpartition(".")
-    return child == "out_proj" and isinstance(modules.get(parent), nn.MultiheadAttention)
+    inside = child == "out_proj" and isinstance(modules.get(parent), nn.MultiheadAttention)
+    return inside or ".parametrizations." in name
 
 
 def _part(target: Target, module: nn.Module, parts: str, use_rslora: bool) -> Target:
@@ -546,13 +561,14 @@ def _in_blocks(name: str, config: LoraConfig) -> bool:
 
 def _block(name: str, config: LoraConfig) -> int | None:
     """The index of the block that a module lies in, in the list that layers_pattern names; None outside of it."""
-    pattern = config.layers_pattern
-    if not pattern:
-        match = re.match(r"(?:.*?\.)?[^.]*\.(\d+)\.", name)
-    else:
-        lists = [pattern] if isinstance(pattern, str) else pattern
-        match = next((m for p in lists if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", name))), None)
-    return None if match is None else int(match.group(1))
+    patterns: list[str | None] = [*_lists(config)] or [None]
+    return next((number for pattern in patterns if (number := block_number(name, pattern)) is not None), None)
+
+
+def _lists(config: LoraConfig) -> list[str]:
+    """What layers_pattern names."""
+    pattern = config.layers_pattern or ()
+    return [pattern] if isinstance(pattern, str) else list(pattern)
 
 
 def _found_by_name(config: LoraConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,9 @@ from hf_tl.trace import Batch, trace
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_ADDED = re.compile(r"\.(?:modules_to_save\.[^.]+|original_module|base_layer)(?=\.|$)")
+"""What adapters that are on the network add to a name."""
+
 
 def find_head(model: nn.Module, modules: Mapping[str, nn.Module], *, example: Batch | None = None) -> list[str]:
     """Names of the modules that make up the head of the task, the one part that a new task always has to learn.
@@ -47,8 +51,9 @@ def find_head(model: nn.Module, modules: Mapping[str, nn.Module], *, example: Ba
     kind = auto_class_named(type(model).__name__) if is_transformers(model) else None
     if find_output_embeddings(model) is not None or (kind is not None and kind.name == "AutoModel"):
         return []
-    named = head_names(model, None if example is None else trace(model, example))
-    found = [name for name in named if any(True for _ in modules[name].parameters())]
+    traced = head_names(model, None if example is None else trace(model, example))
+    named = dict.fromkeys(_ADDED.sub("", name) for name in traced)
+    found = [name for name in named if name in modules and any(True for _ in modules[name].parameters())]
     if not found and is_transformers(model):
         found = _children_of_the_task(model)
     return [name for name in found if not is_inside(name, [other for other in found if other != name])]
@@ -239,6 +244,23 @@ def saved_names(modules: Mapping[str, nn.Module], wanted: Sequence[str]) -> list
         if not any(n == name or n.endswith(f".{name}") for n in modules):
             raise InputError(f"modules_to_save names {name!r}, which is no module; {closest(name, list(modules))}")
     return whole_names(modules, peft_saves(modules, wanted))
+
+
+def ties_to_break(modules: Mapping[str, nn.Module], saved: Sequence[str]) -> dict[str, str]:
+    """Parameters in modules that train in full -> another name of each, outside of its module."""
+    owners: dict[int, list[str]] = {}
+    first = {id(module): name for name, module in reversed([*modules.items()])}
+    for name, module in modules.items():
+        for part, parameter in module.named_parameters(recurse=False) if first[id(module)] == name else ():
+            owners.setdefault(id(parameter), []).append(f"{name}.{part}")
+    found = {}
+    for names in owners.values() if saved else ():
+        for name in names:
+            whole = [one for one in saved if is_inside(name, [one])]
+            others = [other for other in names if whole and not is_inside(other, whole)]
+            if others:
+                found[name] = others[0]
+    return found
 
 
 def whole_names(modules: Mapping[str, nn.Module], names: Sequence[str]) -> list[str]:

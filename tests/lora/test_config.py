@@ -24,6 +24,7 @@ from hf_tl import InputError, LoraConfig
         ({"layers": [0, 1]}, r"layers should be a selection such as '50%..' or '0, 3' or None, got \[0, 1\]"),
         ({"target_modules": ["q"], "layers": "0", "layers_to_transform": 0}, "both choose blocks; leave one out"),
         ({"layers_pattern": "h"}, "layers_pattern='h' needs layers_to_transform"),
+        ({"layers_pattern": ["h", "h["], "layers_to_transform": 0}, "'h\\[' is not a regular expression"),
         ({"fused_parts": "qx"}, "letters of 'qkv'"),
     ],
 )

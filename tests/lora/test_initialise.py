@@ -158,3 +158,9 @@ def test_eva_says_what_it_needs():
     add_lora(table, LoraConfig(r=2, target_modules=["0"]))
     with pytest.raises(InputError, match="has no linear layer for EVA"):
         initialize_eva(table, [torch.zeros(1, dtype=torch.long)])
+
+
+@pytest.mark.parametrize("alpha", [0, -8])
+def test_pissa_shares_out_a_root_and_needs_a_scaling_above_zero(alpha):
+    with pytest.raises(InputError, match="'pissa' divides by the root of the scaling"):
+        add_lora(nn.Sequential(nn.Linear(4, 4)), LoraConfig(r=2, lora_alpha=alpha, init_lora_weights="pissa"))

@@ -23,6 +23,7 @@ from hf_tl import (
     unmerge_adapter,
 )
 from hf_tl.lora.adapted import record_of
+from hf_tl.lora.linear import LoraLinear
 
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -238,6 +239,10 @@ def test_what_stands_around_a_backbone_trains_and_travels(tmp_path):
         ({"target_modules": ["query"], "rank_pattern": {"^query": 4}}, "'\\^query' in rank_pattern"),
         ({"target_modules": ["query"], "alpha_pattern": {"key": 4}}, "'key' in alpha_pattern"),
         ({"target_modules": ["query"], "layers_to_transform": [0, 12]}, "'12' in layers_to_transform"),
+        (
+            {"target_modules": ["query"], "layers_to_transform": [0], "layers_pattern": ["layer", "blok"]},
+            "'blok' in layers_pattern",
+        ),
     ],
     ids=str,
 )
@@ -342,3 +347,101 @@ def test_reentrant_checkpoints_switched_on_afterwards(kind):
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     model(**batch).logits.sum().backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+class OwnForward(nn.Linear):
+    """Returns two things."""
+
+    def forward(self, x):
+        return super().forward(x), None
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = OwnForward(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(self.first(x)[0])
+
+
+class Particular(nn.Module):
+    """Looks which class its layer has."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        if not isinstance(self.first, nn.Linear):
+            raise TypeError(f"a {type(self.first).__name__} came")
+        return self.out(self.first(x))
+
+
+@pytest.mark.parametrize(("kind", "message"), [(Pair, "'tuple' object"), (Particular, "a LoraLinear came")])
+def test_a_network_that_runs_without_the_adapter_only_is_told_from_a_bad_batch(kind, message):
+    model, x = kind(), torch.randn(3, 4)
+    plain = model(x)
+    with pytest.raises(InputError, match=f"does not run with this adapter, as it does without: .*{message}"):
+        add_lora(model, LoraConfig(r=2, target_modules=["first"]), example=x)
+    assert type(model.first) is not LoraLinear
+    assert torch.equal(model(x), plain)
+
+
+def test_the_layer_and_its_weight_are_not_both_adapted():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(3, 4)
+    whole = {"target_modules": ["0"], "modules_to_save": ()}
+    weight = {"target_modules": ["1"], "target_parameters": ["0.weight"], "modules_to_save": ()}
+    with pytest.raises(InputError, match=r"'0\.weight' is to be adapted as a parameter, and the layer"):
+        add_lora(model, LoraConfig(r=2, **{**weight, "target_modules": ["0"]}), example=x)
+    add_lora(model, LoraConfig(r=2, **whole), example=x)
+    with pytest.raises(InputError, match=r"'0\.weight' is to be adapted as a parameter, and the layer"):
+        add_lora(model, LoraConfig(r=2, **weight), adapter_name="second", example=x)
+    delete_adapter(model)
+    add_lora(model, LoraConfig(r=2, **weight), example=x)
+    with pytest.raises(InputError, match=r"'0\.weight' is to be adapted as a parameter, and the layer"):
+        add_lora(model, LoraConfig(r=2, **whole), adapter_name="second", example=x)
+
+
+def test_adapters_of_peft_are_not_taken_for_the_network():
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(4, 4)), peft.LoraConfig(r=2, target_modules=["0"]))
+    with pytest.raises(InputError, match="'the network' is a PeftModel of PEFT"):
+        add_lora(model, LoraConfig(r=2, target_modules=["0"]))
+    with pytest.raises(InputError, match="'0' is a Linear of PEFT"):
+        add_lora(model.base_model.model, LoraConfig(r=2, target_modules=["0"]))
+
+
+def test_a_second_adapter_finds_the_head_beside_the_copy_of_the_first():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(3, 4)
+    for name in ("first", "second"):
+        add_lora(model, LoraConfig(r=2, target_modules=["0"]), adapter_name=name, example=x)
+        assert record_of(model).configs[name].modules_to_save == ("2",)
+
+
+def test_a_network_without_values_is_looked_at_too(caplog):
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        add_lora(model, LoraConfig(r=2, target_modules=["0"]), example=torch.randn(3, 4))
+        assert model(torch.randn(3, 4)).shape == (3, 2)
+
+
+class Tied(nn.Module):
+    """Its output embeddings are the input's, which it reads; `shape` is all that it reads of another weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.body = nn.Embedding(9, 4), nn.Linear(4, 4)
+
+    def forward(self, ids):
+        return self.body(self.words(ids)).view(-1, self.body.weight.shape[0]) @ self.words.weight.t()
+
+
+def test_a_layer_that_is_called_and_read_is_named():
+    ids, settings = torch.tensor([[1, 3]]), {"r": 2, "modules_to_save": ()}
+    with pytest.warns(UserWarning, match="calls 1 adapted layers and reads their weights besides.*merged: words"):
+        model = add_lora(Tied(), LoraConfig(**settings, target_modules=["words", "body"]), example=ids)
+    assert model.words.probe is None
+    assert not model.eval().words.weight.requires_grad
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        add_lora(Tied(), LoraConfig(**settings, target_modules=["body"]), example=ids)

@@ -1,6 +1,7 @@
 """What PEFT gets wrong or does not offer: geometry of convolutions, fused projections, torch's fast path."""
 
 import copy
+import dataclasses
 import warnings
 
 import peft
@@ -8,6 +9,7 @@ import pytest
 import torch
 from parity_rows import NETWORKS, exported
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from hf_tl import InputError, LoraConfig, add_lora, delete_adapter, merge_adapter, unmerge_adapter
 from hf_tl.lora.adapted import record_of
@@ -233,3 +235,53 @@ def test_the_matrices_of_every_kind_make_the_merge():
         merge_adapter(model)
         for name, layer in layers.items():
             assert torch.allclose(layer.matrix(), wanted[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}])
+def test_a_parametrised_weight_is_read_and_takes_no_merge(settings):
+    model, x = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2)), torch.randn(3, 4)
+    plain = model(x)
+    add_lora(model, LoraConfig(r=2, target_modules=["0"], **settings), example=x)
+    torch.testing.assert_close(model(x), plain)
+    model(x).sum().backward()
+    with pytest.raises(InputError, match=r"0\.weight is computed from other tensors"):
+        merge_adapter(model)
+
+
+def test_the_rows_of_a_sparse_embedding_have_a_gradient():
+    model, ids = nn.Sequential(nn.Embedding(9, 4, sparse=True)), torch.tensor([[1, 3]])
+    add_lora(model, LoraConfig(r=2, target_modules=["0"]), example=ids)
+    model(ids).sum().backward()
+    gradient = model[0].lora_embedding_A["default"].grad
+    assert gradient[:, [1, 3]].all()
+    assert gradient.count_nonzero() == 4
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.LazyLinear(4), "0.weight has no shape yet"),
+        (nn.Linear(4, 4, dtype=torch.complex64), "a Linear of torch.complex64 is to be adapted; adapters are real"),
+    ],
+)
+def test_a_weight_that_is_no_real_matrix_is_refused(layer, message):
+    with pytest.raises(InputError, match=message):
+        add_lora(nn.Sequential(layer), LoraConfig(r=2, target_modules=["0"]))
+
+
+def test_transforms_of_torch_func_pass_through_every_kind():
+    class Kinds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.conv, self.embedding = nn.Linear(8, 8), nn.Conv1d(3, 3, 1), nn.Embedding(4, 8)
+
+        def forward(self, x):
+            return self.conv(self.linear(x) + self.embedding(torch.arange(3)))
+
+    x, config = torch.randn(5, 3, 8), LoraConfig(r=2, target_modules=["linear", "conv", "embedding"])
+    model = add_lora(Kinds(), dataclasses.replace(config, use_dora=True), example=x)
+    torch.testing.assert_close(torch.func.vmap(model)(x), model(x))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found = torch.func.grad(lambda values: torch.func.functional_call(model, values, (x,)).sum())(trained)
+    model(x).sum().backward()
+    torch.testing.assert_close(found, {name: p.grad for name, p in trained.items()})

@@ -1,5 +1,6 @@
 """What a file brings for a network's own weights, and what it may not do to them."""
 
+import peft
 import pytest
 import torch
 from closeness import ulps
@@ -180,3 +181,42 @@ def test_wrappers_that_an_adapter_must_come_before_are_named(tmp_path):
         with pytest.raises(InputError, match=f"{sentence}.*; add or load adapters first"):
             load_adapter(model, tmp_path)
         assert equal(before, values(model))
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_a_file_of_a_network_that_was_wrapped_first_is_read(prefix, tmp_path):
+    model = add_lora(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"]))
+    randomise(model)
+    save_adapter(model, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    start = "base_model.model."
+    save_file({key.replace(start, start + prefix, 1): value for key, value in load_file(path).items()}, path)
+    found = load_adapter(tiny_llama(), tmp_path)
+    assert torch.equal(found(tokens()).logits, model(tokens()).logits)
+
+
+def test_an_adapter_in_several_files_is_named(tmp_path):
+    save_adapter(add_lora(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"])), tmp_path)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model-00001-of-00001.safetensors")
+    (tmp_path / "adapter_model.safetensors.index.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds an adapter in several files .* larger max_shard_size"):
+        load_adapter(tiny_llama(), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+def test_the_bias_of_an_attention_s_output_comes_from_peft_s_file(tmp_path):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.inner = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.inner(x, x, x)[0]
+
+    config = {"r": 2, "target_modules": ["inner"], "bias": "all"}
+    theirs, x = peft.get_peft_model(Attention(), peft.LoraConfig(**config)), torch.randn(2, 5, 8)
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path)
+    assert theirs.base_model.model.inner.base_layer.out_proj.base_layer.bias.any()
+    torch.testing.assert_close(load_adapter(Attention(), tmp_path)(x), theirs(x), atol=1e-5, rtol=1e-5)

@@ -1,5 +1,6 @@
 """What no checkpoint held trains and travels, or is named."""
 
+import copy
 import warnings
 
 import peft
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_tl import LoraConfig, add_lora, load_adapter, save_adapter
+from hf_tl import LoraConfig, add_lora, delete_adapter, load_adapter, save_adapter
 from hf_tl.lora.adapted import base_modules, record_of
 from hf_tl.lora.trained_modules import find_new
 
@@ -174,3 +175,61 @@ def test_a_new_row_that_only_the_tied_output_reads_travels_too(tmp_path):
         theirs = peft.PeftModel.from_pretrained(base(2), tmp_path / "adapter")
     for other in (load_adapter(base(3), tmp_path / "adapter"), theirs):
         torch.testing.assert_close(other(x).logits, model(x).logits)
+
+
+class TwoHeads(nn.Module):
+    """Both names are one module; or, where `module` is False, have one weight."""
+
+    def __init__(self, *, module=True):
+        super().__init__()
+        self.body, self.first = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.second = self.first if module else nn.Linear(4, 2)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.first(x) + self.second(x).sin()
+
+
+@pytest.mark.parametrize("saved", [["first"], ["first", "second"]])
+def test_a_module_that_stands_twice_trains_in_both_places(saved, tmp_path):
+    model, x = TwoHeads(), torch.randn(3, 4)
+    base = copy.deepcopy(model)
+    with pytest.warns(UserWarning, match="'second' is the same layer as 'first'"):
+        add_lora(model, LoraConfig(r=2, target_modules=["body"], modules_to_save=saved), example=x)
+    assert model.first is model.second
+    with torch.no_grad():
+        model.first.weight.add_(1)
+    expected = model(x)
+    save_adapter(model, tmp_path)
+    torch.testing.assert_close(load_adapter(base, tmp_path)(x), expected)
+    delete_adapter(model, merge=True)
+    assert type(model.first) is nn.Linear
+    assert model.first is model.second
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_weights_that_are_no_longer_tied_are_named():
+    x, config = torch.randn(3, 4), LoraConfig(r=2, target_modules=["body"], modules_to_save=["first"])
+    with pytest.warns(UserWarning, match="'first.weight' is the same weight as 'second.weight'.*no longer tied"):
+        add_lora(TwoHeads(module=False), config, example=x)
+
+
+def test_a_head_whose_weight_is_computed_is_copied(tmp_path):
+    """torch does not copy the weight that weight_norm leaves in the module."""
+
+    def made():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 4), nn.utils.weight_norm(nn.Linear(4, 2)))
+
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        model, base = made(), made()
+    x = torch.randn(3, 4)
+    add_lora(model, LoraConfig(r=2, target_modules=["0"], modules_to_save=["1"]), example=x)
+    with torch.no_grad():
+        model[1].current.weight_g.add_(1)
+    expected = model(x)
+    assert not torch.allclose(expected, base(x))
+    expected.sum().backward()
+    save_adapter(model, tmp_path)
+    torch.testing.assert_close(load_adapter(base, tmp_path)(x), expected)
