@@ -9,9 +9,14 @@ Two processes on a CPU (`accelerate launch --cpu --num_processes 2` would start 
     ACCELERATE_USE_CPU=true accelerate launch --config_file recipes/configs/two_processes_cpu.yaml \\
         recipes/finetune_lora.py recipes/configs/finetune_lora_text.yaml --use_cpu
 
+A base that no GPU holds is shared among them: recipes/configs/fsdp2.yaml, and fsdp2_large.yaml, which loads it once,
+keeps it in the memory of the processor and computes activations again:
+
+    accelerate launch --config_file recipes/configs/fsdp2.yaml \\
+        recipes/finetune_lora.py recipes/configs/finetune_lora_text.yaml
+
 --output_dir receives the adapter alone, in PEFT's format, and checkpoints hold nothing else. --batch samples are split
-among the processes, so any number of them takes the same steps. FSDP and DeepSpeed are refused: Trainer writes a
-checkpoint from one process, and an adapter that is sharded with its network needs all; see docs/large-models.md.
+among the processes, so any number of them takes the same steps. DeepSpeed is refused; see docs/large-models.md.
 
 Afterwards: `load_adapter(model, "runs/lora")`, `PeftModel.from_pretrained(model, "runs/lora")`.
 """
@@ -37,6 +42,7 @@ from hf_tl import (
     run_trainer,
     share_batch,
 )
+from hf_tl.training import uses_fsdp
 
 
 @dataclass
@@ -50,15 +56,28 @@ class Arguments(TaskArguments):
     target_modules: list[str] | None = field(default=None, metadata={"help": "names, or all-linear; else found"})
 
 
+def check_launch(training: TrainingArguments) -> None:
+    """Raises InputError for a way of sharding with which no adapter would be saved, before anything is loaded."""
+    if training.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+        raise InputError("DeepSpeed owns the parameters, and an adapter could be saved in pieces; launch with FSDP2")
+    if not uses_fsdp(training):
+        return
+    launched = {
+        "version": os.environ.get("FSDP_VERSION", "1"),
+        "state_dict_type": os.environ.get("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT"),
+    }
+    config = training.fsdp_config if training.fsdp else launched
+    version, kind = int(config.get("version", 2)), config.get("state_dict_type", "FULL_STATE_DICT")
+    if version != 2 or kind != "FULL_STATE_DICT":
+        raise InputError(
+            "FSDP saves an adapter whole with fsdp_version: 2 and fsdp_state_dict_type: FULL_STATE_DICT, got "
+            f"{version} and {kind}; see recipes/configs/fsdp2.yaml"
+        )
+
+
 def main() -> None:
     args, training = parse_arguments(Arguments, TrainingArguments)
-    if training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
-        raise InputError(
-            "Trainer saves from one process, and of an adapter that FSDP shards with its network each has a part; "
-            "launch with DDP, or shard in a loop of your own (docs/large-models.md)"
-        )
-    if training.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
-        raise InputError("DeepSpeed owns the parameters, and an adapter could be saved in pieces; launch with DDP")
+    check_launch(training)
     share_batch(training, args.batch)
     training.remove_unused_columns = False  # samples are raw inputs until they are in a batch
     set_seed(training.seed)

@@ -70,6 +70,8 @@ from hf_tl.lora.token_rows import TokenRows
 
 
 RECORD = "_hf_tl_adapters"
+CHECKPOINTED = "_checkpoint_wrapped_module"
+"""Where torch keeps a module whose activations FSDP checkpoints, as Accelerate sets it up."""
 
 
 @dataclass
@@ -435,6 +437,7 @@ def _under(name: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor
 
 
 def _find_below(module: nn.Module, name: str, found: dict[str, nn.Module]) -> None:
+    module = module._modules.get(CHECKPOINTED) or module
     if isinstance(module, LoraLayer):
         module = module.holder
     elif isinstance(module, SavedModule):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
-from hf_tl.architectures import is_sharded, is_transformers
+from hf_tl.architectures import is_transformers
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import AdapterRecord, adapter_state_dict, base_modules, known, record_of
 from hf_tl.lora.adapter import PREFIX, Adapter, alpha_for, is_finite, rank_fields, split_key, write_adapter
 from hf_tl.lora.parameter import LoraParameter, parameter_names
+from hf_tl.lora.sharded import in_one_process, whole_adapters
 from hf_tl.names import exact_names, is_inside, listed, match_pattern, peft_matcher
 
 
@@ -30,8 +30,8 @@ def save_adapter(model: nn.Module, folder: str | Path, *, adapter_name: str = "d
     transformers' `model.load_adapter` and, if the network has a name or folder that transformers finds,
     `AutoModelFor...from_pretrained(folder)`. The same adapter gives the same bytes.
 
-    Of a network that FSDP2 has sharded (`torch.distributed.fsdp.fully_shard`, Accelerate) every process calls it, and
-    all write the same file.
+    Of a network that FSDP2 has sharded (`torch.distributed.fsdp.fully_shard`, Accelerate) every process has to call
+    it: all gather the adapter, the first one writes it, and the others wait for it.
 
     Args:
         model: a network with adapters, also inside DistributedDataParallel or torch.compile.
@@ -44,11 +44,19 @@ def save_adapter(model: nn.Module, folder: str | Path, *, adapter_name: str = "d
     Raises:
         InputError: no such adapter, a folder that cannot be written, or values that are NaN or infinite.
     """
-    return write_adapter(adapter_on(model, adapter_name=adapter_name), folder)
+    adapter = adapter_on(model, adapter_name=adapter_name)
+    return in_one_process(model, lambda: write_adapter(adapter, folder)) or Path(folder)
 
 
-def adapter_on(model: nn.Module, *, adapter_name: str = "default") -> Adapter:
+def adapter_on(
+    model: nn.Module, *, adapter_name: str = "default", values: Mapping[str, Tensor] | None = None
+) -> Adapter:
     """What `save_adapter` would write and `read_adapter` would read; the tensors are the live ones where they can be.
+
+    Args:
+        model: a network with adapters; where it is sharded, every process has to call.
+        adapter_name: which one.
+        values: its state dict, where it is sharded and one process has all of that: no other has to call then.
 
     Raises:
         InputError: no such adapter, or values that are NaN or infinite.
@@ -61,8 +69,9 @@ def adapter_on(model: nn.Module, *, adapter_name: str = "default") -> Adapter:
             "modules in modules_to_save, or save the network itself",
             stacklevel=3,
         )
-    exported = adapter_state_dict(model, adapter_name=adapter_name, export=True)
-    tensors = {key.removeprefix(PREFIX): _gathered(value) for key, value in exported.items()}
+    with whole_adapters(record, values):
+        exported = adapter_state_dict(model, adapter_name=adapter_name, export=True)
+    tensors = {key.removeprefix(PREFIX): value for key, value in exported.items()}
     for name, tensor in tensors.items():
         if 0 in tensor.shape:
             raise InputError(
@@ -72,11 +81,6 @@ def adapter_on(model: nn.Module, *, adapter_name: str = "default") -> Adapter:
         if not is_finite(tensor):
             raise InputError(f"{name!r} of adapter {adapter_name!r} holds NaN or infinite values; nothing was saved")
     return Adapter(_config_fields(record, adapter_name, tensors), tensors, f"adapter {adapter_name!r}")
-
-
-def _gathered(tensor: Any) -> Tensor:
-    """A tensor whole, where FSDP2 has sharded it: every process has to ask for it."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def _trained_outside(record: AdapterRecord) -> list[str]:

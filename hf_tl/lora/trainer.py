@@ -4,6 +4,7 @@
     saves a PreTrainedModel       model.save_pretrained          replaced on the instance: writes an adapter
     saves any other module        model.state_dict               the adapter's while it trains (AdapterCallback)
     resumes, loads the best       model.load_state_dict          hooked: takes an adapter, from model.safetensors
+    the same under FSDP2          model.state_dict               hooked: the adapter's, as its live names have it
     completes an adapter's card   model.create_or_update_model_card   replaced on the instance: adds the footprint
     pushes its folder             the Hub, less what .gitignore names, which is written here
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,16 +30,24 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from hf_tl.architectures import is_sharded, is_transformers
+from hf_tl.architectures import is_transformers
 from hf_tl.card import CardInfo
 from hf_tl.errors import InputError
 from hf_tl.files import pack_tensors, with_memory_each, write_whole
 from hf_tl.hub import CARD, is_hub_name
 from hf_tl.lora.adapted import RECORD, adapter_state_dict, record_of
-from hf_tl.lora.adapter import PREFIX, is_finite, write_adapter
+from hf_tl.lora.adapter import PREFIX, Adapter, is_finite, write_adapter
 from hf_tl.lora.embedding_table import LoraEmbedding
 from hf_tl.lora.push import count_base, push_adapter, update_card
 from hf_tl.lora.save import adapter_on
+from hf_tl.lora.sharded import (
+    in_one_process,
+    is_spread,
+    keep_adapters,
+    missing_tensors,
+    refuse_other_sharding,
+    saves_in_shards,
+)
 
 
 _UNPUSHED = """\
@@ -48,6 +57,12 @@ _UNPUSHED = """\
 /model.safetensors
 /training_args.bin
 """
+
+
+_IN_SHARDS = (
+    "with SHARDED_STATE_DICT Trainer writes no adapter into its checkpoints, nothing in save_model, and its processes "
+    "may not agree on the best checkpoint; set fsdp_state_dict_type: FULL_STATE_DICT, which gathers the adapters alone"
+)
 
 
 class AdapterCallback(TrainerCallback):
@@ -70,7 +85,10 @@ class AdapterCallback(TrainerCallback):
         model: Any = None,
         **events: Any,
     ) -> None:
-        """Checks that there is an adapter, before anything is loaded or trained."""
+        """Checks that there is an adapter, and one that can be saved, before anything is loaded or trained."""
+        refuse_other_sharding()
+        if saves_in_shards():
+            raise InputError(_IN_SHARDS)
         follow_trainer(record_of(model).model)
 
     def on_train_begin(
@@ -86,7 +104,7 @@ class AdapterCallback(TrainerCallback):
         network = record_of(model).model
         adapters_in_use(network)
         self._release()
-        if not isinstance(network, PreTrainedModel):
+        if not isinstance(network, PreTrainedModel) and not is_spread(network):
             self._hook = network.register_state_dict_post_hook(_only_adapter)
 
     def on_save(
@@ -100,7 +118,11 @@ class AdapterCallback(TrainerCallback):
     ) -> None:
         """Completes the folder that Trainer wrote."""
         folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if args.should_save and self._hook is not None and folder.is_dir():
+        network = record_of(model).model
+        if is_spread(network):  # in every process
+            if not isinstance(network, PreTrainedModel):
+                save_for_trainer(network, folder)
+        elif args.should_save and self._hook is not None and folder.is_dir():
             save_for_trainer(model, folder)
 
     def on_train_end(
@@ -181,6 +203,8 @@ def follow_trainer(model: nn.Module) -> None:
     record.follows_trainer = True
     record.hooks.append(model.register_load_state_dict_pre_hook(_take_adapter))
     record.hooks.append(model.register_load_state_dict_post_hook(_miss_nothing))
+    record.hooks.append(model.register_state_dict_post_hook(_only_adapter_of_shards))
+    record.hooks.append(model.register_forward_pre_hook(_refuse_other_sharding))
     if is_transformers(model):
         # partials, not methods: pickle finds a method by its name in the class, where there is none
         made = {
@@ -228,17 +252,24 @@ def adapter_folders(model: nn.Module, folder: Path) -> dict[str, Path]:
     return {adapter: folder if len(adapters) == 1 else folder / adapter for adapter in adapters}
 
 
-def save_for_trainer(model: nn.Module, folder: Path) -> None:
+def save_for_trainer(model: nn.Module, folder: Path, *, values: Mapping[str, Tensor] | None = None) -> None:
     """Writes the adapters in use as `save_adapter` does, but for a base network that nobody else has.
 
     Trainer pushes its folders, and adapter_config.json may name a folder of this machine.
+
+    Args:
+        model: a network with adapters; where it is sharded, every process has to call.
+        folder: is made.
+        values: as for `adapter_on`.
     """
     for adapter_name, own in adapter_folders(model, folder).items():
-        _save_one(model, own, adapter_name)
+        adapter = _for_others(model, adapter_on(model, adapter_name=adapter_name, values=values))
+        write = partial(write_adapter, adapter, own)
+        write() if values is not None else in_one_process(model, write)
 
 
-def _save_one(model: nn.Module, folder: Path, adapter_name: str) -> None:
-    adapter = adapter_on(model, adapter_name=adapter_name)
+def _for_others(model: nn.Module, adapter: Adapter) -> Adapter:
+    """The adapter without the name of a folder that is on this machine alone."""
     base = adapter.config["base_model_name_or_path"]
     if record_of(model).in_container and not is_hub_name(base):
         warnings.warn(
@@ -247,8 +278,8 @@ def _save_one(model: nn.Module, folder: Path, adapter_name: str) -> None:
             stacklevel=4,
         )
     elif not is_hub_name(base):
-        adapter = replace(adapter, config={**adapter.config, "base_model_name_or_path": None})
-    write_adapter(adapter, folder)
+        return replace(adapter, config={**adapter.config, "base_model_name_or_path": None})
+    return adapter
 
 
 def _save_pretrained(
@@ -262,18 +293,20 @@ def _save_pretrained(
     """What `model.save_pretrained` does while the network has an adapter: the adapter is saved, not the network."""
     if push_to_hub:
         raise InputError("save_pretrained(push_to_hub=True) is not for adapters; use hf_tl.push_adapter(model, ...)")
-    if any(map(is_sharded, model.parameters())):
+    spread = is_spread(model)
+    if spread and state_dict is None:
         raise InputError(
-            "the adapter is sharded with its network, and Trainer saves from one process; train with "
-            "save_strategy='no' and call hf_tl.save_adapter in every process"
+            "the adapter is sharded with its network; call hf_tl.save_adapter in every process, or save_pretrained "
+            "with state_dict=accelerator.get_state_dict(model)"
         )
     if not is_main_process:
         return
     folder = Path(save_directory)
-    save_for_trainer(model, folder)
+    save_for_trainer(model, folder, values=state_dict if spread else None)
     if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
-        # Trainer reads adapter_model.safetensors for PEFT's own class only, for any other model this name
-        write_whole(folder / SAFE_WEIGHTS_NAME, pack_tensors(live_tensors(model)))
+        if not spread:  # else Trainer resumes from what FSDP saves
+            # it reads adapter_model.safetensors for PEFT's own class only, for any other model this name
+            write_whole(folder / SAFE_WEIGHTS_NAME, pack_tensors(live_tensors(model)))
         _write_gitignore(folder.parent)
         return
     base = next(iter(record_of(model).configs.values())).base_model_name_or_path
@@ -333,7 +366,11 @@ def _write_gitignore(folder: Path) -> None:
 
 def _take_adapter(model: nn.Module, tensors: MutableMapping[str, Tensor], prefix: str, *details: object) -> None:
     """Before `load_state_dict`: an adapter's tensors go to the adapter in use, all of them or none."""
-    if prefix or not any(key.startswith(PREFIX) for key in tensors):
+    if prefix:
+        return
+    if is_spread(model):
+        _take_shards(model, tensors)
+    if not any(key.startswith(PREFIX) for key in tensors):
         return
     adapter, live = ", ".join(adapters_in_use(model)), live_tensors(model)
     both = [key for key in live if key in tensors]
@@ -356,6 +393,17 @@ def _take_adapter(model: nn.Module, tensors: MutableMapping[str, Tensor], prefix
     record_of(model).took_checkpoint = True
 
 
+def _take_shards(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Checks what `_only_adapter_of_shards` left of a state dict, which torch has spread over the processes again."""
+    missing = missing_tensors(tensors, record_of(model))
+    if missing:
+        raise InputError(
+            f"the checkpoint does not fit: {len(missing)} tensors of the adapters are missing, the first "
+            f"{missing[0]!r}; build the model with the settings of the checkpoint's adapter_config.json"
+        )
+    record_of(model).took_checkpoint = missing is not None
+
+
 def _miss_nothing(model: nn.Module, incompatible: Any) -> None:
     """After `load_state_dict`: a network that was given its adapter misses none of its frozen weights."""
     record = record_of(model)
@@ -368,3 +416,19 @@ def _only_adapter(model: nn.Module, tensors: dict[str, Tensor], prefix: str, met
     if not prefix and RECORD in model.__dict__:
         tensors.clear()
         tensors.update(with_memory_each(live_tensors(model)))  # as Trainer saves them
+
+
+def _only_adapter_of_shards(model: nn.Module, tensors: dict[str, Tensor], prefix: str, metadata: object) -> None:
+    """What FSDP gathers and saves: of a network that is sharded, and not on the way there, the adapters alone."""
+    if prefix:
+        return
+    if not is_spread(model):
+        if saves_in_shards():  # Accelerate is about to shard it, for a Trainer or for a loop, in which all is well
+            warnings.warn(_IN_SHARDS, stacklevel=2)
+    elif not any(p.is_meta for p in model.parameters()):
+        keep_adapters(tensors, record_of(model))
+
+
+def _refuse_other_sharding(model: nn.Module, inputs: object) -> None:
+    if not torch.compiler.is_compiling():
+        refuse_other_sharding()

@@ -1,19 +1,29 @@
 """FSDP2 on two processes: the losses of one, one adapter file that PEFT loads, and training that goes on from it."""
 
+import json
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
+import accelerate_worker
 import peft
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from peft_zoo import logits, text, tiny_llama
 from safetensors.torch import load_file
+from torch import nn
 
 from hf_tl import InputError, LoraConfig, add_lora, load_adapter, save_adapter
 from hf_tl.lora.adapted import record_of
+from hf_tl.lora.trainer import AdapterCallback
 
 
 WORKER = Path(__file__).parent / "fsdp_worker.py"
+ROOT = WORKER.parent.parent.parent
 
 
 @pytest.mark.dist
@@ -53,3 +63,160 @@ def test_what_deepspeed_partitions_is_refused(tmp_path):
     layer.lora_A["default"].weight.data = torch.empty(0)  # outside of a call
     with pytest.raises(InputError, match=r"is \(0,\), as DeepSpeed leaves parameters in every process; nothing was"):
         save_adapter(model, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_by_accelerate(tmp_path_factory, text_folder):
+    """What two processes that `accelerate launch` starts with recipes/configs/fsdp2.yaml leave in a folder."""
+    folder = tmp_path_factory.mktemp("accelerate")
+    lines = ["text,label", *["the film was very good,positive", "a dull film not fine,negative"] * 8]
+    (folder / "reviews.csv").write_text("\n".join(lines) + "\n")
+    recipe = ["--model", str(text_folder), "--dataset", str(folder / "reviews.csv"), "--r", "2", "--batch", "4"]
+    recipe += ["--max_steps", "2", "--save_steps", "1", "--report_to", "none", "--output_dir", str(folder / "recipe")]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    command += ["--config_file", str(ROOT / "recipes" / "configs" / "fsdp2.yaml"), "--mixed_precision", "no"]
+    paths = [str(ROOT), str(WORKER.parent)]
+    done = subprocess.run(
+        [*command, str(WORKER.parent / "accelerate_worker.py"), str(folder), *recipe],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def found(folder):
+    return json.loads((folder / "found-0.json").read_text())
+
+
+def tensors(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def assert_near(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_a_loop_under_accelerate_has_the_losses_of_one_process(shared_by_accelerate, tmp_path):
+    done = found(shared_by_accelerate)["loop"]
+    model = accelerate_worker.network()
+    losses = accelerate_worker.loop(model, accelerate_worker.optimizer_of(model), range(20))
+    assert done["loss"] == pytest.approx(losses, rel=1e-5)
+    assert done["loss"][-1] != done["loss"][0]
+    assert done["resumed"] == done["loss"][10:]
+    assert done["whole"] == []  # base and adapters are sharded
+    save_adapter(model, tmp_path)
+    assert_near(tensors(shared_by_accelerate / "loop"), tensors(tmp_path))
+    saved = (tmp_path / "adapter_config.json").read_bytes()
+    assert (shared_by_accelerate / "loop" / "adapter_config.json").read_bytes() == saved
+    state = torch.load(shared_by_accelerate / "state" / "pytorch_model_fsdp.bin")
+    assert all("lora_" in name for name in state)
+    for rank in range(2):  # what one process could not write, the other does not believe written
+        said = json.loads((shared_by_accelerate / f"found-{rank}.json").read_text())["loop"]["refused"]
+        assert "file" in said[0]
+        assert said[1] == rank
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_adapters_in_float32_beside_half_precision_share_a_group(shared_by_accelerate, tmp_path):
+    model = accelerate_worker.in_halves()
+    losses = accelerate_worker.loop(model, accelerate_worker.optimizer_of(model), range(3))
+    assert found(shared_by_accelerate)["mixed"]["loss"] == pytest.approx(losses, rel=1e-3)
+    save_adapter(model, tmp_path)
+    own, expected = tensors(shared_by_accelerate / "mixed"), tensors(tmp_path)
+    assert {n: (t.shape, t.dtype) for n, t in own.items()} == {n: (t.shape, t.dtype) for n, t in expected.items()}
+    saved = (tmp_path / "adapter_config.json").read_bytes()  # knows nothing of the wrappers that checkpoint blocks
+    assert (shared_by_accelerate / "mixed" / "adapter_config.json").read_bytes() == saved
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_trainer_under_accelerate_saves_resumes_and_picks_the_best(shared_by_accelerate, tmp_path):
+    done = found(shared_by_accelerate)
+    model = accelerate_worker.network()
+    one = accelerate_worker.trainer(model, tmp_path, use_cpu=True)
+    one.train()
+    expected = accelerate_worker.history(one)
+    assert done["trainer"]["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert done["trainer"]["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
+    assert done["trainer"]["best"] == done["again"]["best"] == expected["best"] == "checkpoint-5"
+    assert done["again"] == done["trainer"]
+    checkpoint = shared_by_accelerate / "trainer" / "checkpoint-5"
+    assert [path.name for path in checkpoint.glob("*.safetensors")] == ["adapter_model.safetensors"]
+    assert all("lora_" in name for name in torch.load(checkpoint / "pytorch_model_fsdp.bin"))
+    end = shared_by_accelerate / "trainer-end"
+    assert_near(tensors(end), tensors(checkpoint))
+    save_adapter(model, tmp_path / "end")
+    assert_near(tensors(end), tensors(tmp_path / "end"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.PeftModel.from_pretrained(tiny_llama(), end).eval()
+    torch.testing.assert_close(logits(theirs, text()), logits(load_adapter(tiny_llama(), end).eval(), text()))
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_the_recipe_shards(shared_by_accelerate, text_folder):
+    from transformers import AutoModelForSequenceClassification
+
+    folder = shared_by_accelerate / "recipe"
+    assert json.loads((folder / "results.json").read_text())["processes"] == 2
+    model = AutoModelForSequenceClassification.from_pretrained(text_folder, num_labels=2)
+    load_adapter(model, folder)
+    assert {path.name for path in folder.iterdir()} >= {"checkpoint-1", "checkpoint-2", "adapter_model.safetensors"}
+
+
+def test_checkpoints_in_shards_are_warned_of_and_refused_where_trainer_is_seen(monkeypatch):
+    plugin = SimpleNamespace(state_dict_type="StateDictType.SHARDED_STATE_DICT", fsdp_version=2)
+    model = add_lora(tiny_llama(), LoraConfig(r=2))
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {"fsdp_plugin": plugin, "distributed_type": "FSDP"})
+    with pytest.warns(UserWarning, match="set fsdp_state_dict_type: FULL_STATE_DICT"):
+        model.state_dict()
+    with pytest.raises(InputError, match="set fsdp_state_dict_type: FULL_STATE_DICT"):
+        AdapterCallback().on_init_end(None, None, None, model=model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "environment", "said"),
+    [
+        ("DistributedType.DEEPSPEED", {"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed owns the parameters"),
+        ("DistributedType.FSDP", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "set fsdp_version: 2"),
+    ],
+    ids=["DeepSpeed", "FSDP1"],
+)
+def test_other_ways_of_sharding_are_refused_before_a_step(kind, environment, said, monkeypatch):
+    model = add_lora(tiny_llama(), LoraConfig(r=2))
+    with monkeypatch.context() as launched:
+        for name, value in environment.items():
+            launched.setenv(name, value)
+        with pytest.raises(InputError, match=said):
+            add_lora(tiny_llama(), LoraConfig(r=2))
+    state = {"distributed_type": kind, "fsdp_plugin": SimpleNamespace(fsdp_version=1, state_dict_type="")}
+    monkeypatch.setattr(AcceleratorState, "_shared_state", state)  # of a Trainer made after the adapter
+    with pytest.raises(InputError, match=said):
+        model(**text())
+
+
+@pytest.mark.filterwarnings("ignore:.* holds the adapter and no name of its network:UserWarning")
+def test_a_network_in_parts_is_saved_from_the_state_dict_that_was_gathered(monkeypatch, tmp_path):
+    """As Trainer does in one process, whose parts are then not read."""
+    model = add_lora(tiny_llama(), LoraConfig(r=2, init_lora_weights="pissa", modules_to_save=["lm_head"]))
+    save_adapter(model, tmp_path / "whole")
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 7.0)
+    monkeypatch.setattr("hf_tl.lora.trainer.is_spread", lambda model: True)
+    with pytest.raises(InputError, match=r"with state_dict=accelerator.get_state_dict\(model\)"):
+        model.save_pretrained(tmp_path / "parts")
+    model.save_pretrained(tmp_path / "other", state_dict={}, is_main_process=False)
+    assert not (tmp_path / "other").exists()
+    model.save_pretrained(tmp_path / "parts", state_dict=state)
+    assert_near(tensors(tmp_path / "parts"), tensors(tmp_path / "whole"))
+    assert all((p == 7).all() for p in model.parameters())  # the parts are back in their places

@@ -145,8 +145,16 @@ def test_what_is_written_is_an_embedding(worlds, run, tmp_path):
 def test_where_sharding_does_not_work_it_is_refused(worlds, run, monkeypatch):
     model = load_network(worlds["image"][1], classes=["a", "b"]).model
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match="Trainer saves from one process"):
-        run("finetune_lora", *worlds["image"], *TRAINING, "--output_dir", "out")
+    lora = ["finetune_lora", "--model", "nowhere", "--dataset", "nowhere", "--output_dir", "out"]  # refused first
+    for version, kind in (("1", "FULL_STATE_DICT"), ("2", "SHARDED_STATE_DICT")):
+        monkeypatch.setenv("FSDP_VERSION", version)
+        monkeypatch.setenv("FSDP_STATE_DICT_TYPE", kind)
+        with pytest.raises(InputError, match=f"FULL_STATE_DICT, got {version} and {kind}"):
+            run(*lora)
+    with monkeypatch.context() as launched:
+        launched.setattr(TrainingArguments, "__post_init__", lambda self: None)  # which asks for DeepSpeed
+        with pytest.raises(InputError, match="DeepSpeed owns the parameters"):
+            run(*lora, "--deepspeed", "zero3.json")
     with pytest.raises(InputError, match="each process reads with a whole network"):
         run("distributed_embedding", *worlds["image"], "--out", "out")
     with pytest.raises(InputError, match="FSDP reshapes the parameters and cannot have rates by layer"):

@@ -1,0 +1,163 @@
+"""Adapters on a network that FSDP2 has spread over processes: their tensors whole, and one process that writes.
+
+`torch.distributed.fsdp.fully_shard`, and Accelerate with it, replaces each parameter by this process's part of it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_tl.architectures import is_sharded
+from hf_tl.errors import InputError, in_one_line
+from hf_tl.lora.adapted import CHECKPOINTED, AdapterRecord
+from hf_tl.lora.layer import LoraLayer, SavedModule
+from hf_tl.lora.token_rows import TokenRows
+
+
+Result = TypeVar("Result")
+Place = tuple[dict[str, Any], str]
+"""Where a module keeps a tensor: its parameters or buffers, and the name among them."""
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Whether each process has a part of the network."""
+    return any(map(is_sharded, model.parameters()))
+
+
+def refuse_other_sharding() -> None:
+    """Checks that Accelerate, by its launcher or an Accelerator that was made, shards in no way but FSDP2.
+
+    Raises:
+        InputError: it was told to by DeepSpeed or by FSDP of version 1.
+    """
+    state = _accelerator_state()
+    kind, plugin = str(state.get("distributed_type", "")), state.get("fsdp_plugin")
+    launched = {name for name in ("DEEPSPEED", "FSDP") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"}
+    if kind.endswith("DEEPSPEED") or "DEEPSPEED" in launched:
+        raise InputError(
+            "DeepSpeed owns the parameters, and adapters would be read and saved in pieces; launch with FSDP2 "
+            "(recipes/configs/fsdp2.yaml) or DDP"
+        )
+    version = os.environ.get("FSDP_VERSION") if plugin is None and "FSDP" in launched else None
+    if version == "1" or (kind.endswith("FSDP") and plugin is not None and plugin.fsdp_version == 1):
+        raise InputError(
+            "FSDP of version 1 joins frozen and trained parameters in one, and adapters would be read and saved in "
+            "pieces; set fsdp_version: 2 in the file that accelerate is launched with"
+        )
+
+
+def saves_in_shards() -> bool:
+    """Whether Accelerate, and so Trainer, saves each process's part of a network for itself."""
+    plugin = _accelerator_state().get("fsdp_plugin")
+    return plugin is not None and "SHARDED_STATE_DICT" in str(plugin.state_dict_type)
+
+
+def _accelerator_state() -> Mapping[str, Any]:
+    """What the Accelerator that was made last was told; nothing before one was."""
+    module = sys.modules.get("accelerate.state")
+    return {} if module is None else module.AcceleratorState._shared_state
+
+
+def adapter_places(record: AdapterRecord) -> dict[str, Place]:
+    """Where the tensors of all adapters are kept, by the names that the network's state dict has for them."""
+    found: dict[str, Place] = {}
+    for name, module in record.model.named_modules(remove_duplicate=False):
+        for part, held in _holders(module):
+            for inner, owner in held.named_modules(prefix=f"{name}.{part}" if name else part):
+                place = inner.replace(f"{CHECKPOINTED}.", "")  # a state dict leaves it out
+                for kept in (owner._parameters, owner._buffers):
+                    found |= {
+                        f"{place}.{attribute}": (kept, attribute)
+                        for attribute, tensor in kept.items()
+                        if tensor is not None and attribute not in owner._non_persistent_buffers_set
+                    }
+    for adapter in record.configs:
+        for name in record.own_names(adapter):
+            owner_name, _, attribute = name.rpartition(".")
+            found[name] = record.model.get_submodule(owner_name)._parameters, attribute
+    return found
+
+
+def _holders(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The children of what stands in a module's place that belong to its adapters."""
+    if isinstance(module, SavedModule):
+        yield "modules_to_save", module.modules_to_save
+    elif isinstance(module, (LoraLayer, TokenRows)):
+        yield from ((name, child) for name, child in module.named_children() if name != "base_layer")
+
+
+@contextmanager
+def whole_adapters(record: AdapterRecord, values: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+    """Within, adapters hold whole tensors.
+
+    Args:
+        record: of the network.
+        values: the tensors, gathered already, as the network's state dict names them; None to gather them here, which
+            every process has to do.
+
+    Raises:
+        InputError: values without one of the tensors.
+    """
+    before: list[tuple[Place, Any]] = []
+    try:
+        for name, (kept, attribute) in adapter_places(record).items():
+            tensor: Any = kept[attribute]
+            if values is None:
+                whole = tensor.full_tensor() if is_sharded(tensor) else tensor
+            elif name in values:
+                whole = values[name]
+            else:
+                raise InputError(f"the state dict to be saved has no {name!r}; pass accelerator.get_state_dict(model)")
+            before.append(((kept, attribute), tensor))
+            is_parameter = isinstance(tensor, nn.Parameter)
+            kept[attribute] = nn.Parameter(whole.detach(), tensor.requires_grad) if is_parameter else whole
+        yield
+    finally:
+        for (kept, attribute), tensor in before:
+            kept[attribute] = tensor
+
+
+def in_one_process(model: nn.Module, write: Callable[[], Result]) -> Result | None:
+    """Writes in the first of the processes that share the network; all go on when it is done.
+
+    Returns:
+        what `write` returned, None in the others; where nothing is shared every process writes.
+
+    Raises:
+        InputError: the first one failed, in all of them.
+    """
+    mesh = next((p.device_mesh for p in model.parameters() if is_sharded(p)), None)  # type: ignore[attr-defined]
+    if mesh is None:
+        return write()
+    result, failed = None, [""]
+    if not any(mesh.get_coordinate()):
+        try:
+            result = write()
+        except Exception as error:  # of which the others, who wait, have to hear
+            failed = [str(error) if isinstance(error, InputError) else in_one_line(error)]
+    for dim in range(mesh.ndim):
+        group = mesh.get_group(dim)
+        torch.distributed.broadcast_object_list(failed, torch.distributed.get_global_rank(group, 0), group=group)
+    if failed[0]:
+        raise InputError(failed[0])
+    return result
+
+
+def keep_adapters(tensors: dict[str, Tensor], record: AdapterRecord) -> None:
+    """Leaves those of a state dict that belong to adapters."""
+    own = adapter_places(record)
+    for name in [name for name in tensors if name not in own]:
+        del tensors[name]
+
+
+def missing_tensors(tensors: Mapping[str, Tensor], record: AdapterRecord) -> list[str] | None:
+    """What a state dict of `keep_adapters` lacks; None where it is of another kind."""
+    own = adapter_places(record)
+    return sorted(own.keys() - tensors.keys()) if tensors and tensors.keys() <= own.keys() else None
