@@ -31,6 +31,7 @@ LEVELS = [  # a module imports from levels above its own in this list, or from i
     {"classifier"},
     {"analysis"},
     {"strategies"},
+    {"cluster"},
     {"quickstart"},
     {"cli"},
 ]

@@ -1,0 +1,1 @@
+from .ray_embedding import RayEmbedding as RayEmbedding
