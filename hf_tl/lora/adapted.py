@@ -15,6 +15,7 @@ The contract that checkpoints, merging and the command line build on
     record.tokens["embed_tokens"]  the TokenRows that stands there (token_rows.py): single rows that train
     record.vocabulary[NAME]        live names of the embeddings of a resized vocabulary, which travel with the adapter
     record.active                  names of the adapters in use
+    record.set_aside               inside of disable_adapters, trained values of the network's own parameters; or None
 
 `adapter_state_dict(model, adapter_name=NAME)` gives the live tensors under the names of PEFT's files:
 
@@ -93,6 +94,7 @@ class AdapterRecord:
     follows_trainer: bool = False
     replaced_methods: tuple[str, ...] = ()
     took_checkpoint: bool = False
+    set_aside: dict[str, Tensor] | None = None
     in_container: bool = False
 
     @property
@@ -227,6 +229,27 @@ class AdapterRecord:
             self.model.get_parameter(name).requires_grad_(False)
         if restore:
             self.set_parameters(originals)
+
+    def own_parameter(self, name: str) -> Tensor:
+        """A parameter of the network that goes with an adapter, by its live name: as trained, merged or disabled.
+
+        Raises:
+            InputError: a merge has changed it for good.
+        """
+        owner, _, part = name.rpartition(".")
+        layer = self.layers.get(owner.removesuffix(".base_layer"))
+        if layer is not None and layer.merged_adapters:
+            changes = (layer.weight_name, *["bias" for a in layer.merged_adapters if layer.extra_bias(a) is not None])
+            if part in layer.originals:
+                return layer.originals[part]
+            if part in changes and not layer.originals:
+                raise InputError(f"{name!r} has adapters merged into it for good; save the network instead")
+        return (self.set_aside or {}).get(name, self.model.get_parameter(name))
+
+    def check_enabled(self, what: str) -> None:
+        """Raises InputError inside of `disable_adapters`, where the network holds values that are not its own."""
+        if self.set_aside is not None:
+            raise InputError(f"adapters are disabled; leave disable_adapters before {what}")
 
     def set_parameters(self, values: Mapping[str, Tensor]) -> None:
         """Gives parameters of the network, by name, these values."""
@@ -386,7 +409,7 @@ def disable_adapters(model: nn.Module) -> Iterator[nn.Module]:
         model: a network with adapters.
 
     Yields:
-        the same model.
+        the same model, whose adapters are neither added, deleted nor merged in the block.
 
     Raises:
         InputError: adapters are merged.
@@ -396,6 +419,8 @@ def disable_adapters(model: nn.Module) -> Iterator[nn.Module]:
         raise InputError("merged adapters cannot be disabled; call unmerge_adapter first")
     before = [part.disable_adapters for part in record.parts]
     trained = {name: record.model.get_parameter(name).detach().clone() for name in record.originals}
+    outer = record.set_aside
+    record.set_aside = {**trained, **(outer or {})}
     try:
         for part in record.parts:
             part.disable_adapters = True
@@ -405,6 +430,7 @@ def disable_adapters(model: nn.Module) -> Iterator[nn.Module]:
         for part, disabled in zip(record.parts, before, strict=True):
             part.disable_adapters = disabled
         record.set_parameters(trained)
+        record.set_aside = outer
 
 
 def adapter_state_dict(model: nn.Module, *, adapter_name: str = "default", export: bool = False) -> dict[str, Tensor]:
@@ -429,7 +455,7 @@ def adapter_state_dict(model: nn.Module, *, adapter_name: str = "default", expor
     for name, rows in record.tokens.items():
         found |= _under(name, rows.adapter_tensors(adapter_name))
     own = record.own_names(adapter_name)
-    return found | {PREFIX + name: record.model.get_parameter(name).detach() for name in own}
+    return found | {PREFIX + name: record.own_parameter(name).detach() for name in own}
 
 
 def _under(name: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

@@ -38,6 +38,8 @@ _PARTS = {
 }
 _ENDING = re.compile(rf"(?:^|\.)({'|'.join(re.escape(name) for name in _PARTS)})$")
 
+_SECOND = re.compile(r"(.+)\.(modules_to_save|original_module)\.(.+)$")
+
 _LARGEST_CONFIG = 4 * 2**20  # bytes; real ones hold a few kB
 _LARGEST_TENSORS = 64 * 2**30
 _MOST_TENSORS = 200_000
@@ -427,6 +429,23 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         if name in found:
             raise InputError(f"{path} holds {name!r} twice, with {PREFIX!r} before it and without")
         found[name] = tensor
+    return _plain_names(found)
+
+
+def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what PEFT writes twice, under one name each.
+
+    Of a module that trains in full, PEFT adds all live tensors where it saves the vocabulary or every bias: the copy
+    under a second name, and the frozen original. The frozen weight of an embedding with trained rows goes by
+    `token_adapter.base_layer`.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        second = _SECOND.match(name)
+        plain = None if second is None else tensors.get(f"{second[1]}.{second[3]}")
+        if second and plain is not None and (second[2] == "original_module" or torch.equal(plain, tensor)):
+            continue
+        found[name.replace(".token_adapter.base_layer.", ".base_layer.")] = tensor
     return found
 
 

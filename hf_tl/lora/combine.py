@@ -233,6 +233,7 @@ def _check(
     combination_type: str,
     svd_rank: int | None,
 ) -> None:
+    record.check_enabled("combining adapters")
     check_new_name(record, name)
     if record.is_merged:
         raise InputError("adapters are merged into the weights; call unmerge_adapter before combining them")

@@ -380,6 +380,7 @@ def wrap(module: nn.Module, name: str) -> LoraLayer:
 
 def _check(record: AdapterRecord, plan: Plan, adapter: str) -> None:
     config = plan.config
+    record.check_enabled("adding an adapter")
     check_new_name(record, adapter)
     if record.is_merged:
         raise InputError("adapters are merged into the weights; call unmerge_adapter before adding another")
@@ -489,7 +490,8 @@ def _make_rows(record: AdapterRecord, plan: Plan, adapter: str) -> dict[str, Tok
         for other, module in modules.items():
             own = plan.tokens.get(other, indices)
             same = other != name and module._parameters.get("weight") is weight and module is not modules[name]
-            if same and tuple(own) == tuple(indices):
+            # as in PEFT, where the rows of an output layer are those of its logits alone
+            if same and isinstance(modules[name], nn.Embedding) and tuple(own) == tuple(indices):
                 if other in taken:
                     raise InputError(
                         f"{other!r} has the weight of {name!r}, of which single rows are to train, and an adapter or "

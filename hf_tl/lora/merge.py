@@ -56,14 +56,16 @@ def merge_adapter(
         example: a batch on which the network's outputs before and after are compared.
 
     Raises:
-        InputError: no such adapter, already merged, not finite, or a layer whose weight cannot take its adapter. The
-            network is then what it was.
+        InputError: no such adapter, one whose head does not run, already merged, not finite, or a layer whose weight
+            cannot take its adapter. The network is then what it was.
     """
     record = record_of(model)
     chosen = list(record.active if adapter_names is None else adapter_names)
     known(record, *chosen)
+    record.check_enabled("merging")
     if record.is_merged:
         raise InputError("adapters are merged already; call unmerge_adapter first")
+    _check_companions(record, chosen)
     if example is not None and chosen != record.active:
         raise InputError(
             f"the example compares with the active adapters {record.active}, but {chosen} are to be merged"
@@ -107,6 +109,18 @@ def merge_adapter(
     return Merge(len(held), change, rounding)
 
 
+def _check_companions(record: AdapterRecord, chosen: Sequence[str]) -> None:
+    """Checks that heads, rows of tokens and biases of the adapters to be merged are those that run."""
+    for adapter in chosen:
+        whole = [n for n, saved in record.saved.items() if adapter in saved.trains and saved.active not in chosen]
+        rows = [n for n, tokens in record.tokens.items() if adapter in tokens.indices and tokens.active not in chosen]
+        if whole or rows:
+            raise InputError(
+                f"adapter {adapter!r} comes with {', '.join([*whole, *rows])}, which do not run, as "
+                f"{record.active} is in use; set_adapter(model, {adapter!r}) before it is merged"
+            )
+
+
 def unmerge_adapter(model: nn.Module) -> None:
     """Takes merged adapters out again: the original weights, bit by bit.
 
@@ -147,6 +161,7 @@ def delete_adapter(
     names = record.configs if adapter_names is None else adapter_names
     gone = [names] if isinstance(names, str) else list(names)
     known(record, *gone)
+    record.check_enabled("deleting adapters")
     stays = [name for name in record.configs if name not in gone]
     if stays and (merge or record.is_merged):
         raise InputError(
@@ -178,7 +193,9 @@ def _take_off(record: AdapterRecord, adapters: Sequence[str], *, kept: bool) -> 
     idle = {name: saved for name, saved in record.saved.items() if not set(saved.trains) - set(adapters)}
     left = {name: rows for name, rows in record.tokens.items() if not set(rows.indices) - set(adapters)}
     record.put(outer | {name: saved.unwrapped(kept=kept) for name, saved in idle.items()})
-    record.put({name: rows.unwrapped(kept=kept) for name, rows in left.items()})
+    # output layers first, as they take what is tied to the embeddings before that changes
+    ordered = sorted(left.items(), key=lambda item: isinstance(item[1].base_layer, nn.Embedding))
+    record.put({name: rows.unwrapped(kept=kept) for name, rows in ordered})
     for part in record.parts:
         for adapter in adapters:
             part.delete_adapter(adapter)

@@ -105,10 +105,12 @@ class Placement:
         owners |= {key: key.removesuffix(f".{ROWS}") for key in owners if key.endswith(f".{ROWS}")}
         named = find_names(dict.fromkeys(owners.values()), self.model, self.modules)
         contents: dict[str, dict[str, Tensor]] = {}
+        rows = {key: name for key in owners if key.endswith(f".{ROWS}") and (name := named[owners[key]]) is not None}
+        for key in sorted(rows, key=lambda key: self._follows(rows[key])):
+            self._place_rows(key, rows[key], self.adapter.others[key])
         for key, tensor in self.adapter.others.items():
             name, part = named[owners[key]], key.rpartition(".")[2]
-            if name is not None and key.endswith(f".{ROWS}"):
-                self._place_rows(key, name, tensor)
+            if key in rows:
                 continue
             own = None if name is None else _own_tensors(self.modules[name]).get(part)
             if name is None or own is None:
@@ -136,10 +138,24 @@ class Placement:
         owner, _, child = name.rpartition(".")
         if owner in self.updates and isinstance(self.modules[owner], nn.MultiheadAttention):
             return f"{owner}.base_layer.{child}.base_layer"
-        return f"{name}.base_layer" if name in self.updates else name
+        return f"{name}.base_layer" if name in self.updates or self._with_rows(name) is not None else name
+
+    def _with_rows(self, name: str) -> str | None:
+        """Which module's rows a module has: its own, or those of an embedding with the same weight."""
+        weight = self.modules[name]._parameters.get("weight")
+        tables = [other for other in self.tokens if isinstance(self.modules[other], nn.Embedding)]
+        same = (other for other in tables if self.modules[other].weight is weight)
+        return name if name in self.tokens else next(same, None)
+
+    def _follows(self, name: str) -> tuple[bool, bool]:
+        """Sorts what the configuration names before what follows it, and embeddings before output layers."""
+        return not self.adapter.tokens_of(name), not isinstance(self.modules[name], nn.Embedding)
 
     def _place_rows(self, key: str, name: str, tensor: Tensor) -> None:
         """Finds which rows of an embedding a tensor has: the configuration says."""
+        twin = self._with_rows(name)
+        if twin is not None and torch.equal(tensor, self.tensors[f"{twin}.{ROWS}"]):
+            return  # the same rows of the same weight, written twice
         wanted = self.adapter.tokens_of(name)
         weight = _own_tensors(self.modules[name]).get("weight")
         if weight is None or weight.dim() != 2 or not wanted:

@@ -71,16 +71,24 @@ def adapter_on(
         )
     with whole_adapters(record, values):
         exported = adapter_state_dict(model, adapter_name=adapter_name, export=True)
-    tensors = {key.removeprefix(PREFIX): value for key, value in exported.items()}
+    tensors = {_in_file(record, key.removeprefix(PREFIX)): value for key, value in exported.items()}
     for name, tensor in tensors.items():
         if 0 in tensor.shape:
             raise InputError(
                 f"{name!r} of adapter {adapter_name!r} is {tuple(tensor.shape)}, as DeepSpeed leaves parameters in "
                 "every process; nothing was saved: gather them first (deepspeed.zero.GatheredParameters)"
             )
+        if tensor.is_meta:
+            raise InputError(f"{name!r} of adapter {adapter_name!r} is on the meta device and has no values to save")
         if not is_finite(tensor):
             raise InputError(f"{name!r} of adapter {adapter_name!r} holds NaN or infinite values; nothing was saved")
     return Adapter(_config_fields(record, adapter_name, tensors), tensors, f"adapter {adapter_name!r}")
+
+
+def _in_file(record: AdapterRecord, name: str) -> str:
+    """A tensor's name in a file: PEFT's layers of single rows stand in another place than those here."""
+    owner = name.removesuffix(".base_layer.weight")
+    return f"{owner}.token_adapter.base_layer.weight" if owner in record.tokens else name
 
 
 def _trained_outside(record: AdapterRecord) -> list[str]:

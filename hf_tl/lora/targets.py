@@ -422,8 +422,10 @@ def _warn_of_idle_words(
     for field in ("target_modules", "exclude_modules"):
         words = getattr(config, field)
         if words is not None and words != ALL_LINEAR:
+            parts = field == "exclude_modules" and (config.target_parameters or config.target_modules == ALL_LINEAR)
+            among = [*names, *parameter_names(modules)] if parts else names
             for word in [words] if isinstance(words, str) else words:
-                if not any(map(peft_matcher(words if isinstance(words, str) else [word]), names)):
+                if not any(map(peft_matcher(words if isinstance(words, str) else [word]), among)):
                     idle.append((field, word, names if "." in word else sorted({n.rpartition(".")[2] for n in names})))
     for field in ("rank_pattern", "alpha_pattern"):
         for word in getattr(config, field):

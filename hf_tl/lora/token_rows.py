@@ -149,6 +149,9 @@ class TokenRows(nn.Module):
     def unwrapped(self, *, kept: bool) -> nn.Module:
         """The frozen layer; with `kept`, with the active adapter's rows written into its weight."""
         if kept and self.source is None and self.active is not None:
+            if isinstance(self.base_layer, nn.Linear):  # what its weight was tied to stays
+                frozen = self.base_layer.weight
+                self.base_layer.weight = nn.Parameter(frozen.detach().clone(), requires_grad=frozen.requires_grad)
             with torch.no_grad():
                 self.base_layer.weight[self._index(self.active)] = self._rows[self.active].to(self.base_layer.weight)
         return self.base_layer.train(self.training)

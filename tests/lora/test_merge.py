@@ -306,3 +306,36 @@ def test_a_weight_that_is_computed_cannot_take_a_merge():
     add_lora(model, LoraConfig(r=2, target_modules=["0"]))
     with pytest.raises(InputError, match=r"0\.weight is computed from other tensors"):
         merge_adapter(model)
+
+
+def test_an_adapter_is_merged_with_its_own_head_running():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(3, 4)
+    for name in ("a", "b"):
+        config = LoraConfig(r=2, target_modules=["0"], modules_to_save=["1"], init_lora_weights="random")
+        add_lora(model, config, adapter_name=name)
+        nn.init.normal_(model[1].current.weight)
+    with pytest.raises(InputError, match=r"'a' comes with 1, which do not run, as \['b'\] is in use"):
+        merge_adapter(model, adapter_names=["a"])
+    set_adapter(model, "a")
+    expected = model(x)
+    merge_adapter(model, adapter_names=["a"])
+    torch.testing.assert_close(model.eval()(x), expected)
+
+
+@pytest.mark.parametrize("act", [
+    lambda model: delete_adapter(model),
+    lambda model: merge_adapter(model),
+    lambda model: add_lora(model, LoraConfig(r=2, target_modules=["1"]), adapter_name="b"),
+    lambda model: combine_adapters(model, ["default"], weights=[1.0], adapter_name="b"),
+], ids=["delete", "merge", "add", "combine"])  # fmt: skip
+def test_disabled_adapters_stay_as_they_are(act):
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(3, 4)
+    plain = model(x)
+    add_lora(model, LoraConfig(r=2, target_modules=["0"], init_lora_weights="random"))
+    expected = model(x)
+    with disable_adapters(model):
+        with pytest.raises(InputError, match="adapters are disabled; leave disable_adapters before"):
+            act(model)
+        assert torch.equal(model(x), plain)
+    assert torch.equal(model(x), expected)
+    assert [*record_of(model).configs] == ["default"]

@@ -287,3 +287,11 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path):
     save_file({n: t for n, t in load_file(tensors).items() if "layers.1.mlp.experts.lora" not in n}, tensors)
     with pytest.raises(InputError, match=r"1 missing: parameter 'model\.layers.1.mlp.experts.down_proj'"):
         load_adapter(network("Mixtral"), tmp_path)
+
+
+@pytest.mark.parametrize("words", [{"target_modules": "all-linear"}, {"target_parameters": PARAMETERS}], ids=str)
+def test_an_exclusion_of_a_parameter_matches(words):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = add_lora(network("Mixtral"), LoraConfig(r=2, exclude_modules=["experts.down_proj"], **words))
+    assert not any(name.endswith("down_proj") for name in record_of(model).layers)

@@ -25,11 +25,12 @@ from peft_zoo import (
 from safetensors.torch import load_file
 
 from hf_tl.errors import InputError
-from hf_tl.lora.adapted import adapter_state_dict
+from hf_tl.lora.adapted import adapter_state_dict, disable_adapters
 from hf_tl.lora.adapter import read_adapter
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.inject import add_lora
 from hf_tl.lora.load import load_adapter
+from hf_tl.lora.merge import merge_adapter
 from hf_tl.lora.save import save_adapter
 
 
@@ -289,4 +290,33 @@ def test_weights_that_somebody_unfroze_and_no_adapter_holds_are_named(tmp_path):
     with pytest.warns(
         UserWarning, match=r"encoder\.layer\.0-1\.output\.LayerNorm\.weight require gradients .* not sav"
     ):
+        save_adapter(model, tmp_path)
+
+
+@pytest.mark.parametrize("state", ["merged", "disabled"])
+def test_what_is_saved_while_merged_or_disabled_is_what_was_trained(state, tmp_path):
+    config = LoraConfig(r=2, target_modules=["query"], bias="lora_only", lora_bias=True, init_lora_weights="random")
+    model, example = add_lora(tiny_bert().eval(), config), text()
+    randomise(model)
+    expected = logits(model, example)
+    if state == "merged":
+        merge_adapter(model)
+        save_adapter(model, tmp_path)
+    else:
+        with disable_adapters(model):
+            save_adapter(model, tmp_path)
+    torch.testing.assert_close(logits(load_adapter(tiny_bert().eval(), tmp_path), example), expected)
+
+
+def test_what_a_merge_changed_for_good_is_not_saved_as_trained(tmp_path):
+    config = LoraConfig(r=2, target_modules=["query"], bias="lora_only", lora_bias=True)
+    model = add_lora(tiny_bert(), config)
+    merge_adapter(model, reversible=False)
+    with pytest.raises(InputError, match="has adapters merged into it for good; save the network instead"):
+        save_adapter(model, tmp_path)
+
+
+def test_an_adapter_without_values_is_not_saved(tmp_path):
+    model = add_lora(tiny_bert(), LoraConfig(r=2, target_modules=["query"])).to("meta")
+    with pytest.raises(InputError, match="is on the meta device and has no values to save"):
         save_adapter(model, tmp_path)

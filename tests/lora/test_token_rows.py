@@ -244,3 +244,66 @@ def test_a_combination_has_the_rows_of_all(tied, tmp_path):
     found = model(input_ids=IDS).logits
     save_adapter(model, tmp_path, adapter_name="both")
     torch.testing.assert_close(load_adapter(llama(tied=tied), tmp_path)(input_ids=IDS).logits, found)
+
+
+TIED_ROWS = [{"lm_head": [28]}, {"lm_head": [28], "embed_tokens": [7]}, {"embed_tokens": [28]}]
+
+
+@pytest.mark.parametrize("rows", TIED_ROWS, ids=str)
+def test_rows_of_a_tied_output_layer_are_its_own_as_in_peft(rows, tmp_path):
+    config = {"r": 2, "target_modules": ["q_proj"], "trainable_token_indices": rows}
+    theirs = peft.get_peft_model(llama(tied=True), peft.LoraConfig(**config))
+    draw = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=draw))
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_adapter(llama(tied=True), tmp_path / "theirs")
+    close(logits(ours), logits(theirs))
+    save_adapter(ours, tmp_path / "ours")
+    close(logits(peft.PeftModel.from_pretrained(llama(tied=True), tmp_path / "ours")), logits(theirs))
+    close(logits(delete_adapter(ours, merge=True)), logits(theirs))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"trainable_token_indices": [32, 33]},
+        {"trainable_token_indices": [33]},
+        {"trainable_token_indices": {"embed_tokens": [33]}},
+        {"trainable_token_indices": {"lm_head": [33]}},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["lm_head"], "bias": "all"},
+    ],
+    ids=str,
+)
+def test_files_of_a_resized_vocabulary_that_trains_in_part_go_both_ways(config, tied, tmp_path):
+    llama(tied=tied).save_pretrained(tmp_path / "base")
+
+    def base(seed):
+        model = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+        torch.manual_seed(seed)
+        model.resize_token_embeddings(34, mean_resizing=False)
+        return model.eval()
+
+    def found(model):
+        with torch.no_grad():
+            return model.eval()(input_ids=torch.tensor([[1, 32, 33, 5]])).logits
+
+    config = {"r": 2, "target_modules": ["q_proj"], **config}
+    theirs = peft.get_peft_model(base(1), peft.LoraConfig(**config))
+    ours = add_lora(base(1), LoraConfig(**config))
+    for model in (theirs, ours):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path / "theirs")
+    close(found(load_adapter(base(2), tmp_path / "theirs")), found(theirs))
+    save_adapter(ours, tmp_path / "ours")
+    close(found(load_adapter(base(3), tmp_path / "ours")), found(ours))
+    close(found(peft.PeftModel.from_pretrained(base(4), tmp_path / "ours")), found(ours))
