@@ -97,7 +97,7 @@ def add_lora(
         plan = plan_adapter(network, config, example=example, running_statistics=running_statistics)
     batches = _dummy_batches(network) if example is None else [example]
     inject(network, plan, adapter_name=adapter_name)
-    record_of(network).in_container = is_encoder_of_sentences(model)
+    note_container(model)
     with _probed(network) as probes:
         output = _output(network, batches)
     if output is not None:
@@ -294,6 +294,16 @@ def _announce(network: nn.Module, adapter: str, *, looked: bool) -> None:
         f"in full: {listed(whole) or 'nothing'}; {trained:,} of {total:,} parameters train ({trained / total:.2%})"
         f"{'' if looked else '; the network runs on no dummy input: with example=a batch it is seen whether all act'}"
     )
+
+
+def note_container(model: nn.Module) -> None:
+    """Lets what sentence-transformers makes around a network keep a local base from the Hub; see trainer.py."""
+    inside = is_encoder_of_sentences(model)
+    record_of(model).in_container = inside
+    if inside:
+        from hf_tl.lora.trainer import guard_push
+
+        guard_push(model)
 
 
 def inject(model: nn.Module, plan: Plan, *, adapter_name: str = "default", empty: bool = False) -> nn.Module:

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_tl.architectures import is_encoder_of_sentences
+from hf_tl.architectures import is_transformers
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import adapter_state_dict, find_network, record_of
 from hf_tl.lora.adapter import PREFIX, Adapter, LayerUpdate, alpha_for, is_split, rank_fields, read_adapter, split_key
 from hf_tl.lora.config import LoraConfig
-from hf_tl.lora.inject import inject
+from hf_tl.lora.inject import inject, note_container
 from hf_tl.lora.merge import delete_adapter
 from hf_tl.lora.parameter import parameter_names
 from hf_tl.lora.placement import Placement, place
@@ -106,7 +106,7 @@ def put_adapter(
     except BaseException:
         delete_adapter(network, [adapter_name])
         raise
-    record_of(network).in_container = is_encoder_of_sentences(model)
+    note_container(model)
     if not is_trainable:
         _freeze(network, adapter_name)
     return model
@@ -119,6 +119,8 @@ def load_base(name: str, adapter: Adapter, *, dtype: torch.dtype | str = torch.f
     layers lie in transformers' wrapper of a timm network, and the name of the class count, the latter as a choice
     among the classes that transformers lists for the network.
 
+    A vocabulary that the adapter brings resized is resized here too.
+
     Args:
         name: as for `load_network`.
         adapter: what `read_adapter` returned.
@@ -129,7 +131,7 @@ def load_base(name: str, adapter: Adapter, *, dtype: torch.dtype | str = torch.f
     """
     torch.manual_seed(0)  # a head that is in neither file is random, and the same each time
     mapping = adapter.config.get("auto_mapping")
-    return load_model(
+    model = load_model(
         name,
         class_name=mapping.get("base_model_class") if isinstance(mapping, Mapping) else None,
         task_type=adapter.settings.task_type,
@@ -137,6 +139,23 @@ def load_base(name: str, adapter: Adapter, *, dtype: torch.dtype | str = torch.f
         wrapped=any(layer.startswith(_WRAPPED) for layer in adapter.updates),
         dtype=dtype,
     )
+    _resize_vocabulary(model, adapter)
+    return model
+
+
+def _resize_vocabulary(model: nn.Module, adapter: Adapter) -> None:
+    """Gives a network of transformers as many words as the embeddings have that the adapter brings."""
+    if not is_transformers(model):
+        return
+    try:
+        table = model.get_input_embeddings()
+    except NotImplementedError:  # it reads no tokens
+        return
+    names = [name for name, module in model.named_modules() if module is table]
+    brought = [adapter.others.get(f"{name}.{part}") for name in names for part in ("weight", "base_layer.weight")]
+    rows = next((len(tensor) for tensor in brought if tensor is not None and tensor.dim() == 2), None)
+    if rows is not None and isinstance(table, nn.Embedding) and rows != table.num_embeddings:
+        model.resize_token_embeddings(rows, mean_resizing=False)  # the adapter has the values
 
 
 def _in_order(found: Placement) -> list[tuple[str, LayerUpdate]]:

@@ -216,6 +216,27 @@ def follow_trainer(model: nn.Module) -> None:
         record.replaced_methods = tuple(made)
 
 
+def guard_push(container: nn.Module) -> None:
+    """Keeps the folder of a base network off the Hub, where `push_to_hub` of a SentenceTransformer would name it.
+
+    Like the network's own methods, the guard goes by the network's name of the moment, and lets all else pass.
+    """
+    vars(container)["push_to_hub"] = partial(_push_container, container)
+
+
+def _push_container(container: Any, *args: Any, **options: Any) -> Any:
+    for module in container.modules():
+        for config in vars(module)[RECORD].configs.values() if RECORD in vars(module) else ():
+            base = config.base_model_name_or_path
+            if not is_hub_name(base):
+                raise InputError(
+                    f"adapter_config.json would name {base!r}, from which this {type(container).__name__} loads its "
+                    "network, and nobody else has it; train on a network from the Hub, or "
+                    "delete_adapter(model, merge=True) and push it whole"
+                )
+    return type(container).push_to_hub(container, *args, **options)
+
+
 def adapters_in_use(model: nn.Module) -> Sequence[str]:
     """The adapters that a checkpoint holds.
 

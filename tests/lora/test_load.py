@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hf_tl import InputError, LoraConfig, add_lora, delete_adapter, disable_adapters, load_adapter, save_adapter
+from hf_tl.lora.adapter import read_adapter
+from hf_tl.lora.load import load_base, put_adapter
 
 
 pytestmark = [
@@ -220,3 +222,17 @@ def test_the_bias_of_an_attention_s_output_comes_from_peft_s_file(tmp_path):
     theirs.save_pretrained(tmp_path)
     assert theirs.base_model.model.inner.base_layer.out_proj.base_layer.bias.any()
     torch.testing.assert_close(load_adapter(Attention(), tmp_path)(x), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_base_gets_the_vocabulary_that_the_adapter_brings(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "base")
+    model = type(tiny_llama()).from_pretrained(tmp_path / "base")
+    words = model.get_input_embeddings().num_embeddings + 2
+    model.resize_token_embeddings(words, mean_resizing=False)
+    add_lora(model.eval(), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    save_adapter(model, tmp_path / "adapter")
+    adapter = read_adapter(tmp_path / "adapter")
+    base = load_base(str(tmp_path / "base"), adapter)
+    ids = torch.tensor([[1, words - 1]])
+    assert torch.equal(put_adapter(base, adapter)(ids).logits, model(ids).logits)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from hf_tl import LoraConfig, add_lora, load_adapter, save_adapter
+from hf_tl import InputError, LoraConfig, add_lora, delete_adapter, load_adapter, save_adapter
 from hf_tl.lora.adapted import record_of
 
 
@@ -29,7 +29,7 @@ def make(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_its_own_methods_save_and_load_the_adapter(make, tmp_path):
+def test_its_own_methods_save_and_load_the_adapter(make, tmp_path, monkeypatch):
     from sentence_transformers import SentenceTransformer
 
     model = add_lora(make(), LoraConfig(r=2))
@@ -48,6 +48,13 @@ def test_its_own_methods_save_and_load_the_adapter(make, tmp_path):
         model.save_pretrained(str(tmp_path / "whole"))
     whole = SentenceTransformer(str(tmp_path / "whole"), device="cpu")
     torch.testing.assert_close(whole.encode(["w1 w2 w3"], convert_to_tensor=True), expected)
+    with pytest.raises(InputError, match=r"would name .*base', from which this SentenceTransformer loads its network"):
+        model.push_to_hub("me/x")
+    sent = []
+    monkeypatch.setattr(SentenceTransformer, "push_to_hub", lambda self, name: sent.append((self, name)))
+    delete_adapter(model, merge=True)
+    model.push_to_hub("me/x")
+    assert sent == [(model, "me/x")]
 
 
 @pytest.mark.filterwarnings("ignore")
