@@ -1,17 +1,18 @@
-"""What servers take from a saved adapter by its raw keys, without PEFT: vLLM 0.8's PEFTHelper, llama.cpp's converter.
+"""What servers take from a saved adapter: transformers and PEFT, which swap one for another; vLLM and llama.cpp.
 
-The readers below know what those know, as their public sources have it: which keys of adapter_config.json must be
-there, which names of tensors are understood, and what the update is multiplied with.
+The readers of vLLM 0.8's PEFTHelper and of llama.cpp's converter below know what those know, as their public sources
+have it: which keys of adapter_config.json must be there, which names of tensors are understood, and what the update is
+multiplied with.
 """
 
 import json
 
 import pytest
 import torch
-from peft_zoo import randomise, tiny_llama
+from peft_zoo import logits, randomise, text, tiny_llama
 from safetensors.torch import load_file
 
-from hf_tl import LoraConfig, add_lora, save_adapter
+from hf_tl import LoraConfig, add_lora, load_adapter, save_adapter
 from hf_tl.lora.adapted import record_of
 
 
@@ -88,3 +89,28 @@ def test_what_neither_of_them_knows(config, tmp_path):
     for server in (vllm, llama_cpp):
         with pytest.raises(AssertionError):
             server(tmp_path)
+
+
+def test_transformers_swaps_one_for_another(tmp_path):
+    """Of the same ranks and alphas: those of the first adapter stay in transformers 5.24."""
+    model = tiny_llama()
+    for name, start in (("first", True), ("second", "orthogonal")):
+        saved(tmp_path / name, init_lora_weights=start)
+        model.load_adapter(str(tmp_path / name), adapter_name="default", hotswap=name == "second")
+        expected = logits(load_adapter(tiny_llama(), tmp_path / name), text())
+        torch.testing.assert_close(logits(model, text()), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft 0.21 asks
+def test_peft_swaps_one_for_another_of_another_rank(tmp_path):
+    """The same for all layers: PEFT 0.21 takes the scale from no pattern there."""
+    from peft import PeftModel
+    from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
+
+    saved(tmp_path / "first")
+    saved(tmp_path / "second", r=2, lora_alpha=10)
+    model = PeftModel.from_pretrained(tiny_llama(), tmp_path / "first").eval()
+    prepare_model_for_compiled_hotswap(model, target_rank=4)
+    hotswap_adapter(model, str(tmp_path / "second"), adapter_name="default")
+    expected = logits(load_adapter(tiny_llama(), tmp_path / "second"), text())
+    torch.testing.assert_close(logits(model, text()), expected)
