@@ -35,7 +35,7 @@ from hf_tl.lora.adapted import RECORD
 from hf_tl.lora.merge import delete_adapter, merge_adapter
 from hf_tl.models import Network
 from hf_tl.preparation import preparation_with
-from hf_tl.probes.evaluation import Evaluation
+from hf_tl.probes.evaluation import Evaluation, scores_in_words
 from hf_tl.probes.grid_search import check_groups, stratified_folds, usable_folds
 from hf_tl.probes.heads import Head, HeadMaker, default_head, fit_head, make_head
 from hf_tl.probes.svm import LinearSVM
@@ -427,8 +427,7 @@ class Classifier:
         learnt = f"{several}{len(self.class_names)} classes: {classes}" if self.class_names else "a number"
         lines = [f"{self.record.method or 'classifier'}; {learnt}"]
         if self.record.scores:
-            scores = ", ".join(f"{name} {value:.3f}" for name, value in self.record.scores.items())
-            lines.append(f"{scores} on {self.record.scored_on}")
+            lines.append(f"{scores_in_words(self.record.scores, self.record.interval)} on {self.record.scored_on}")
         return "\n".join(lines if self.problem == "regression" else [*lines, f"probabilities: {self.calibration}"])
 
     __repr__ = __str__
@@ -467,12 +466,15 @@ class Classifier:
     def _scored(
         self, logits: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str] | None, name: str
     ) -> Classifier:
-        scores = dict(self._evaluation(logits, labels, class_names, name).scores)
+        evaluation = self._evaluation(logits, labels, class_names, name)
+        scores = dict(evaluation.scores)
         if self.problem != "regression":
             truth = self.target.read(labels, class_names, source=name)
             known = truth >= 0 if truth.ndim == 1 else np.ones(len(truth), dtype=bool)
             scores["cross entropy"] = cross_entropy(logits[known] / self.calibration.temperature, truth[known])
-        return replace(self, record=replace(self.record, scores=scores, scored_on=f"{len(logits)} samples ({name})"))
+        scored_on = f"{len(logits)} samples ({name})"
+        record = replace(self.record, scores=scores, interval=evaluation.interval, scored_on=scored_on)
+        return replace(self, record=record)
 
 
 def _embedding_of(model: str | Network | FullNetworkEmbedding) -> FullNetworkEmbedding:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +35,7 @@ from hf_tl.files import leads_out, make_folder, read_untrusted, write_json, writ
 from hf_tl.hub import CARD, PushResult, check_repo_id, is_hub_id, is_hub_name, pull_files, push_files
 from hf_tl.labels import Problem
 from hf_tl.models import Network, load_network
+from hf_tl.probes.evaluation import scores_in_words
 from hf_tl.trace import evaluating, forward
 
 
@@ -214,9 +215,15 @@ def _said(said: Mapping) -> Said:
             {str(key): float(value) for key, value in record["scores"].items()},
             str(record["scored_on"]),
             tuple(str(column) for column in record["columns"]),
+            None if record["interval"] is None else _pair(record["interval"]),
         ),
         problem,
     )
+
+
+def _pair(values: Sequence) -> tuple[float, float]:
+    low, high = map(float, values)
+    return low, high
 
 
 def _load_network(folder: Path, said: Said | None, max_length: int | None, *, root: Path) -> Network:
@@ -340,8 +347,8 @@ def _card(classifier: Classifier, info: CardInfo, *, repo_id: str | None = None,
     lines += [f"{record.method[:1].upper()}{record.method[1:]}."] if record.method else []
     if record.data:
         lines.append(f"Trained on {record.data['n_samples']} samples, whose digest is `{record.data['digest']}`.")
-    scores = ", ".join(f"{metric} {value:.4g}" for metric, value in record.scores.items())
-    lines += [f"On {record.scored_on}: {scores}."] if scores else []
+    if record.scores:
+        lines.append(f"On {record.scored_on}: {scores_in_words(record.scores, record.interval)}.")
     lines += [] if problem == "regression" else [f"Its probabilities: {classifier.calibration}."]
     answers = "" if problem == "regression" else ", classifier.predict_proba(inputs)"
     use = f"""\

@@ -18,6 +18,7 @@ class TrainingRecord:
         data: of the training samples: "name", "n_samples" and "digest" (`hf_tl.embedding.fingerprint`).
         scores: metric -> value on held-out samples.
         scored_on: which those were, in words.
+        interval: the 95 % interval of the first of them, None where nobody says.
         columns: of the table that it was trained on, those that were read.
     """
 
@@ -26,6 +27,7 @@ class TrainingRecord:
     scores: Mapping[str, float] = field(default_factory=dict)
     scored_on: str = ""
     columns: tuple[str, ...] = ()
+    interval: tuple[float, float] | None = None
 
 
 def record_training(train: Samples | None, *, method: str) -> TrainingRecord:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from hf_tl import plots
 from hf_tl.embedding.embedding import Embedding
 from hf_tl.errors import InputError
-from hf_tl.intervals import wilson
+from hf_tl.intervals import mean_interval, wilson
 from hf_tl.labels import LabelTable, Problem, find_problem
 from hf_tl.table import as_html, format_table, in_words
 
@@ -90,6 +90,14 @@ class Evaluation:
             "share of the largest class": float(counts.max() / counts.sum()),
         }
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of `score` for new samples; None where these tell none: one, or numbers that are equal."""
+        truth = np.asarray(self.truth)
+        if self.problem != "classification" and (len(truth) == 1 or np.ptp(truth) == 0):
+            return None
+        return mean_interval(score_samples(truth, np.asarray(self.predicted)))
+
     @cached_property
     def classes(self) -> np.ndarray:
         """(n_classes,) the values that truth or predictions have, in order; of columns of 0 and 1 their numbers."""
@@ -164,7 +172,7 @@ class Evaluation:
             plots.heatmap(panel, shares, rows=self.names, columns=self.names, texts=texts if n <= 40 else ())
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value:.3f}" for name, value in self.scores.items())
+        return scores_in_words(self.scores, self.interval)
 
     def _repr_html_(self) -> str:
         return as_html(f"{self}\n\n{self.table()}")
@@ -178,6 +186,13 @@ class Evaluation:
             for name, precision, recall, f1, n in zip(self.names, *found, strict=True)
         ]
         return format_table(["class", "samples", "precision", "recall", "F1"], rows)
+
+
+def scores_in_words(scores: Mapping[str, float], interval: tuple[float, float] | None) -> str:
+    """ "accuracy 0.800 (0.490 .. 0.943), ...": scores by name, the first with its 95 % interval."""
+    (first, value), *others = scores.items()
+    span = "" if interval is None else " ({:.3f} .. {:.3f})".format(*interval)
+    return ", ".join([f"{first} {value:.3f}{span}", *(f"{name} {value:.3f}" for name, value in others)])
 
 
 def score_samples(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, r2_score
 
 from hf_tl import InputError
+from hf_tl.intervals import wilson
 from hf_tl.probes.evaluation import Evaluation, chance, score_samples
 
 
@@ -79,3 +80,13 @@ def test_what_samples_add_to_r2_varies_as_r2_does():
 def test_shapes_that_differ_are_refused():
     with pytest.raises(InputError, match=r"in the shape of the labels, one sample or more, got \(2,\) and \(3,\)"):
         Evaluation(np.zeros(3), np.zeros(2))
+
+
+def test_a_score_is_said_with_its_interval():
+    few = Evaluation(np.array([0, 1, 0, 1, 1]), np.array([0, 1, 0, 1, 0]))
+    assert few.interval == wilson(4, 5)
+    assert str(few).startswith("accuracy 0.800 (0.376 .. 0.964), mean accuracy of classes 0.833")
+    ages = np.arange(40.0)
+    low, high = Evaluation(ages, ages + np.where(np.arange(40) % 2, 3, -3)).interval
+    assert low < 1 - 9 / ages.var() < high  # R2
+    assert Evaluation(ages[:1], ages[:1]).interval is None
