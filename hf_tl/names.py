@@ -125,6 +125,11 @@ def closest(wanted: str, names: Sequence[str]) -> str:
     return f"the closest are {', '.join(repr(name) for name in near)}" if near else "there are none to choose from"
 
 
+def closest_module(wanted: str, names: Sequence[str]) -> str:
+    """`closest` among the names of modules, or for a word without dots among their last parts."""
+    return closest(wanted, names if "." in wanted else sorted({name.rpartition(".")[2] for name in names}))
+
+
 def listed(names: Sequence[str]) -> str:
     """Names for a message, all of them."""
     return ", ".join(in_runs(names))

@@ -14,6 +14,7 @@ from hf_tl.lora.adapted import AdapterRecord, adapter_state_dict, base_modules, 
 from hf_tl.lora.adapter import PREFIX, Adapter, alpha_for, is_finite, rank_fields, split_key, write_adapter
 from hf_tl.lora.parameter import LoraParameter, parameter_names
 from hf_tl.lora.sharded import in_one_process, whole_adapters
+from hf_tl.lora.trained_modules import resized_vocabulary
 from hf_tl.names import exact_names, is_inside, listed, match_pattern, peft_matcher
 
 
@@ -69,6 +70,13 @@ def adapter_on(
             "modules in modules_to_save, or save the network itself",
             stacklevel=3,
         )
+    lost = _vocabulary_outside(record, adapter_name)
+    if lost:
+        warnings.warn(
+            f"the vocabulary was resized after add_lora, and {listed(lost)} is not saved with the adapter: what its "
+            "new rows hold, no other process draws; resize first, then add_lora, which saves it",
+            stacklevel=3,
+        )
     with whole_adapters(record, values):
         exported = adapter_state_dict(model, adapter_name=adapter_name, export=True)
     tensors = {_in_file(record, key.removeprefix(PREFIX)): value for key, value in exported.items()}
@@ -89,6 +97,14 @@ def _in_file(record: AdapterRecord, name: str) -> str:
     """A tensor's name in a file: PEFT's layers of single rows stand in another place than those here."""
     owner = name.removesuffix(".base_layer.weight")
     return f"{owner}.token_adapter.base_layer.weight" if owner in record.tokens else name
+
+
+def _vocabulary_outside(record: AdapterRecord, adapter: str) -> list[str]:
+    """Weights of a vocabulary of another size than the checkpoint's that do not travel with an adapter."""
+    carried = (*record.own_names(adapter), *record.saved, *record.tokens)
+    names = {name: id(record.model.get_parameter(name)) for name in resized_vocabulary(record.model)}
+    held = {weight for name, weight in names.items() if is_inside(name, carried)}  # maybe under one of several names
+    return [name for name, weight in names.items() if weight not in held]
 
 
 def _trained_outside(record: AdapterRecord) -> list[str]:

@@ -36,7 +36,16 @@ from hf_tl.lora.trained_modules import (
     ties_to_break,
     whole_names,
 )
-from hf_tl.names import block_number, closest, exact_names, is_inside, match_pattern, peft_matcher, peft_saves
+from hf_tl.names import (
+    block_number,
+    closest,
+    closest_module,
+    exact_names,
+    is_inside,
+    match_pattern,
+    peft_matcher,
+    peft_saves,
+)
 from hf_tl.trace import Batch
 
 
@@ -232,6 +241,8 @@ def find_targets(
     if not chosen and not parameters:
         wanted, names = config.target_modules or (), [name for name in modules if name]
         whole = [name for name in saved if wanted not in ((), ALL_LINEAR) and peft_matcher(wanted)(name)]
+        if config.target_modules is None:
+            whole = list(saved) if default_targets(modules) else []
         if whole:
             raise InputError(
                 f"target_modules={wanted!r} chooses only modules that train in full ({', '.join(whole)}); "
@@ -247,7 +258,7 @@ def find_targets(
         first = wanted if isinstance(wanted, str) else next(iter(wanted), "")
         raise InputError(
             f"target_modules={config.target_modules!r} chooses none of the {len(names)} modules; "
-            f"{closest(first, names)}"
+            f"{closest_module(first, names)}"
         )
     _warn_of_idle_words(modules, config, [*chosen, *parameters], frozen=_left_out(modules, parameters, within=within))
     targets = [

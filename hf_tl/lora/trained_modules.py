@@ -19,7 +19,7 @@ from hf_tl.architectures import (
 )
 from hf_tl.errors import InputError
 from hf_tl.layers import head_names
-from hf_tl.names import closest, is_inside, peft_matcher, peft_saves
+from hf_tl.names import closest_module, is_inside, peft_matcher, peft_saves
 from hf_tl.trace import Batch, trace
 
 
@@ -219,9 +219,8 @@ def find_tokens(
         for word, rows in wanted.items():
             named = list(filter(peft_matcher([word]), modules))
             if not named:
-                raise InputError(
-                    f"trainable_token_indices names {word!r}, which is no module; {closest(word, list(modules))}"
-                )
+                near = closest_module(word, [name for name in modules if name])
+                raise InputError(f"trainable_token_indices names {word!r}, which is no module; {near}")
             found |= {name: tuple(rows) for name in named}
         return found
     embeddings = [name for name, module in modules.items() if isinstance(module, nn.Embedding)]
@@ -241,8 +240,9 @@ def saved_names(modules: Mapping[str, nn.Module], wanted: Sequence[str]) -> list
     if not wanted:
         return []
     for name in wanted:
-        if not any(n == name or n.endswith(f".{name}") for n in modules):
-            raise InputError(f"modules_to_save names {name!r}, which is no module; {closest(name, list(modules))}")
+        if not name or not any(n == name or n.endswith(f".{name}") for n in modules):
+            near = closest_module(name, [n for n in modules if n])
+            raise InputError(f"modules_to_save names {name!r}, which is no module; {near}")
     return whole_names(modules, peft_saves(modules, wanted))
 
 

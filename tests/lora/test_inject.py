@@ -445,3 +445,18 @@ def test_a_layer_that_is_called_and_read_is_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         add_lora(Tied(), LoraConfig(**settings, target_modules=["body"]), example=ids)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_modules": ["quary"]}, r"\['quary'\] chooses none of the \d+ modules; the closest are 'query'"),
+        ({"modules_to_save": ["bert"]}, r"chooses only modules that train in full \(bert\)"),
+        ({"modules_to_save": [""]}, "modules_to_save names '', which is no module"),
+        ({"modules_to_save": ["clasifier"]}, "which is no module; the closest are 'classifier'"),
+    ],
+    ids=str,
+)
+def test_what_leaves_nothing_to_adapt_is_named(settings, message):
+    with pytest.raises(InputError, match=message):
+        add_lora(bert(), LoraConfig(r=2, **settings))

@@ -1,5 +1,7 @@
 """What a file brings for a network's own weights, and what it may not do to them."""
 
+import warnings
+
 import peft
 import pytest
 import torch
@@ -236,3 +238,19 @@ def test_the_base_gets_the_vocabulary_that_the_adapter_brings(tmp_path):
     base = load_base(str(tmp_path / "base"), adapter)
     ids = torch.tensor([[1, words - 1]])
     assert torch.equal(put_adapter(base, adapter)(ids).logits, model(ids).logits)
+
+
+@pytest.mark.filterwarnings("ignore:the vocabulary has another size")
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])  # whose output embeddings are tied
+def test_a_vocabulary_that_is_resized_after_add_lora_is_named(make, tmp_path):
+    make().save_pretrained(tmp_path / "base")
+    model = type(make()).from_pretrained(tmp_path / "base")
+    add_lora(model, LoraConfig(r=2))
+    model.resize_token_embeddings(model.get_input_embeddings().num_embeddings + 2, mean_resizing=False)
+    with pytest.warns(UserWarning, match="resized after add_lora, and .* is not saved with the adapter"):
+        save_adapter(model, tmp_path / "after")
+    delete_adapter(model)
+    add_lora(model, LoraConfig(r=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_adapter(model, tmp_path / "before")

@@ -205,7 +205,7 @@ def test_half_precision_keeps_the_rows_in_float32():
     [
         ({"trainable_token_indices": [1, 30]}, "should be from 0 to 29, the rows of the embedding, got 1 to 30"),
         ({"trainable_token_indices": [1, 1]}, "names a token twice"),
-        ({"trainable_token_indices": {"embed_token": [1]}}, "'embed_token', which is no module; .* 'model.embed_tok"),
+        ({"trainable_token_indices": {"embed_token": [1]}}, "'embed_token', which is no module; .* 'embed_tok"),
         ({"trainable_token_indices": {"q_proj": [1], "norm": [1]}}, "not of a LlamaRMSNorm"),
         ({"trainable_token_indices": [1], "modules_to_save": ["embed_tokens"]}, "or all of it does as well"),
         ({"trainable_token_indices": [1], "target_modules": ["lm_head"]}, "'lm_head' has the weight of 'model.embed"),
