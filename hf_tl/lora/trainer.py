@@ -16,6 +16,7 @@ script instead.
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
@@ -376,8 +377,22 @@ def _push_to_hub(
 def _complete_card(model: nn.Module, output_dir: str | os.PathLike) -> None:
     """What Trainer calls, before it pushes, on a model whose card says that it is an adapter of the library peft."""
     for folder in adapter_folders(model, Path(output_dir)).values():
+        _leave_out_folders(folder / CARD, model)
         update_card(folder, n_base=count_base(model))
     _write_gitignore(Path(output_dir))
+
+
+def _leave_out_folders(card: Path, model: nn.Module) -> None:
+    """Takes folders of this machine out of a card, where Trainer names a base network by one that is there no more."""
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    said = text
+    for config in record_of(model).configs.values():
+        base = config.base_model_name_or_path
+        if base is not None and not is_hub_name(base):
+            said = re.sub(rf"(?m)^base_model: *['\"]?{re.escape(base)}['\"]? *\n", "", said)
+            said = said.replace(f"[{base}](https://huggingface.co/{base})", "a network without a name on the Hub")
+    if said != text:
+        write_whole(card, said)
 
 
 def _write_gitignore(folder: Path) -> None:

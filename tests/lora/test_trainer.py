@@ -422,3 +422,18 @@ def test_a_folder_that_from_pretrained_cannot_load_is_said_to_be_one(tmp_path):
     model = build("bert")
     with pytest.warns(UserWarning, match="no name of its network, which was made here: .*load_adapter"):
         model.save_pretrained(tmp_path / "out")
+
+
+def test_a_card_does_not_name_a_folder_that_is_there_no_more(tmp_path):
+    tiny_bert().save_pretrained(tmp_path / "client")
+    model = type(tiny_bert()).from_pretrained(tmp_path / "client")
+    add_lora(model, LoraConfig(r=2, target_modules=["query"]))
+    (tmp_path / "client").rename(tmp_path / "elsewhere")
+    args = TrainingArguments(str(tmp_path / "runs"), report_to=[], use_cpu=True)
+    done = Trainer(model, args)
+    with pytest.warns(UserWarning, match="loaded from .*client"):
+        done.save_model()
+    done.create_model_card()
+    text = (tmp_path / "runs" / "README.md").read_text()
+    assert "client" not in text
+    assert "library_name: peft" in text
