@@ -312,7 +312,10 @@ def find_network(model: nn.Module) -> nn.Module:
         )
     sharded = next((name for name, parameter in network.named_parameters() if is_sharded(parameter)), None)
     if any("ds_id" in vars(parameter) for parameter in network.parameters()):  # ZeRO-3's, empty outside of a call
-        raise InputError("DeepSpeed has partitioned the parameters, which hf_tl's adapters do not follow; use FSDP2")
+        raise InputError(
+            "DeepSpeed has partitioned the parameters; load the network and its adapter before TrainingArguments with "
+            "ZeRO-3 are made, or use FSDP2"
+        )
     if sharded is not None:
         raise InputError(f"{sharded!r} is sharded among processes; add or load adapters first, then shard it")
     for name, module in network.named_modules():

@@ -1,6 +1,7 @@
-"""Adapters on a network that FSDP2 has spread over processes: their tensors whole, and one process that writes.
+"""Adapters on a network that is spread over processes: their tensors whole, and one process that writes.
 
-`torch.distributed.fsdp.fully_shard`, and Accelerate with it, replaces each parameter by this process's part of it.
+FSDP2 (`torch.distributed.fsdp.fully_shard`, and Accelerate with it) replaces each parameter by this process's part of
+it. DeepSpeed's ZeRO-3 leaves the parameter, empty outside of a call.
 """
 
 from __future__ import annotations
@@ -27,26 +28,25 @@ Place = tuple[dict[str, Any], str]
 
 
 def is_spread(model: nn.Module) -> bool:
-    """Whether each process has a part of the network."""
+    """Whether each process has a part of the network, by FSDP2."""
     return any(map(is_sharded, model.parameters()))
 
 
-def refuse_other_sharding() -> None:
-    """Checks that Accelerate, by its launcher or an Accelerator that was made, shards in no way but FSDP2.
+def is_partitioned(tensor: Any) -> bool:
+    """True for a parameter that ZeRO-3 has taken over."""
+    return "ds_id" in vars(tensor)
+
+
+def refuse_fsdp1() -> None:
+    """Checks that Accelerate, by its launcher or an Accelerator that was made, shards by no FSDP but FSDP2.
 
     Raises:
-        InputError: it was told to by DeepSpeed or by FSDP of version 1.
+        InputError: it does, by version 1.
     """
     state = _accelerator_state()
-    kind, plugin = str(state.get("distributed_type", "")), state.get("fsdp_plugin")
-    launched = {name for name in ("DEEPSPEED", "FSDP") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"}
-    if kind.endswith("DEEPSPEED") or "DEEPSPEED" in launched:
-        raise InputError(
-            "DeepSpeed owns the parameters, and adapters would be read and saved in pieces; launch with FSDP2 "
-            "(recipes/configs/fsdp2.yaml) or DDP"
-        )
-    version = os.environ.get("FSDP_VERSION") if plugin is None and "FSDP" in launched else None
-    if version == "1" or (kind.endswith("FSDP") and plugin is not None and plugin.fsdp_version == 1):
+    plugin, launched = state.get("fsdp_plugin"), os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    version = os.environ.get("FSDP_VERSION") if plugin is None and launched else None
+    if version == "1" or (plugin is not None and plugin.fsdp_version == 1):
         raise InputError(
             "FSDP of version 1 joins frozen and trained parameters in one, and adapters would be read and saved in "
             "pieces; set fsdp_version: 2 in the file that accelerate is launched with"
@@ -106,22 +106,34 @@ def whole_adapters(record: AdapterRecord, values: Mapping[str, Tensor] | None = 
         InputError: values without one of the tensors.
     """
     before: list[tuple[Place, Any]] = []
+    places = adapter_places(record)
     try:
-        for name, (kept, attribute) in adapter_places(record).items():
+        if values is None:
+            values = _gathered({name: kept[attribute] for name, (kept, attribute) in places.items()})
+        for name, (kept, attribute) in places.items():
             tensor: Any = kept[attribute]
-            if values is None:
-                whole = tensor.full_tensor() if is_sharded(tensor) else tensor
-            elif name in values:
-                whole = values[name]
-            else:
+            if name not in values:
                 raise InputError(f"the state dict to be saved has no {name!r}; pass accelerator.get_state_dict(model)")
-            before.append(((kept, attribute), tensor))
-            is_parameter = isinstance(tensor, nn.Parameter)
-            kept[attribute] = nn.Parameter(whole.detach(), tensor.requires_grad) if is_parameter else whole
+            if values[name] is not tensor:
+                before.append(((kept, attribute), tensor))
+                whole = values[name].detach()
+                is_parameter = isinstance(tensor, nn.Parameter)
+                kept[attribute] = nn.Parameter(whole, tensor.requires_grad) if is_parameter else whole
         yield
     finally:
         for (kept, attribute), tensor in before:
             kept[attribute] = tensor
+
+
+def _gathered(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The same tensors, whole."""
+    found = {name: tensor.full_tensor() if is_sharded(tensor) else tensor for name, tensor in tensors.items()}
+    partitioned = {name: tensor for name, tensor in tensors.items() if is_partitioned(tensor)}
+    if partitioned:
+        deepspeed: Any = sys.modules["deepspeed"]  # which made them
+        with deepspeed.zero.GatheredParameters([*partitioned.values()]):
+            found |= {name: tensor.detach().clone() for name, tensor in partitioned.items()}
+    return found
 
 
 def in_one_process(model: nn.Module, write: Callable[[], Result]) -> Result | None:
@@ -134,17 +146,18 @@ def in_one_process(model: nn.Module, write: Callable[[], Result]) -> Result | No
         InputError: the first one failed, in all of them.
     """
     mesh = next((p.device_mesh for p in model.parameters() if is_sharded(p)), None)  # type: ignore[attr-defined]
-    if mesh is None:
+    if mesh is None and not any(map(is_partitioned, model.parameters())):
         return write()
+    groups = [None] if mesh is None else [mesh.get_group(dim) for dim in range(mesh.ndim)]
     result, failed = None, [""]
-    if not any(mesh.get_coordinate()):
+    if not any(map(torch.distributed.get_rank, groups)):
         try:
             result = write()
         except Exception as error:  # of which the others, who wait, have to hear
             failed = [str(error) if isinstance(error, InputError) else in_one_line(error)]
-    for dim in range(mesh.ndim):
-        group = mesh.get_group(dim)
-        torch.distributed.broadcast_object_list(failed, torch.distributed.get_global_rank(group, 0), group=group)
+    for group in groups:
+        first = 0 if group is None else torch.distributed.get_global_rank(group, 0)
+        torch.distributed.broadcast_object_list(failed, first, group=group)
     if failed[0]:
         raise InputError(failed[0])
     return result

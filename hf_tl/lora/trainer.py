@@ -43,10 +43,11 @@ from hf_tl.lora.push import count_base, push_adapter, update_card
 from hf_tl.lora.save import adapter_on
 from hf_tl.lora.sharded import (
     in_one_process,
+    is_partitioned,
     is_spread,
     keep_adapters,
     missing_tensors,
-    refuse_other_sharding,
+    refuse_fsdp1,
     saves_in_shards,
 )
 
@@ -87,7 +88,7 @@ class AdapterCallback(TrainerCallback):
         **events: Any,
     ) -> None:
         """Checks that there is an adapter, and one that can be saved, before anything is loaded or trained."""
-        refuse_other_sharding()
+        refuse_fsdp1()
         if saves_in_shards():
             raise InputError(_IN_SHARDS)
         follow_trainer(record_of(model).model)
@@ -205,7 +206,7 @@ def follow_trainer(model: nn.Module) -> None:
     record.hooks.append(model.register_load_state_dict_pre_hook(_take_adapter))
     record.hooks.append(model.register_load_state_dict_post_hook(_miss_nothing))
     record.hooks.append(model.register_state_dict_post_hook(_only_adapter_of_shards))
-    record.hooks.append(model.register_forward_pre_hook(_refuse_other_sharding))
+    record.hooks.append(model.register_forward_pre_hook(_refuse_fsdp1))
     if is_transformers(model):
         # partials, not methods: pickle finds a method by its name in the class, where there is none
         made = {
@@ -315,18 +316,18 @@ def _save_pretrained(
     """What `model.save_pretrained` does while the network has an adapter: the adapter is saved, not the network."""
     if push_to_hub:
         raise InputError("save_pretrained(push_to_hub=True) is not for adapters; use hf_tl.push_adapter(model, ...)")
-    spread = is_spread(model)
+    spread = is_spread(model) or any(map(is_partitioned, model.parameters()))
     if spread and state_dict is None:
         raise InputError(
-            "the adapter is sharded with its network; call hf_tl.save_adapter in every process, or save_pretrained "
-            "with state_dict=accelerator.get_state_dict(model)"
+            "the adapter is spread over processes with its network; call hf_tl.save_adapter in every process, or "
+            "save_pretrained with state_dict=accelerator.get_state_dict(model)"
         )
     if not is_main_process:
         return
     folder = Path(save_directory)
     save_for_trainer(model, folder, values=state_dict if spread else None)
     if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
-        if not spread:  # else Trainer resumes from what FSDP saves
+        if not spread:  # else Trainer resumes from what FSDP or DeepSpeed saves
             # it reads adapter_model.safetensors for PEFT's own class only, for any other model this name
             write_whole(folder / SAFE_WEIGHTS_NAME, pack_tensors(live_tensors(model)))
         _write_gitignore(folder.parent)
@@ -465,6 +466,6 @@ def _only_adapter_of_shards(model: nn.Module, tensors: dict[str, Tensor], prefix
         keep_adapters(tensors, record_of(model))
 
 
-def _refuse_other_sharding(model: nn.Module, inputs: object) -> None:
+def _refuse_fsdp1(model: nn.Module, inputs: object) -> None:
     if not torch.compiler.is_compiling():
-        refuse_other_sharding()
+        refuse_fsdp1()
