@@ -314,7 +314,7 @@ def find_network(model: nn.Module) -> nn.Module:
     if any("ds_id" in vars(parameter) for parameter in network.parameters()):  # ZeRO-3's, empty outside of a call
         raise InputError(
             "DeepSpeed has partitioned the parameters; load the network and its adapter before TrainingArguments with "
-            "ZeRO-3 are made, or use FSDP2"
+            "ZeRO-3 are made, or launch with zero3_init_flag: false"
         )
     if sharded is not None:
         raise InputError(f"{sharded!r} is sharded among processes; add or load adapters first, then shard it")

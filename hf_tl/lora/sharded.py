@@ -37,6 +37,11 @@ def is_partitioned(tensor: Any) -> bool:
     return "ds_id" in vars(tensor)
 
 
+def is_in_pieces(model: nn.Module) -> bool:
+    """Whether each process has a part of the network, by FSDP2 or ZeRO-3."""
+    return any(is_sharded(parameter) or is_partitioned(parameter) for parameter in model.parameters())
+
+
 def refuse_fsdp1() -> None:
     """Checks that Accelerate, by its launcher or an Accelerator that was made, shards by no FSDP but FSDP2.
 

@@ -43,7 +43,7 @@ from hf_tl.lora.push import count_base, push_adapter, update_card
 from hf_tl.lora.save import adapter_on
 from hf_tl.lora.sharded import (
     in_one_process,
-    is_partitioned,
+    is_in_pieces,
     is_spread,
     keep_adapters,
     missing_tensors,
@@ -106,7 +106,7 @@ class AdapterCallback(TrainerCallback):
         network = record_of(model).model
         adapters_in_use(network)
         self._release()
-        if not isinstance(network, PreTrainedModel) and not is_spread(network):
+        if not isinstance(network, PreTrainedModel) and not is_in_pieces(network):
             self._hook = network.register_state_dict_post_hook(_only_adapter)
 
     def on_save(
@@ -121,7 +121,7 @@ class AdapterCallback(TrainerCallback):
         """Completes the folder that Trainer wrote."""
         folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         network = record_of(model).model
-        if is_spread(network):  # in every process
+        if is_in_pieces(network):  # in every process
             if not isinstance(network, PreTrainedModel):
                 save_for_trainer(network, folder)
         elif args.should_save and self._hook is not None and folder.is_dir():
@@ -316,7 +316,7 @@ def _save_pretrained(
     """What `model.save_pretrained` does while the network has an adapter: the adapter is saved, not the network."""
     if push_to_hub:
         raise InputError("save_pretrained(push_to_hub=True) is not for adapters; use hf_tl.push_adapter(model, ...)")
-    spread = is_spread(model) or any(map(is_partitioned, model.parameters()))
+    spread = is_in_pieces(model)
     if spread and state_dict is None:
         raise InputError(
             "the adapter is spread over processes with its network; call hf_tl.save_adapter in every process, or "

@@ -204,7 +204,7 @@ def test_a_network_in_parts_is_saved_from_the_state_dict_that_was_gathered(monke
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for parameter in model.parameters():
         nn.init.constant_(parameter, 7.0)
-    monkeypatch.setattr("hf_tl.lora.trainer.is_spread", lambda model: True)
+    monkeypatch.setattr("hf_tl.lora.trainer.is_in_pieces", lambda model: True)
     with pytest.raises(InputError, match=r"with state_dict=accelerator.get_state_dict\(model\)"):
         model.save_pretrained(tmp_path / "parts")
     model.save_pretrained(tmp_path / "other", state_dict={}, is_main_process=False)
