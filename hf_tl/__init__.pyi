@@ -20,6 +20,7 @@ from .arguments import share_batch as share_batch
 from .card import CardInfo as CardInfo
 from .classifier import Classifier as Classifier
 from .cluster import RayEmbedding as RayEmbedding
+from .cluster import RayExecutor as RayExecutor
 from .data import Samples as Samples
 from .data import load_task as load_task
 from .embedding import Embedding as Embedding

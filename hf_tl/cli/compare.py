@@ -12,6 +12,7 @@ from hf_tl.files import make_folder, parse_json, read_untrusted, write_json
 
 
 if TYPE_CHECKING:
+    from hf_tl.cluster import RayExecutor
     from hf_tl.strategies.strategy import Effort
 
 
@@ -21,7 +22,8 @@ SETTINGS, LARGEST = "settings.json", 10**6  # bytes
 EXAMPLES = """\
   hf-tl compare timm/mobilenetv2_100.ra_in1k beans --image-size 96 --out runs/beans
   hf-tl compare path/to/model path/to/data --strategies "last layer" split "full fine-tuning" --shots 2 5 10 20
-  hf-tl compare path/to/model path/to/data --budget 2h --country ESP"""
+  hf-tl compare path/to/model path/to/data --budget 2h --country ESP
+  hf-tl compare path/to/model path/to/data --ray ray://head:10001 --gpus 1"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=int, help="side of the square images in pixels")
     add("--country", help="where it runs, for the CO2: ESP, Spain")
     add("--part", default="1/1", metavar="I/K", help="this process does every K-th run, from the I-th on")
+    ray_help = "do the runs on a Ray cluster: that of an address, or the one of this environment, else of this machine"
+    add("--ray", nargs="?", const="", metavar="ADDRESS", help=ray_help)
+    add("--gpus", type=float, default=0.0, help="GPUs of each run on Ray (default %(default)g)")
     add("--out", type=Path, default=Path("runs/compare"), help="folder of the ledger (default %(default)s)")
 
 
@@ -58,11 +63,22 @@ def run(options: argparse.Namespace) -> None:
         "country": options.country,
     }
     part = _read_part(options.part)
+    if options.gpus and options.ray is None:
+        raise InputError(
+            "--gpus is for runs on a Ray cluster, with --ray; without it, runs take the GPU that is there"
+        )
     make_folder(options.out)
     said = {"model": options.model, "data": options.data, **settings, "effort": _spent(effort)}
     write_json(options.out / SETTINGS, said)
     found = compare(
-        options.model, options.data, **settings, effort=effort, out=options.out, budget=options.budget, part=part
+        options.model,
+        options.data,
+        **settings,
+        effort=effort,
+        out=options.out,
+        budget=options.budget,
+        part=part,
+        executor=None if options.ray is None else _on_ray(options.ray, options.gpus),
     )
     print(found.table())
     written = [found.save(options.out / "comparison.json")]
@@ -99,6 +115,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if wrong:
         raise InputError(f"{str(path)!r} is none of `hf-tl compare`: {wrong[0]!r} is missing, unknown or of no use")
     return {**said, "effort": Effort(**said["effort"])}
+
+
+def _on_ray(address: str, num_gpus: float) -> RayExecutor:
+    from hf_tl.cluster import RayExecutor
+
+    return RayExecutor(address=address or None, num_gpus=num_gpus)
 
 
 def _spent(effort: Effort) -> dict[str, int]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from hf_tl.cluster.ray_data import receive
 from hf_tl.data import Samples
 from hf_tl.embedding.batches import Execution, Processes
 from hf_tl.embedding.passes import Chunk, Pass
@@ -65,9 +66,7 @@ class BlockReader:
     """
 
     def __init__(self, reading: ray.ObjectRef):
-        import ray
-
-        self.reading: Reading = ray.get(reading)
+        self.reading: Reading = receive(reading)
         self._pass = Pass(
             self.reading.network,
             Samples([{}], INPUT),  # none of its own; a block takes its place

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +12,7 @@ import numpy as np
 from sklearn.base import clone
 
 from hf_tl.cluster.block_reader import INPUT, BlockFeatures, BlockStatistics, Reading, merge_statistics
+from hf_tl.cluster.ray_data import map_blocks, own_errors, require_ray_data, send
 from hf_tl.data import Samples, as_samples
 from hf_tl.embedding.batches import Execution
 from hf_tl.embedding.embedding import Embedding, LayerColumns
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 FILE = {"bytes", "path"}  # what Ray and `datasets` make of one
 MERGED_AT_ONCE = 64  # rows of statistics, of three float64 numbers a feature each
-RAY = "this runs on Ray: pip install 'hf-tl[ray]'"
 
 
 @dataclass
@@ -99,8 +98,8 @@ class RayEmbedding:
         Raises:
             InputError: Ray is not installed, fewer than two samples, or samples that cannot be read.
         """
-        data = _require_ray_data()
-        with _own_errors():
+        data = require_ray_data()
+        with own_errors():
             dataset, reading, head = self._open(samples, data)
             taps, layers = self._find_taps(head)
             blocks = self._mapped(dataset, replace(reading, taps=tuple(taps)), BlockStatistics)
@@ -180,7 +179,7 @@ class RayEmbedding:
             fs, path = url_to_fs(str(make_folder(folder).resolve()))
         if fs.glob(f"{path.rstrip('/')}/*.parquet"):
             raise InputError(f"{str(folder)!r} holds Parquet files already; choose another folder")
-        with _own_errors():
+        with own_errors():
             rows.write_parquet(
                 path, min_rows_per_file=rows_per_file, row_group_size=ROWS_PER_GROUP, **WRITE, **options
             )
@@ -192,8 +191,8 @@ class RayEmbedding:
         scaler: Scaler | None,
         codec: ShardCodec,
     ) -> ray.data.Dataset:
-        data = _require_ray_data()
-        with _own_errors():
+        data = require_ray_data()
+        with own_errors():
             dataset, reading, head = self._open(samples, data)
         if reading.index is None:
             raise InputError(
@@ -281,38 +280,11 @@ class RayEmbedding:
     def _mapped(
         self, dataset: ray.data.Dataset, reading: Reading, make: Callable, *arguments: object
     ) -> ray.data.Dataset:
-        import ray.data
-
-        least, most = self.actors if isinstance(self.actors, tuple) else (self.actors, self.actors)
-        rows = dataset.map_batches(
+        return map_blocks(
+            dataset,
             make,
-            batch_size=None,  # a block as it is, so that what is done again is the same
-            batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
-            fn_constructor_args=(ray.put(reading), *arguments),
+            (send(reading), *arguments),
+            actors=self.actors,
             num_cpus=self.num_cpus,
-            num_gpus=self.num_gpus,
+            num_gpus=self.num_gpus or 0.0,
         )
-        rows.context.raise_original_map_exception = True  # so that it can be told from Ray's own
-        return rows
-
-
-def _require_ray_data() -> ModuleType:
-    try:
-        import ray.data
-    except ImportError as error:
-        raise InputError(RAY) from error
-    return ray.data
-
-
-@contextmanager
-def _own_errors() -> Iterator[None]:
-    """What an actor says to the user is said here, without the layers of Ray around it."""
-    from ray.exceptions import RayTaskError
-
-    try:
-        yield
-    except RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise InputError(str(error.cause).splitlines()[0]) from error  # what follows is Ray's advice
-        raise

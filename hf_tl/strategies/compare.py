@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -34,6 +34,16 @@ SEEDS = 3
 LEDGER = "ledger.jsonl"
 PACKAGES = ("hf_tl", "torch", "transformers", "timm", "scikit-learn", "numpy")
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Executor(Protocol):
+    """Where runs are done: `hf_tl.RayExecutor`, or one of `concurrent.futures`."""
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
+        """What the function gives for each item, in any order."""
+
 
 def compare(
     model: str,
@@ -50,6 +60,7 @@ def compare(
     human_minutes: float = 0.0,
     groups: np.ndarray | None = None,
     part: tuple[int, int] = (0, 1),
+    executor: Executor | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Fits every strategy with every number of samples and every seed, and evaluates all on the same samples.
@@ -71,13 +82,15 @@ def compare(
         human_minutes: of people for each run, as you say.
         groups: (n,) numbers that twins share, for training and test samples; None to look for twins.
         part: (i, k): this process does every k-th run from the i-th on.
+        executor: where runs are done, such as `RayExecutor(num_gpus=1)`; this process alone writes the ledger. None to
+            do them here, one after the other.
         progress: whether a progress bar is drawn.
 
     Raises:
         InputError: what cannot be compared; before anything is fitted.
     """
-    started = time.monotonic()
     limit = float("inf") if budget is None else 0.0 if budget == 0 else in_seconds(budget)
+    until = time.time() + limit  # a clock that machines have in common
     effort, folder = Effort() if effort is None else effort, Path(out)
     found = find_strategies(strategies)
     if seeds < 2:
@@ -92,17 +105,29 @@ def compare(
     plan = list(_plan(transfer, found, wanted, seeds, effort, pool))
     done = ledger.read()
     todo = [one for i, one in enumerate(plan) if one[0] not in done and i % part[1] == part[0]]
+    if executor is not None and any(isinstance(one[2], FeatureExtraction) for one in todo):
+        transfer.raw  # noqa: B018  read here, once, for all runs
+
+    def begin(planned: Planned) -> Run | None:
+        """The run; None where the budget is spent."""
+        if time.time() > until:
+            return None
+        key, config, strategy, n, seed = planned
+        drawn = draw(transfer.labels, pool, shots=n, seed=seed)
+        cost = Footprint(strategy.name, country=country, human_minutes=human_minutes, count_flops=True)
+        return run_once(transfer, strategy, drawn, key, config, n, seed, effort, cost)
+
     with tqdm(total=len(plan), initial=len(plan) - len(todo), desc="compare", unit="run", disable=not progress) as bar:
-        for key, config, strategy, n, seed in todo:
-            if time.monotonic() - started > limit:
-                spent = f"the budget of {budget} is spent; the same call does the {len(plan) - bar.n} others"
-                notes = (*notes, spent if budget else f"runs that are still to be done: {len(plan) - bar.n}")
-                break
-            bar.set_postfix_str(f"{strategy.name}, {n} a class, seed {seed}")
-            drawn = draw(transfer.labels, pool, shots=n, seed=seed)
-            cost = Footprint(strategy.name, country=country, human_minutes=human_minutes, count_flops=True)
-            ledger.append(run_once(transfer, strategy, drawn, key, config, n, seed, effort, cost))
+        not_begun = False
+        for run in (map if executor is None else executor.map)(begin, _shown(todo, bar)):
+            if run is None:
+                not_begun = True
+                continue
+            ledger.append(run)
             bar.update()
+        if not_begun:
+            spent = f"the budget of {budget} is spent; the same call does the {len(plan) - bar.n} others"
+            notes = (*notes, spent if budget else f"runs that are still to be done: {len(plan) - bar.n}")
     keys = [one[0] for one in plan]
     runs = [run for key, run in ledger.read().items() if key in keys]
 
@@ -184,6 +209,14 @@ def run_config(
         "effort": spent,
         "samples": fingerprint_json([list(part) for part in samples])[:16],
     }
+
+
+def _shown(todo: Iterable[Planned], bar: tqdm) -> Iterator[Planned]:
+    """The runs, each on the bar as it is begun."""
+    for planned in todo:
+        _, _, strategy, n, seed = planned
+        bar.set_postfix_str(f"{strategy.name}, {n} a class, seed {seed}")
+        yield planned
 
 
 Planned = tuple[str, dict[str, Any], Strategy, int, int]

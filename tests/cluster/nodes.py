@@ -2,12 +2,15 @@
 
 import os
 import signal
+import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from one_comparison import Guess
 from torch import nn
 
 from hf_tl import FullNetworkEmbedding, Network, Samples
@@ -24,7 +27,8 @@ def two_nodes():
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent / "strategies"), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # of the workers
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     try:
@@ -35,6 +39,29 @@ def two_nodes():
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+@contextmanager
+def losing_a_node(cluster, when):
+    """Inside, the second node is lost as soon as `when()` holds; afterwards there is another one."""
+    (node,) = (node for node in cluster.list_all_nodes() if node is not cluster.head_node)
+    over = threading.Event()
+
+    def lose():
+        while not when():
+            if over.wait(0.02):
+                return
+        cluster.remove_node(node, allow_graceful=False)
+
+    thread = threading.Thread(target=lose)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        assert node not in cluster.list_all_nodes()
+        cluster.add_node(**NODE)
 
 
 class Drawn(Samples):
@@ -80,3 +107,18 @@ def embedding(**options):
 
 def as_tensors(batch):
     return torch.stack([torch.as_tensor(value).float() for value in batch])
+
+
+class Counted(Guess):
+    """Leaves a file for each run that is begun; the first time that one of 2 samples a class is, it is killed."""
+
+    def fit(self, transfer, train, validation, *, effort, seed):
+        begun = Path(transfer.folder, "begun")
+        begun.mkdir(exist_ok=True)
+        first = not (begun / "killed").exists()
+        (begun / f"{time.time_ns()}").touch()
+        time.sleep(0.3)
+        if first and len(train) + len(validation) == 6:
+            (begun / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().fit(transfer, train, validation, effort=effort, seed=seed)

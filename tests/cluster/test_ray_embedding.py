@@ -1,13 +1,11 @@
 """On a cluster of two Ray nodes: the same statistics and features as in one process, whoever is killed on the way."""
 
 import sys
-import threading
-import time
 
 import numpy as np
 import pytest
 import torch
-from nodes import NODE, Deadly, drawn, embedding
+from nodes import Deadly, drawn, embedding, losing_a_node
 
 from hf_tl import Embedding, FullNetworkEmbedding, InputError, RayEmbedding, load_network
 
@@ -96,20 +94,8 @@ def test_actors_and_a_node_are_killed_on_the_way(cluster, alone, tmp_path):
     fatal = (10, 170)
     samples = drawn(N, Deadly, fatal=fatal, folder=str(tmp_path / "read"))
     on_ray = RayEmbedding(fne, block_size=20, actors=2)
-    (node,) = (node for node in cluster.list_all_nodes() if node is not cluster.head_node)
-
-    def lose_a_node():
-        while len(list((tmp_path / "read").iterdir())) < N // 4:
-            time.sleep(0.02)
-        cluster.remove_node(node, allow_graceful=False)
-
-    killer = threading.Thread(target=lose_a_node)
-    killer.start()
-    try:
+    with losing_a_node(cluster, lambda: len(list((tmp_path / "read").iterdir())) >= N // 4):
         got = on_ray.to_parquet(on_ray.transform(samples), tmp_path / "shards", rows_per_file=50)
-    finally:
-        killer.join()
-        cluster.add_node(**NODE)
     assert_same(got, wanted)
     assert len(got) == N
     times = {int(path.name): path.stat().st_size for path in (tmp_path / "read").iterdir()}
