@@ -58,7 +58,7 @@ def export_classifier(classifier: Classifier, path: str | Path, *, inputs: Seque
     batches = [classifier.execution.placed(network.prepare(list(islice(cycle(raw), n)))) for n in (2, 3)]
     module = _ByPosition(classifier.to_module(), names=_names(batches[0])).eval()
     first, other = (_tensors(batch) for batch in batches)
-    program = _program(module, first)
+    program = _program(module, first, arrays=network.modality == "array")
     with torch.inference_mode():
         off = float((program.module()(*other) - module(*other)).abs().max())
     if off > CLOSE:
@@ -96,10 +96,15 @@ def _tensors(batch: Batch) -> tuple[Tensor, ...]:
     return (batch,) if isinstance(batch, Tensor) else tuple(batch.values())
 
 
-def _program(module: nn.Module, tensors: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+def _program(module: nn.Module, tensors: tuple[Tensor, ...], *, arrays: bool) -> torch.export.ExportedProgram:
     """A graph for any number of samples, and any length of tokens or recordings."""
     any_size = torch.export.Dim.DYNAMIC
-    shapes = tuple({0: any_size, 1: any_size} if tensor.ndim == 2 else {0: any_size} for tensor in tensors)
+    shapes = tuple(
+        {0: any_size, 1: any_size}
+        if tensor.ndim == 2 and not (arrays and tensor.is_floating_point())  # whose width is that of the first layer
+        else {0: any_size}
+        for tensor in tensors
+    )
     try:
         return torch.export.export(module, tensors, dynamic_shapes={"tensors": shapes}, strict=False)
     except Exception as error:  # a foreign network can fail the tracer in any way

@@ -78,6 +78,20 @@ def test_it_answers_as_its_head_does_from_memory_from_files_and_as_a_module(task
     assert ("number" in str(made)) == (problem == "regression")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", ["multilabel", "regression"])
+def test_an_onnx_file_gives_what_is_asked(tasks, problem, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    made, _ = fit(tasks[problem])
+    raw = [tasks[problem].test[i] for i in range(20)]
+    session = onnxruntime.InferenceSession(str(made.export(tmp_path / "made.onnx", inputs=raw)))
+    (logits,) = session.run(None, {session.get_inputs()[0].name: made.network.prepare(raw).numpy()})
+    if problem == "regression":
+        assert logits[:, 0] == pytest.approx(made.predict(raw), rel=1e-4, abs=1e-4)
+    else:
+        assert expit(logits) == pytest.approx(made.predict_proba(raw), abs=1e-4)
+
+
 def test_the_temperature_of_several_classes_is_that_of_the_least_cross_entropy():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2, (400, 3))

@@ -40,3 +40,26 @@ def test_a_trained_network_is_whole_on_the_hub(hub, tmp_path, timm_folder, text_
     assert np.abs(pulled.predict_proba(made.inputs) - classifier.predict_proba(made.inputs)).max() < 1e-6
     with pytest.raises(InputError, match="there is no repository 'me/nothing'"):
         Classifier.from_pretrained("me/nothing")
+
+
+FILMS = "text,reply,stars,good,sad\n" + "\n".join(
+    f"{word} film {i},{'yes' if i % 3 else 'no'},{i % 5},{int(word == 'good')},{i % 2}"
+    for i, word in enumerate(["good", "bad"] * 12)
+)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"label": "stars", "problem": "regression"}, {"label": ["good", "sad"]}, {"input_column": ("text", "reply")}],
+    ids=["numbers", "several classes", "pairs"],
+)
+def test_what_answers_otherwise_than_with_one_class_is_whole_on_the_hub(hub, tmp_path, text_folder, options):
+    (tmp_path / "films.csv").write_text(FILMS)
+    options = {"label": "good", "input_column": "text", **options}
+    task = load_task(str(tmp_path / "films.csv"), modality="text", **options)
+    made = Classifier.fit(FullNetworkEmbedding(load_network(str(text_folder)), progress=False), task)
+    made.push_to_hub("me/films")
+    pulled = Classifier.from_pretrained("me/films", execution=Execution(progress=False))
+    asked = [task.test[i] for i in range(len(task.test))]
+    assert pulled.problem == made.problem
+    assert list(map(str, pulled.predict(asked))) == list(map(str, made.predict(asked)))
