@@ -9,14 +9,16 @@ Two processes on a CPU (`accelerate launch --cpu --num_processes 2` would start 
     ACCELERATE_USE_CPU=true accelerate launch --config_file recipes/configs/two_processes_cpu.yaml \\
         recipes/finetune_lora.py recipes/configs/finetune_lora_text.yaml --use_cpu
 
-A base that no GPU holds is shared among them: recipes/configs/fsdp2.yaml, and fsdp2_large.yaml, which loads it once,
-keeps it in the memory of the processor and computes activations again:
+A base that no GPU holds is spread over them by FSDP2:
 
     accelerate launch --config_file recipes/configs/fsdp2.yaml \\
         recipes/finetune_lora.py recipes/configs/finetune_lora_text.yaml
 
+fsdp2_large.yaml loads it once, keeps it in the memory of the processor and computes activations again; zero2.yaml is
+for DeepSpeed's ZeRO-2.
+
 --output_dir receives the adapter alone, in PEFT's format, and checkpoints hold nothing else. --batch samples are split
-among the processes, so any number of them takes the same steps. DeepSpeed is refused; see docs/large-models.md.
+among the processes, so any number of them takes the same steps. docs/large-models.md says more.
 
 Afterwards: `load_adapter(model, "runs/lora")`, `PeftModel.from_pretrained(model, "runs/lora")`.
 """
@@ -25,6 +27,7 @@ import os
 from dataclasses import dataclass, field
 
 from transformers import Trainer, TrainingArguments, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_tl import (
     DataCollator,
@@ -58,8 +61,11 @@ class Arguments(TaskArguments):
 
 def check_launch(training: TrainingArguments) -> None:
     """Raises InputError for a way of sharding with which no adapter would be saved, before anything is loaded."""
-    if training.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
-        raise InputError("DeepSpeed owns the parameters, and an adapter could be saved in pieces; launch with FSDP2")
+    if is_deepspeed_zero3_enabled():
+        raise InputError(
+            "ZeRO-3 partitions the network as it is loaded, before it has an adapter; launch with FSDP2 "
+            "(recipes/configs/fsdp2.yaml) or ZeRO-2"
+        )
     if not uses_fsdp(training):
         return
     launched = {

@@ -117,11 +117,11 @@ def mixed(out):
     return {"loss": losses}
 
 
-def by_trainer(out):
-    done = trainer(network(), out / "trainer", world=2)
+def by_trainer(out, **changes):
+    done = trainer(network(), out / "trainer", world=2, **changes)
     done.train()
     done.save_model(str(out / "trainer-end"))
-    again = trainer(network(), out / "again", world=2)
+    again = trainer(network(), out / "again", world=2, **changes)
     again.train(resume_from_checkpoint=str(out / "trainer" / "checkpoint-10"))
     return {"trainer": history(done), "again": history(again)}
 
