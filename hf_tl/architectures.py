@@ -257,6 +257,21 @@ def is_sharded(tensor: torch.Tensor) -> bool:
     return any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
 
 
+def is_partitioned(tensor: torch.Tensor) -> bool:
+    """True for a parameter that DeepSpeed's ZeRO-3 has taken over."""
+    return "ds_id" in vars(tensor)
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Whether each process has a part of the network, by FSDP2 or tensor parallelism."""
+    return any(map(is_sharded, model.parameters()))
+
+
+def is_in_pieces(model: nn.Module) -> bool:
+    """Whether each process has a part of the network, by FSDP2 or ZeRO-3."""
+    return any(is_sharded(parameter) or is_partitioned(parameter) for parameter in model.parameters())
+
+
 def offloaded_to_run_on(module: nn.Module) -> torch.device | None:
     """Where a layer runs whose weights accelerate keeps elsewhere and brings for each call; None for any other."""
     hook = vars(module).get("_hf_hook")

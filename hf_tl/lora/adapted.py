@@ -43,6 +43,8 @@ projection is masked.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,6 +58,7 @@ from hf_tl.architectures import (
     find_networks,
     is_encoder_of_sentences,
     is_parallel,
+    is_partitioned,
     is_sharded,
     is_transformers,
     quantiser_of,
@@ -305,13 +308,14 @@ def find_network(model: nn.Module) -> nn.Module:
                 "of them, as in add_lora(model[0].auto_model, ...)"
             )
         network = inner[0]
+    refuse_fsdp1()
     if is_parallel(network):
         raise InputError(
             f"the network is in {type(network).__name__}, which would not share the gradients of a new adapter among "
             f"its processes; add or load adapters first, then wrap it"
         )
     sharded = next((name for name, parameter in network.named_parameters() if is_sharded(parameter)), None)
-    if any("ds_id" in vars(parameter) for parameter in network.parameters()):  # ZeRO-3's, empty outside of a call
+    if any(map(is_partitioned, network.parameters())):
         raise InputError(
             "DeepSpeed has partitioned the parameters; load the network and its adapter before TrainingArguments with "
             "ZeRO-3 are made, or launch with zero3_init_flag: false"
@@ -330,6 +334,28 @@ def find_network(model: nn.Module) -> nn.Module:
         if lazy is not None:
             raise InputError(f"{name}.{lazy} has no shape yet (a lazy module); run the network once, then adapt it")
     return network
+
+
+def refuse_fsdp1() -> None:
+    """Checks that Accelerate, by its launcher or an Accelerator that was made, shards by no FSDP but FSDP2.
+
+    Raises:
+        InputError: it does, by version 1.
+    """
+    state = accelerator_state()
+    plugin, launched = state.get("fsdp_plugin"), os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    version = os.environ.get("FSDP_VERSION") if plugin is None and launched else None
+    if version == "1" or (plugin is not None and plugin.fsdp_version == 1):
+        raise InputError(
+            "FSDP of version 1 joins frozen and trained parameters in one, and adapters would be read and saved in "
+            "pieces; set fsdp_version: 2 in the file that accelerate is launched with"
+        )
+
+
+def accelerator_state() -> Mapping[str, Any]:
+    """What the Accelerator that was made last was told; nothing before one was."""
+    module = sys.modules.get("accelerate.state")
+    return {} if module is None else module.AcceleratorState._shared_state
 
 
 def record_of(model: nn.Module) -> AdapterRecord:

@@ -46,7 +46,6 @@ from hf_tl.lora.linear import LoraLinear, computes_otherwise
 from hf_tl.lora.merge import delete_adapter
 from hf_tl.lora.parameter import LoraParameter
 from hf_tl.lora.quantised import check_quantised, codes_as_they_are
-from hf_tl.lora.sharded import refuse_fsdp1
 from hf_tl.lora.targets import Plan, Target, plan_adapter
 from hf_tl.lora.token_rows import TokenRows
 from hf_tl.names import in_runs, is_inside, listed
@@ -90,7 +89,6 @@ def add_lora(
     """
     network = find_network(model)
     check_quantised(network)
-    refuse_fsdp1()
     if example is not None:
         _check_example(network, example)
     with codes_as_they_are(network):

@@ -21,7 +21,6 @@ from hf_tl.lora.merge import delete_adapter
 from hf_tl.lora.parameter import parameter_names
 from hf_tl.lora.placement import Placement, place
 from hf_tl.lora.quantised import check_quantised, is_quantised
-from hf_tl.lora.sharded import refuse_fsdp1
 from hf_tl.lora.targets import Plan, Target
 from hf_tl.models import load_model
 
@@ -74,7 +73,6 @@ def put_adapter(
     """`load_adapter` for an adapter that is in memory."""
     network = find_network(model)
     check_quantised(network)
-    refuse_fsdp1()
     found = place(saved, network)
     complaint = found.complaint()
     if complaint and strict:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from hf_tl.architectures import is_transformers
+from hf_tl.architectures import is_in_pieces, is_transformers
 from hf_tl.errors import InputError
 from hf_tl.lora.adapted import AdapterRecord, adapter_state_dict, base_modules, known, record_of
 from hf_tl.lora.adapter import PREFIX, Adapter, alpha_for, is_finite, rank_fields, split_key, write_adapter
@@ -46,6 +47,8 @@ def save_adapter(model: nn.Module, folder: str | Path, *, adapter_name: str = "d
         InputError: no such adapter, a folder that cannot be written, or values that are NaN or infinite.
     """
     adapter = adapter_on(model, adapter_name=adapter_name)
+    if not is_in_pieces(model):
+        return write_adapter(adapter, folder)
     return in_one_process(model, lambda: write_adapter(adapter, folder)) or Path(folder)
 
 
@@ -77,7 +80,7 @@ def adapter_on(
             "new rows hold, no other process draws; resize first, then add_lora, which saves it",
             stacklevel=3,
         )
-    with whole_adapters(record, values):
+    with whole_adapters(record, values) if values is not None or is_in_pieces(model) else nullcontext():
         exported = adapter_state_dict(model, adapter_name=adapter_name, export=True)
     tensors = {_in_file(record, key.removeprefix(PREFIX)): value for key, value in exported.items()}
     for name, tensor in tensors.items():
@@ -101,6 +104,8 @@ def _in_file(record: AdapterRecord, name: str) -> str:
 
 def _vocabulary_outside(record: AdapterRecord, adapter: str) -> list[str]:
     """Weights of a vocabulary of another size than the checkpoint's that do not travel with an adapter."""
+    if record.configs[adapter].base_model_name_or_path is None:  # no checkpoint to compare with
+        return []
     carried = (*record.own_names(adapter), *record.saved, *record.tokens)
     names = {name: id(record.model.get_parameter(name)) for name in resized_vocabulary(record.model)}
     held = {weight for name, weight in names.items() if is_inside(name, carried)}  # maybe under one of several names

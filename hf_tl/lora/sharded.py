@@ -6,7 +6,6 @@ it. DeepSpeed's ZeRO-3 leaves the parameter, empty outside of a call.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hf_tl.architectures import is_sharded
+from hf_tl.architectures import is_partitioned, is_sharded
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.lora.adapted import CHECKPOINTED, AdapterRecord
 from hf_tl.lora.layer import LoraLayer, SavedModule
@@ -25,49 +24,6 @@ from hf_tl.lora.token_rows import TokenRows
 Result = TypeVar("Result")
 Place = tuple[dict[str, Any], str]
 """Where a module keeps a tensor: its parameters or buffers, and the name among them."""
-
-
-def is_spread(model: nn.Module) -> bool:
-    """Whether each process has a part of the network, by FSDP2."""
-    return any(map(is_sharded, model.parameters()))
-
-
-def is_partitioned(tensor: Any) -> bool:
-    """True for a parameter that ZeRO-3 has taken over."""
-    return "ds_id" in vars(tensor)
-
-
-def is_in_pieces(model: nn.Module) -> bool:
-    """Whether each process has a part of the network, by FSDP2 or ZeRO-3."""
-    return any(is_sharded(parameter) or is_partitioned(parameter) for parameter in model.parameters())
-
-
-def refuse_fsdp1() -> None:
-    """Checks that Accelerate, by its launcher or an Accelerator that was made, shards by no FSDP but FSDP2.
-
-    Raises:
-        InputError: it does, by version 1.
-    """
-    state = _accelerator_state()
-    plugin, launched = state.get("fsdp_plugin"), os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    version = os.environ.get("FSDP_VERSION") if plugin is None and launched else None
-    if version == "1" or (plugin is not None and plugin.fsdp_version == 1):
-        raise InputError(
-            "FSDP of version 1 joins frozen and trained parameters in one, and adapters would be read and saved in "
-            "pieces; set fsdp_version: 2 in the file that accelerate is launched with"
-        )
-
-
-def saves_in_shards() -> bool:
-    """Whether Accelerate, and so Trainer, saves each process's part of a network for itself."""
-    plugin = _accelerator_state().get("fsdp_plugin")
-    return plugin is not None and "SHARDED_STATE_DICT" in str(plugin.state_dict_type)
-
-
-def _accelerator_state() -> Mapping[str, Any]:
-    """What the Accelerator that was made last was told; nothing before one was."""
-    module = sys.modules.get("accelerate.state")
-    return {} if module is None else module.AcceleratorState._shared_state
 
 
 def adapter_places(record: AdapterRecord) -> dict[str, Place]:

@@ -31,25 +31,17 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from hf_tl.architectures import is_transformers
+from hf_tl.architectures import is_in_pieces, is_spread, is_transformers
 from hf_tl.card import CardInfo
 from hf_tl.errors import InputError
 from hf_tl.files import pack_tensors, with_memory_each, write_whole
 from hf_tl.hub import CARD, is_hub_name
-from hf_tl.lora.adapted import RECORD, adapter_state_dict, record_of
+from hf_tl.lora.adapted import RECORD, accelerator_state, adapter_state_dict, record_of, refuse_fsdp1
 from hf_tl.lora.adapter import PREFIX, Adapter, is_finite, write_adapter
 from hf_tl.lora.embedding_table import LoraEmbedding
 from hf_tl.lora.push import count_base, push_adapter, update_card
 from hf_tl.lora.save import adapter_on
-from hf_tl.lora.sharded import (
-    in_one_process,
-    is_in_pieces,
-    is_spread,
-    keep_adapters,
-    missing_tensors,
-    refuse_fsdp1,
-    saves_in_shards,
-)
+from hf_tl.lora.sharded import in_one_process, keep_adapters, missing_tensors
 
 
 _UNPUSHED = """\
@@ -89,7 +81,7 @@ class AdapterCallback(TrainerCallback):
     ) -> None:
         """Checks that there is an adapter, and one that can be saved, before anything is loaded or trained."""
         refuse_fsdp1()
-        if saves_in_shards():
+        if _saves_in_shards():
             raise InputError(_IN_SHARDS)
         follow_trainer(record_of(model).model)
 
@@ -460,10 +452,16 @@ def _only_adapter_of_shards(model: nn.Module, tensors: dict[str, Tensor], prefix
     if prefix:
         return
     if not is_spread(model):
-        if saves_in_shards():  # Accelerate is about to shard it, for a Trainer or for a loop, in which all is well
+        if _saves_in_shards():  # Accelerate is about to shard it, for a Trainer or for a loop, in which all is well
             warnings.warn(_IN_SHARDS, stacklevel=2)
     elif not any(p.is_meta for p in model.parameters()):
         keep_adapters(tensors, record_of(model))
+
+
+def _saves_in_shards() -> bool:
+    """Whether Accelerate, and so Trainer, saves each process's part of a network for itself."""
+    plugin = accelerator_state().get("fsdp_plugin")
+    return plugin is not None and "SHARDED_STATE_DICT" in str(plugin.state_dict_type)
 
 
 def _refuse_fsdp1(model: nn.Module, inputs: object) -> None:

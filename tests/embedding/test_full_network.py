@@ -172,9 +172,7 @@ def test_samples_that_are_prepared_as_one_are_refused():
 
 def test_samples_of_which_none_can_be_used_say_why(text_folder):
     fne = FullNetworkEmbedding(load_network(str(text_folder)), progress=False, on_bad_samples="skip")
-    with pytest.raises(
-        InputError, match=r"none of the 2 samples of samples can be used, the first: TypeError: a text"
-    ):
+    with pytest.raises(InputError, match=r"none of the 2 samples of samples can be used, the first: .* reads texts"):
         fne.fit([("a film", 0.5), ("dull", 0.1)])
     with pytest.raises(InputError, match=r"samples 0 to 1 of samples cannot be put .* single texts and pairs"):
         fne.fit(["a film", ("dull", "not good")])
