@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,10 +14,25 @@ from hf_tl import InputError, LoraConfig, add_lora, load_adapter, merge_adapter,
 
 
 STEPS = 20
+LAYERS = {"r": 4, "target_modules": ["q_proj", "down_proj"]}
+TIED = {"tie_word_embeddings": True}
+KINDS = {  # what the network is, and the adapter
+    "lora": ({}, LAYERS),
+    "dora": ({}, {**LAYERS, "use_dora": True}),
+    "rows of tied tables": (TIED, {**LAYERS, "trainable_token_indices": [3, 4]}),
+    "a tied table": (TIED, {"r": 4, "target_modules": ["embed_tokens", "q_proj"]}),
+}
+
+
+def adapted(kind):
+    """The network of a kind with a new adapter, as every process has it."""
+    base, config = KINDS[kind]
+    torch.manual_seed(1)
+    return add_lora(tiny_llama(**base).train(), LoraConfig(**config))
 
 
 def shard(model, world):
-    """What Accelerate's FSDP2 plugin does: each block, and the rest."""
+    """What Accelerate's FSDP2 plugin does: each block, and the rest; tables that are tied in one group."""
     if world == 1:
         return model
     from torch.distributed.device_mesh import init_device_mesh
@@ -25,10 +41,12 @@ def shard(model, world):
     mesh = init_device_mesh("cpu", (world,))
     for block in model.model.layers:
         fully_shard(block, mesh=mesh)
+    if model.config.tie_word_embeddings:
+        fully_shard([model.model.embed_tokens, model.lm_head], mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
 
-def train(model, steps, *, rank, world):
+def train(model, steps, *, rank=0, world=1):
     """The loss of the whole batch at each step."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
     batches = torch.randint(0, 99, (STEPS, 4, 9), generator=torch.Generator().manual_seed(5))
@@ -47,36 +65,36 @@ def train(model, steps, *, rank, world):
     return losses
 
 
-def main() -> None:
-    warnings.simplefilter("ignore")
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    out, config = (
-        Path(sys.argv[1]),
-        LoraConfig(r=4, target_modules=["q_proj", "down_proj"], use_dora=sys.argv[2] == "dora"),
-    )
-    torch.set_num_threads(1)
-    if world > 1:
-        torch.distributed.init_process_group("gloo")
-        assert torch.distributed.get_world_size() == world
-    torch.manual_seed(1)
-    model = shard(add_lora(tiny_llama().train(), config), world)
+def train_halfway_twice(kind, out, *, rank, world):
+    """Losses, those after loading what was saved in the middle, and how another adapter and a merge are refused."""
+    model = shard(adapted(kind), world)
     losses = train(model, range(STEPS // 2), rank=rank, world=world)
     save_adapter(model, out / "half")
     losses += train(model, range(STEPS // 2, STEPS), rank=rank, world=world)
     save_adapter(model, out / "adapter")
-    again = shard(load_adapter(tiny_llama().train(), out / "half", is_trainable=True), world)
+    base = tiny_llama(**KINDS[kind][0]).train()
+    again = shard(load_adapter(base, out / "half", is_trainable=True), world)
     resumed = train(again, range(STEPS // 2, STEPS), rank=rank, world=world)
     refused = []
-    for call in (lambda: add_lora(shard(tiny_llama(), world), config), lambda: merge_adapter(model)):
+    for call in (partial(add_lora, shard(tiny_llama(), world), LoraConfig()), partial(merge_adapter, model)):
         try:
-            call() if world > 1 else None
+            call()
         except InputError as error:
             refused.append(str(error))
+    return {"losses": losses, "resumed": resumed, "refused": refused}
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    world, rank, out = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"]), Path(sys.argv[1])
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    assert torch.distributed.get_world_size() == world
+    found = {kind: train_halfway_twice(kind, out / kind, rank=rank, world=world) for kind in KINDS}
     if rank == 0:
-        torch.save({"losses": losses, "resumed": resumed, "world": world, "refused": refused}, out / "done.pt")
-    if world > 1:
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        torch.save(found | {"world": world}, out / "done.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ def tiny_gpt2():
     return GPT2LMHeadModel(GPT2Config(vocab_size=99, **sizes, **LIVELY)).eval()
 
 
-def tiny_llama():
+def tiny_llama(**changes):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, **LIVELY}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=99, intermediate_size=48, **sizes)).eval()
+    return LlamaForCausalLM(LlamaConfig(vocab_size=99, intermediate_size=48, **sizes, **changes)).eval()
 
 
 def tiny_t5():
