@@ -7,6 +7,7 @@ import pytest
 from hf_tl.cli.main import main
 
 
+@pytest.mark.slow
 def test_a_report_is_of_what_is_there_and_fits_nothing(timm_folder, image_folder, tmp_path, capsys):
     out = tmp_path / "compared"
     command = ["compare", str(timm_folder), str(image_folder), "--image-size", "32", "--shots", "2", "--seeds", "2"]

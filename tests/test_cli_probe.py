@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from lanes import lanes
 from test_cli import table_rows
 
 from hf_tl.cli.main import main
@@ -25,7 +26,7 @@ def test_the_command_knows_every_head():
     assert set(HEADS) == set(MADE)
 
 
-@pytest.mark.parametrize("head", ["svm", "ridge", "knn"])
+@pytest.mark.parametrize("head", lanes(["svm", "ridge", "knn"], fast=lambda head: head == "knn"))
 def test_heads(stored, head, capsys):
     assert main(["probe", stored, "--head", head, "-C", "auto"]) == 0
     printed = capsys.readouterr().out

@@ -222,9 +222,13 @@ def chains(page):
     return found
 
 
+SLOW = (".export(", "read_parquet", "learning_curve(", "layer_probes(", "Classifier.fit(")  # what takes seconds
+
+
 def lane(chain):
-    """Whoever exports waits for torch.export and for onnx."""
-    return pytest.mark.slow if any(".export(" in snippet.code for snippet in chain) else ()
+    """README is for the fast lane, whatever it takes; of other pages what is quick."""
+    slow = any(word in snippet.code for snippet in chain for word in SLOW)
+    return pytest.mark.slow if slow and chain[0].page != "README.md" else ()
 
 
 @pytest.mark.parametrize(
@@ -244,6 +248,7 @@ def test_snippets_run(page, chain, prepared, capsys):
                 check(names, printed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in HERE if commands(page)])
 def test_commands_run(page, prepared, capsys):
     for command in commands(page):
@@ -282,6 +287,7 @@ def test_the_adapters_commands_are_those_of_help():
     assert [f"  {line}" for line in lines] == COMMANDS["adapter"].EXAMPLES.splitlines()
 
 
+@pytest.mark.slow
 def test_the_embeddings_command_goes_on_from_its_folder(here, vision_network, photos, capsys):
     command = commands("embedding.md")[0][1:]
     assert main(command) == 0

@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from hf_tl import quickstart
 
 
+@pytest.mark.slow
 def test_canvases_hold_the_digit_whole_at_random_places():
     digits = load_digits().images[:200]
     canvases = quickstart.draw_canvases(digits, np.random.default_rng(0))

@@ -29,9 +29,12 @@ def network(timm_folder):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"recipe": Recipe(thresholds=(-0.1, 0.2), ddof=1), "taps": ["layer1*", "last"], "pool": {"conv": "max"}},
-        {"taps": lambda name, module: isinstance(module, nn.BatchNorm2d), "recipe": "l2", "top": 0.5},
+        pytest.param(
+            {"taps": lambda name, module: isinstance(module, nn.BatchNorm2d), "recipe": "l2", "top": 0.5},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_is_saved_transforms_alike(network, tmp_path, options):
@@ -100,6 +103,7 @@ def test_halves_are_merged_and_parts_are_added(network):
     assert whole.get_feature_names_out()[:2].tolist() == ["conv1.0[0]", "conv1.0[1]"]
 
 
+@pytest.mark.slow
 def test_it_stands_in_a_pipeline_and_in_datasets_map(network):
     rows, labels = pictures(8), [0, 1] * 4
     fne = FullNetworkEmbedding(network, progress=False)

@@ -191,6 +191,7 @@ def test_the_report_of_advice(found, tmp_path):
         write_report(advice, tmp_path / "report.pdf")
 
 
+@pytest.mark.slow
 def test_the_report_shows_what_training_changed_and_which_samples_are_copies(found, timm_folder, tmp_path):
     advice, _ = found
     transfer = Transfer.of(str(timm_folder), many(), image_size=32)
