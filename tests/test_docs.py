@@ -35,6 +35,7 @@ ELSEWHERE = {  # pages that take a server, or a package of somebody else's -> th
     "dropin.md": "test_docs_dropin.py",
     "hub.md": "hub/test_docs_hub.py",
     "plugins.md": "test_plugins.py",
+    "scale.md": "cluster/test_embed_on_ray.py",
 }
 HERE = [page for page in PAGES if page not in ELSEWHERE]
 LARGEST_IMAGE = 300_000  # bytes

@@ -34,16 +34,20 @@ def map_blocks(
     make: Callable,
     arguments: tuple[object, ...],
     *,
+    batch_size: int | None = None,
     actors: int | tuple[int, int] | None,
     num_cpus: float,
     num_gpus: float,
 ) -> ray.data.Dataset:
-    """What a class makes of each block of a dataset, which stays as it is, so that what is done again is the same.
+    """What a class makes of each block of a dataset.
+
+    What follows it should take no cores (`num_cpus=0`): where machines are lost, actors may hold all that are left.
 
     Args:
         dataset: the blocks.
         make: the class; each actor calls it once, and what it gives with each block as a mapping of arrays.
         arguments: of the class.
+        batch_size: rows of a block that it gets at a time; None for the block as it is.
         actors: how many there are, or (least, most); None for as many as the cluster has room for.
         num_cpus: of each actor.
         num_gpus: of each actor.
@@ -52,7 +56,7 @@ def map_blocks(
     least, most = actors if isinstance(actors, tuple) else (actors, actors)
     rows = dataset.map_batches(
         make,
-        batch_size=None,
+        batch_size=batch_size,
         batch_format="numpy",
         compute=data.ActorPoolStrategy(min_size=least, max_size=most),
         fn_constructor_args=arguments,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 FILE = {"bytes", "path"}  # what Ray and `datasets` make of one
+ROWS_PER_FILE = 8192
 MERGED_AT_ONCE = 64  # rows of statistics, of three float64 numbers a feature each
 
 
@@ -104,7 +105,7 @@ class RayEmbedding:
             taps, layers = self._find_taps(head)
             blocks = self._mapped(dataset, replace(reading, taps=tuple(taps)), BlockStatistics)
             merged = Statistics(layers[-1].stop)
-            for row in blocks.map_batches(merge_statistics, batch_size=MERGED_AT_ONCE).iter_rows():
+            for row in blocks.map_batches(merge_statistics, batch_size=MERGED_AT_ONCE, num_cpus=0).iter_rows():
                 merged = merged.merge(Statistics.from_state(row))
         if merged.n < 2:
             raise InputError(f"training statistics need two samples or more, got {merged.n}")
@@ -153,13 +154,16 @@ class RayEmbedding:
             raise InputError(f"raw activations are kept as 'float32' or 'float16', got {codec!r}")
         return self._features(samples, None, codec)
 
-    def to_parquet(self, rows: ray.data.Dataset, folder: str | Path, *, rows_per_file: int = 16384) -> Embedding:
+    def to_parquet(
+        self, rows: ray.data.Dataset, folder: str | Path, *, rows_per_file: int = ROWS_PER_FILE
+    ) -> Embedding:
         """Writes what `transform` or `activations` gave as Parquet shards; when it returns, all are there.
 
         Args:
             rows: what is written.
             folder: a new one, or an empty one, that all machines see; or a URL that fsspec knows, "s3://bucket/name".
-            rows_per_file: samples in a shard, at least; what is not written yet is read again where a machine is lost.
+            rows_per_file: samples in a shard, at least, which wait for one another in Ray's object store; those of a
+                machine that is lost before are read again.
 
         Returns:
             The embedding, in the order of its samples, whose rows stay in the shards until they are asked for.
@@ -181,7 +185,12 @@ class RayEmbedding:
             raise InputError(f"{str(folder)!r} holds Parquet files already; choose another folder")
         with own_errors():
             rows.write_parquet(
-                path, min_rows_per_file=rows_per_file, row_group_size=ROWS_PER_GROUP, **WRITE, **options
+                path,
+                ray_remote_args={"num_cpus": 0},
+                min_rows_per_file=rows_per_file,
+                row_group_size=ROWS_PER_GROUP,
+                **WRITE,
+                **options,
             )
         return Embedding.load(folder)
 
@@ -261,7 +270,11 @@ class RayEmbedding:
             raise InputError(f"column {index!r} should number the samples, got {type(rows[0][index]).__name__}")
         reading = replace(reading, inputs=inputs, index=index, label=label)
         dataset = samples.select_columns([*inputs, *(name for name in (index, label) if name is not None)])
-        return dataset.repartition(target_num_rows_per_block=self.block_size), reading, head
+        if isinstance(
+            samples, data.dataset.MaterializedDataset
+        ):  # of `datasets` one block, which would be one actor's
+            dataset = dataset.repartition(target_num_rows_per_block=self.block_size).materialize()
+        return dataset, reading, head
 
     def _find_inputs(self, rows: list[dict[str, Any]], label: str | None) -> tuple[str, ...]:
         """The columns that were named; else the one that holds files as Ray reads them, or whatever is read."""
@@ -284,6 +297,7 @@ class RayEmbedding:
             dataset,
             make,
             (send(reading), *arguments),
+            batch_size=None if reading.samples is not None else self.block_size,
             actors=self.actors,
             num_cpus=self.num_cpus,
             num_gpus=self.num_gpus or 0.0,

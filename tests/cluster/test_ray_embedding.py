@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from nodes import Deadly, drawn, embedding, losing_a_node
+from nodes import drawn, embedding
+from ray_nodes import Deadly, losing_a_node
 
 from hf_tl import Embedding, FullNetworkEmbedding, InputError, RayEmbedding, load_network
 

@@ -4,15 +4,22 @@ import json
 import sys
 
 import pytest
-from nodes import Counted, losing_a_node
+from nodes import Counted
 from one_comparison import Guess, task
+from ray_nodes import losing_a_node
 
 from hf_tl import InputError, RayExecutor
 from hf_tl.strategies import Effort, compare
 
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
-OPTIONS = {"shots": (1, 2), "seeds": 2, "progress": False, "image_size": 32, "effort": Effort(epochs=1, trials=1)}
+OPTIONS = {
+    "shots": (1, 2),
+    "seeds": 2,
+    "progress": False,
+    "image_size": 32,
+    "effort": Effort(epochs=1, trials=1, steps=2),
+}
 
 
 def said(folder):
