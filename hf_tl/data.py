@@ -495,12 +495,12 @@ def _is_saved(folder: str) -> bool:
 
 
 def _find_input(dataset: Dataset, modality: str, label: str | Sequence[str] | None) -> str | tuple[str, str]:
-    from datasets import Array2D, Array3D, Audio, Image, Value
+    from datasets import Array2D, Array3D, Audio, Image
 
     kinds = {
         "audio": lambda feature: isinstance(feature, Audio),
         "image": lambda feature: isinstance(feature, (Image, Array2D, Array3D)),
-        "text": lambda feature: isinstance(feature, Value) and feature.dtype in ("string", "large_string"),
+        "text": _is_text,
         "array": lambda feature: True,
     }
     others = {name: feature for name, feature in dataset.features.items() if name not in _listed(label)}
@@ -525,10 +525,18 @@ def _find_input(dataset: Dataset, modality: str, label: str | Sequence[str] | No
     return (preferred or found)[0]
 
 
+def _is_text(feature: object) -> bool:
+    from datasets import Value
+
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+
+
 def _holds_inputs(dataset: Dataset, column: str, feature: object) -> bool:
     """Whether a column holds paths of files that are there, or recordings with their rates."""
     if isinstance(feature, Mapping):
         return {"array", "sampling_rate"} <= set(feature)
+    if not _is_text(feature):
+        return False
     first = next((value for value in dataset.select_columns(column)[:64][column] if value is not None), None)
     return isinstance(first, str) and os.path.isfile(first)
 

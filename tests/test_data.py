@@ -375,3 +375,10 @@ def test_a_file_of_another_kind(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(InputError, match=r"data file .*a.txt' is none of .csv, .*convert it"):
         text_task(tmp_path / "a.txt")
+
+
+def test_a_broken_photo_is_not_what_a_network_of_sounds_is_told_of(tmp_path):
+    write_images(tmp_path / "photos", rows=2)
+    next((tmp_path / "photos").rglob("*.png")).write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    with pytest.raises(InputError, match="the network reads recordings, but no column of the data holds one"):
+        load_task(str(tmp_path / "photos"), modality="audio")

@@ -215,7 +215,7 @@ def _said(said: Mapping) -> Said:
             {str(key): float(value) for key, value in record["scores"].items()},
             str(record["scored_on"]),
             tuple(str(column) for column in record["columns"]),
-            None if record["interval"] is None else _pair(record["interval"]),
+            None if record.get("interval") is None else _pair(record["interval"]),
         ),
         problem,
     )

@@ -132,7 +132,8 @@ def look_for_twins(samples: Samples, *, modality: str, notes: list[str]) -> np.n
     try:
         groups = twin_groups(samples, modality=modality)
     except InputError as error:  # an extra
-        notes.append(f"copies among the samples were not looked for: {error}")
+        note = f"copies among the samples were not looked for: {error}"
+        notes.extend([] if note in notes else [note])  # said already where a test split was held out
         return None
     n = len(groups) - len(np.unique(groups))
     if n:

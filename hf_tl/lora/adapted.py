@@ -318,7 +318,7 @@ def find_network(model: nn.Module) -> nn.Module:
     if any(map(is_partitioned, network.parameters())):
         raise InputError(
             "DeepSpeed has partitioned the parameters; load the network and its adapter before TrainingArguments with "
-            "ZeRO-3 are made, or launch with zero3_init_flag: false"
+            "ZeRO-3 are made, or use FSDP2"
         )
     if sharded is not None:
         raise InputError(f"{sharded!r} is sharded among processes; add or load adapters first, then shard it")
