@@ -33,7 +33,7 @@ from typing import Literal, get_args
 
 import torch
 from machine import RESULTS, keep
-from sweep import FAMILIES, Specimen, specimens
+from sweep import FAMILIES, N_LABELS, Specimen, specimens
 from torch import Tensor, nn
 
 from hf_tl import InputError, LoraConfig, add_lora, save_adapter
@@ -75,7 +75,7 @@ def check(specimen: Specimen, targets: str) -> tuple[Outcome, str]:
             whole = [name for name, saved in record_of(model).saved.items() if any(saved.trains.values())]
             new = [*whole, *(head_names(model) if specimen.family != "causal" else ())]
             problem = _still(model, batch, told)
-            if not whole and specimen.family != "causal":  # words are not new to a language model
+            if not whole and _has_head(model):
                 problem = problem or f"no head is trained; {new} was expected"
             if problem:
                 return "wrong", problem
@@ -95,6 +95,11 @@ def check(specimen: Specimen, targets: str) -> tuple[Outcome, str]:
         return "wrong", f"PEFT's copy differs by {apart:.2g}"
     named = "PEFT leaves" in told or "does not depend" in told
     return ("said", told) if named else ("right", "")
+
+
+def _has_head(model: nn.Module) -> bool:
+    """Whether a layer has an output for each label: language models have none, nor has ShieldGemma2, built on one."""
+    return any(p.ndim > 1 and len(p) == N_LABELS for p in model.parameters())
 
 
 def _output(model: nn.Module, batch: Batch, *, seed: int = 0) -> Tensor:
