@@ -131,6 +131,8 @@ def write_texts(folder: Path) -> None:
         write(folder / "glue" / "mrpc" / f"{split}.csv", ["sentence1", "sentence2", "label", "idx"], pairs)
     files = "".join(f"  - split: {s}\n    path: mrpc/{s}.csv\n" for s in ("train", "validation"))
     (folder / "glue" / "README.md").write_text(f"---\nconfigs:\n- config_name: mrpc\n  data_files:\n{files}---\n")
+    (folder / "nyu-mll").mkdir(exist_ok=True)
+    (folder / "nyu-mll" / "glue").symlink_to("../glue")  # its name on the Hub now
 
 
 def _write_images(folder: Path) -> None:
