@@ -1,6 +1,7 @@
 """hf-tl compare and hf-tl report: runs of several processes in one report; nothing that a file names is imported."""
 
 import json
+import sys
 
 import pytest
 
@@ -46,3 +47,13 @@ def test_settings_from_elsewhere_are_checked(tmp_path, capsys, changed, message)
 def test_a_folder_that_is_none_of_a_comparison_is_said_to_be_one(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "is no folder of `hf-tl compare`" in capsys.readouterr().err
+
+
+def test_ray_is_asked_for_by_name_and_said_to_be_missing(tmp_path, capsys, monkeypatch):
+    command = ["compare", "network", "images", "--out", str(tmp_path / "compared")]
+    assert main([*command, "--gpus", "1"]) == 2
+    assert "--gpus is for runs on a Ray cluster, with --ray" in capsys.readouterr().err
+    for name in ("ray", "ray.data"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main([*command, "--ray", "auto", "--gpus", "1"]) == 2
+    assert "this runs on Ray: pip install 'hf-tl[ray]'" in capsys.readouterr().err

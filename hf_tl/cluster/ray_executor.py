@@ -33,12 +33,18 @@ class RayExecutor:
         actors: how many items are worked on at a time, or (least, most); None for as many as there is room for.
         num_cpus: of each actor.
         num_gpus: of each actor.
+
+    Raises:
+        InputError: Ray is not installed.
     """
 
     address: str | None = None
     actors: int | tuple[int, int] | None = None
     num_cpus: float = 1.0
     num_gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_ray_data()  # said before any work is prepared
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """The results, in the order in which they are there.
@@ -48,10 +54,10 @@ class RayExecutor:
             items: with each of these.
 
         Raises:
-            InputError: Ray is not installed; whatever the function raises of the kind.
+            InputError: whatever the function raises of the kind.
         """
-        data = require_ray_data()
         import ray
+        import ray.data
 
         if not ray.is_initialized():
             ray.init(address=self.address, log_to_driver=False)
@@ -59,7 +65,7 @@ class RayExecutor:
         if not work[1]:
             return
         rows = map_blocks(
-            data.range(len(work[1]), override_num_blocks=len(work[1])),
+            ray.data.range(len(work[1]), override_num_blocks=len(work[1])),
             _Calls,
             (send(work),),
             actors=self.actors,
