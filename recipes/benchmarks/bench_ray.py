@@ -2,10 +2,11 @@
 
 python recipes/benchmarks/bench_ray.py [PART ...]
 
-real        flowers12 and dtd10 by MobileNetV2, read by Ray from their Parquet files: ternary features that differ
+real        flowers12 and dtd10 by MobileNetV2, handed to Ray as `datasets` holds them: ternary features that differ
 killed      20,000 made images, 12,416 features each: ten actors and one node killed on the way
 memory      the same of 1,000 and 20,000 images: the most memory of the driver and of any actor
-overhead    seconds for each further image of flowers12, on two actors and in one process with two threads
+overhead    milliseconds an image of flowers12 once warm, on two actors and in one process with two threads;
+            "overhead of one": on one actor and with one thread
 blocks      what a block costs by itself
 
 Parts that results/ray.json has are not run again. Real data: the folder that HF_TL_REAL_DATA names.
@@ -19,6 +20,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +39,7 @@ FILE = RESULTS / "ray.json"
 N, FEW, WIDTH = 20_000, 1_000, 12_416
 KILLED = tuple(range(900, N, 1_960))[:10]
 BLOCKED = 8_192
-FURTHER, TURNS = (256, 1024), 3
+IMAGES, WARM, TURNS = 832, 192, 5
 
 
 def main(parts: list[str]) -> None:
@@ -150,37 +153,39 @@ def peak(n: int) -> None:
     print(json.dumps({"driver": round(driver, 1), "actor": round(most[0] / 2**20, 1)}))
 
 
-def overhead(folder: Path, _: object) -> dict:
-    """Seconds that a further image takes, so that starting does not count; the two taken in turns."""
+def overhead(*_: object, cores: int = 2) -> dict:
+    """Milliseconds a sample once warm, on actors of a thread each and in one process of as many, taken in turns."""
     flowers = load_task(str(real_data() / "sets" / "flowers12"), modality="image").train
+    samples = flowers.select(np.arange(IMAGES) % len(flowers))
     fne = FullNetworkEmbedding(mobilenet(), progress=False, batch_size=32, channels_last=True)
     fne.fit(flowers.select(range(64)))
-    on_ray = RayEmbedding(fne, block_size=64, actors=2)
-    seconds: dict[str, list[float]] = {"one process": [], "ray": []}
-    for turn in range(TURNS):
-        took: dict[str, list[float]] = {"one process": [], "ray": []}
-        for n in FURTHER:
-            samples = flowers.select(np.arange(n) % len(flowers))
-            for name in seconds:
-                place = folder / f"{name}-{turn}-{n}"
-                torch.set_num_threads(2)
-                started = time.perf_counter()
-                if name == "ray":
-                    on_ray.to_parquet(on_ray.transform(samples), place)
-                else:
-                    fne.transform(samples).to_parquet(place)
-                took[name].append(time.perf_counter() - started)
-        for name, (few, many) in took.items():
-            seconds[name].append((many - few) / (FURTHER[1] - FURTHER[0]))
-            print(turn, name, took[name], flush=True)
-    ratios = [ray / one for one, ray in zip(seconds["one process"], seconds["ray"], strict=True)]
+    on_ray = RayEmbedding(fne, block_size=64, actors=cores)
+    torch.set_num_threads(cores)
+    found: dict[str, list[float]] = {"one process": [], "ray": []}
+    for _turn in range(TURNS):
+        found["one process"].append(pace(len(chunk.indices) for chunk in fne.stream(samples)))
+        rows = on_ray.transform(samples).iter_batches(batch_size=None, prefetch_batches=0)
+        found["ray"].append(pace(len(block["index"]) for block in rows))
+        print({name: values[-1] for name, values in found.items()}, flush=True)
+    ratios = [ray / one for one, ray in zip(found["one process"], found["ray"], strict=True)]
     return {
-        "milliseconds_a_sample": {
-            name: [round(1000 * value, 2) for value in values] for name, values in seconds.items()
-        },
+        "images": IMAGES,
+        "milliseconds_a_sample": found,
         "ratio": [round(ratio, 3) for ratio in ratios],
         "median_ratio": round(float(np.median(ratios)), 3),
     }
+
+
+def pace(sizes: Iterable[int]) -> float:
+    """Milliseconds a sample, from when WARM samples are there to the last one."""
+    seen, started, n = 0, 0.0, 0
+    for size in sizes:
+        if seen >= WARM:
+            n += size
+        seen += size
+        if seen >= WARM and not n:
+            started = time.perf_counter()
+    return round(1000 * (time.perf_counter() - started) / n, 2)
 
 
 def blocks(folder: Path, _: object) -> dict:
@@ -214,7 +219,14 @@ def made_embedding() -> FullNetworkEmbedding:
     return FullNetworkEmbedding(Network(model, torch.stack), progress=False, batch_size=64)
 
 
-PARTS = {"real": real, "killed": killed, "memory": memory, "overhead": overhead, "blocks": blocks}
+PARTS = {
+    "real": real,
+    "killed": killed,
+    "memory": memory,
+    "overhead": overhead,
+    "overhead of one": partial(overhead, cores=1),
+    "blocks": blocks,
+}
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")

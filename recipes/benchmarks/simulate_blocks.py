@@ -67,7 +67,7 @@ def simulate(cluster: Cluster, block: int, *, dispatch: float, seed: int) -> flo
     """
     rng = np.random.default_rng(seed)
     slowness = np.exp(cluster.speeds * rng.standard_normal(cluster.actors))
-    slowness *= cluster.actors / (1 / slowness).sum()  # together they are as fast as equal ones
+    slowness *= (1 / slowness).sum() / cluster.actors  # together they are as fast as equal ones
     free = [(0.0, actor) for actor in range(cluster.actors)]
     left, driver, last = -(-cluster.samples // block), 0.0, 0.0
     work, life = block * cluster.seconds, 3600 * cluster.lost_after
