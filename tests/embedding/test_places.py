@@ -41,26 +41,20 @@ def taps_of(made, selection):
     return find_taps(Network(model, torch.stack), example, activation="after", selection=selection)[0]
 
 
-PLACES = ("..50%", "-2..", "0", "-1", "1..", "..", "all")
+PLACES = [
+    *((make, text) for make in (vit, resnet, bert) for text in ("..50%", "-2..", "0", "-1", "1..", "..", "all")),
+    *((t5, text) for text in ("encoder", "encoder.0..2", "decoder.-1", "decoder.50%..", "norm")),
+    (resnet, "stem"),
+    (vit, "norm"),
+]
+QUICK = ("..50%", "-1", "decoder.-1", "stem", "norm")
 
 
 @pytest.mark.parametrize(
-    ("make", "selection"),
-    lanes(
-        [
-            *(
-                (make, text)
-                for make in (vit, resnet, bert)
-                for text in ("..50%", "-2..", "0", "-1", "1..", "..", "all")
-            ),
-            *((t5, text) for text in ("encoder", "encoder.0..2", "decoder.-1", "decoder.50%..", "norm")),
-            (resnet, "stem"),
-            (vit, "norm"),
-        ],
-        fast=lambda case: case[1] in ("..50%", "-1", "decoder.-1", "stem", "norm"),
-    ),
+    "case", lanes(PLACES, fast=lambda case: case[1] in QUICK), ids=lambda case: f"{case[0].__name__}-{case[1]}"
 )
-def test_a_place_reads_what_auto_reads_in_the_layers_of_that_name(make, selection):
+def test_a_place_reads_what_auto_reads_in_the_layers_of_that_name(case):
+    make, selection = case
     torch.manual_seed(0)
     model, example = made = make()
     chosen = select_layers(list_layers(model, example=example), selection)
