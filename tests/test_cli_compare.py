@@ -5,7 +5,11 @@ import sys
 
 import pytest
 
+from hf_tl.cli.compare import read_settings
 from hf_tl.cli.main import main
+
+
+EFFORT = {"epochs": 1, "trials": 1, "steps": 1, "patience": 1, "batch_size": 1}
 
 
 @pytest.mark.slow
@@ -31,14 +35,15 @@ def test_a_report_is_of_what_is_there_and_fits_nothing(timm_folder, image_folder
     [
         ({"strategies": ["os:getcwd"]}, "'strategies'"),
         ({"effort": {}}, "'effort'"),
-        ({"shots": ["2"]}, "'effort'"),
+        ({"effort": {**EFFORT, "search": "os:getcwd"}}, "search should be one of"),
+        ({"effort": {**EFFORT, "trials": "2"}}, "'effort'"),
+        ({"shots": ["2"]}, "'shots'"),
         ({"model": None}, "'model'"),
         ({"callbacks": "x"}, "'callbacks'"),
     ],
 )
 def test_settings_from_elsewhere_are_checked(tmp_path, capsys, changed, message):
-    effort = {"epochs": 1, "trials": 1, "steps": 1, "patience": 1, "batch_size": 1}
-    settings = {"model": "a", "data": "b", "strategies": ["last layer"], "shots": [1], "seeds": 2, "effort": effort}
+    settings = {"model": "a", "data": "b", "strategies": ["last layer"], "shots": [1], "seeds": 2, "effort": EFFORT}
     (tmp_path / "settings.json").write_text(json.dumps({**settings, **changed}))
     assert main(["report", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
@@ -57,3 +62,12 @@ def test_ray_is_asked_for_by_name_and_said_to_be_missing(tmp_path, capsys, monke
         monkeypatch.setitem(sys.modules, name, None)
     assert main([*command, "--ray", "auto", "--gpus", "1"]) == 2
     assert "this runs on Ray: pip install 'hf-tl[ray]'" in capsys.readouterr().err
+
+
+def test_a_search_is_asked_for_by_name_and_kept_with_the_settings(tmp_path, capsys, monkeypatch):
+    command = ["compare", "network", "images", "--out", str(tmp_path), "--search", "optuna", "--trials", "10"]
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main(command) == 2
+    assert "search='optuna' is done by optuna: pip install 'hf-tl[search]'" in capsys.readouterr().err
+    effort = read_settings(tmp_path)["effort"]
+    assert (effort.search, effort.trials) == ("optuna", 10)

@@ -13,7 +13,6 @@ from hf_tl.files import make_folder, parse_json, read_untrusted, write_json
 
 if TYPE_CHECKING:
     from hf_tl.cluster import RayExecutor
-    from hf_tl.strategies.strategy import Effort
 
 
 NAMES = ("last layer", "full network", "linear probe", "LoRA", "DoRA", "split", "LP-FT", "full fine-tuning",
@@ -23,6 +22,7 @@ EXAMPLES = """\
   hf-tl compare timm/mobilenetv2_100.ra_in1k beans --image-size 96 --out runs/beans
   hf-tl compare path/to/model path/to/data --strategies "last layer" split "full fine-tuning" --shots 2 5 10 20
   hf-tl compare path/to/model path/to/data --budget 2h --country ESP
+  hf-tl compare path/to/model path/to/data --search optuna --trials 10
   hf-tl compare path/to/model path/to/data --ray ray://head:10001 --gpus 1"""
 
 
@@ -38,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--budget", metavar="TIME", help="no run is begun after it: 90s, 10min, 2h (default: none)")
     add("--epochs", type=int, default=20, help="of each training, at most (default %(default)s)")
     add("--trials", type=int, default=3, help="settings that each strategy may try (default %(default)s)")
+    search_help = "who proposes learning rates: grid, or a backend of Trainer's own search (default %(default)s)"
+    add("--search", choices=("grid", "optuna", "ray"), default="grid", help=search_help)
     add("--batch-size", type=int, default=16, help="samples per step (default %(default)s)")
     add("--image-size", type=int, help="side of the square images in pixels")
     add("--country", help="where it runs, for the CO2: ESP, Spain")
@@ -54,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_tl.strategies.report import write_report
     from hf_tl.strategies.strategy import Effort
 
-    effort = Effort(epochs=options.epochs, trials=options.trials, batch_size=options.batch_size)
+    effort = Effort(epochs=options.epochs, trials=options.trials, batch_size=options.batch_size, search=options.search)
     settings = {
         "strategies": list(options.strategies or STRATEGIES),
         "shots": list(options.shots or SHOTS),
@@ -68,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
             "--gpus is for runs on a Ray cluster, with --ray; without it, runs take the GPU that is there"
         )
     make_folder(options.out)
-    said = {"model": options.model, "data": options.data, **settings, "effort": _spent(effort)}
+    said = {"model": options.model, "data": options.data, **settings, "effort": effort.to_dict()}
     write_json(options.out / SETTINGS, said)
     found = compare(
         options.model,
@@ -109,8 +111,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     wrong += sorted(said.keys() - kinds.keys() - optional.keys())
     if not wrong:
         spent, names = said["effort"], said["strategies"]
-        whole = all(type(value) is int for value in (*spent.values(), *said["shots"]))
-        wrong += ["effort"] * (not whole or spent.keys() != _spent(Effort()).keys())
+        whole = all(type(value) is int for name, value in spent.items() if name != "search")
+        wrong += ["shots"] * any(type(value) is not int for value in said["shots"])
+        wrong += ["effort"] * (not whole or spent.keys() - {"search"} != Effort().to_dict().keys())
         wrong += ["strategies"] * any(not isinstance(name, str) or ":" in name for name in names)  # none is imported
     if wrong:
         raise InputError(f"{str(path)!r} is none of `hf-tl compare`: {wrong[0]!r} is missing, unknown or of no use")
@@ -121,10 +124,6 @@ def _on_ray(address: str, num_gpus: float) -> RayExecutor:
     from hf_tl.cluster import RayExecutor
 
     return RayExecutor(address=address or None, num_gpus=num_gpus)
-
-
-def _spent(effort: Effort) -> dict[str, int]:
-    return {name: value for name, value in vars(effort).items() if name != "deadline"}
 
 
 def _read_part(text: str) -> tuple[int, int]:

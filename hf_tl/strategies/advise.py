@@ -24,6 +24,7 @@ from hf_tl.strategies.feature_extraction import FeatureExtraction
 from hf_tl.strategies.ledger import Ledger, Run
 from hf_tl.strategies.mistakes import find_mistakes
 from hf_tl.strategies.portrait import Portrait, draw_portrait
+from hf_tl.strategies.search import require_backend
 from hf_tl.strategies.strategy import Effort, Strategy, find_strategies, in_seconds
 from hf_tl.strategies.transfer import Pace, Transfer
 from hf_tl.strategies.zones import Zones, find_zones, last_of_blocks
@@ -74,6 +75,7 @@ def advise(
     limit, found = in_seconds(budget), find_strategies(strategies)
     if not 0 < delta < 1:
         raise InputError(f"delta should be a share of samples, such as 0.01 for one point, got {delta}")
+    require_backend("grid" if effort is None else effort.search)
     transfer = Transfer.of(model, task, image_size=image_size, folder=Path(out))
     groups, notes = find_groups(transfer, groups)
     pool, counts = usable_samples(transfer.labels, n_train=transfer.n_train, groups=groups)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -24,6 +23,7 @@ from hf_tl.strategies.comparison import Comparison
 from hf_tl.strategies.draws import Draw, check_shots, draw, find_groups, usable_samples
 from hf_tl.strategies.feature_extraction import FeatureExtraction
 from hf_tl.strategies.ledger import Ledger, Run
+from hf_tl.strategies.search import require_backend
 from hf_tl.strategies.strategy import Effort, Strategy, find_strategies, in_seconds
 from hf_tl.strategies.transfer import Transfer
 
@@ -97,6 +97,11 @@ def compare(
         raise InputError(f"seeds should be 2 or more, for an interval, got {seeds}")
     if not 0 <= part[0] < part[1]:
         raise InputError(f"part should be (i, k) with 0 <= i < k, got {part}")
+    require_backend(effort.search)
+    if effort.search == "ray" and executor is not None:
+        raise InputError(
+            "search='ray' puts the trials of each run on a cluster, an executor whole runs; give one of them"
+        )
     transfer = Transfer.of(model, task, image_size=image_size, folder=folder)
     groups, notes = find_groups(transfer, groups)
     pool, counts = usable_samples(transfer.labels, n_train=transfer.n_train, groups=groups)
@@ -163,7 +168,12 @@ def run_once(
     with footprint:
         fitted = strategy.fit(transfer, drawn.train, drawn.validation, effort=effort, seed=seed)
         footprint.add(samples=0 if reading else fitted.samples_seen, experiments=fitted.trials - 1)
+    country = footprint.country
     footprint = footprint if reading is None else footprint + reading
+    for part in fitted.elsewhere:
+        part.country = country
+        part.set_energy(part.energy)
+        footprint = footprint + part
     predicted = fitted.predict(evaluated)
     return Run(
         key=key,
@@ -197,8 +207,6 @@ def run_config(
     transfer: Transfer, strategy: Strategy, *, shots: int, seed: int, effort: Effort, samples: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
     """What decides the result of a run; samples are those that it may draw from and those that it is evaluated on."""
-    spent = asdict(replace(effort, deadline=0.0))
-    del spent["deadline"]
     return {
         "model": transfer.model,
         "transfer": transfer.fingerprint,
@@ -206,7 +214,7 @@ def run_config(
         "strategy": repr(strategy),
         "shots": shots,
         "seed": seed,
-        "effort": spent,
+        "effort": effort.to_dict(),
         "samples": fingerprint_json([list(part) for part in samples])[:16],
     }
 

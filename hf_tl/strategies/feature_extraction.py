@@ -46,7 +46,7 @@ class FeatureExtraction:
     ) -> Fitted:
         """See `Strategy.fit`."""
         raw, labels = transfer.raw, transfer.labels
-        settings = RELATIVE_C.get(self.head, RELATIVE_C["logreg"])[: effort.trials]
+        settings = self._settings(effort)
         chosen = settings[0]
         best = float("nan")
         if len(validation):
@@ -90,6 +90,15 @@ classifier = Classifier.fit(embedding, task, head={self.head!r}, C="auto", group
         )
         task = Task(transfer.part(indices, name=transfer.task.train.name), transfer.task.test)
         return Classifier.fit(embedding, task, head=self.head, C=C)
+
+    def _settings(self, effort: Effort) -> tuple[float, ...]:
+        """As many as any other strategy tries; those of a search lie evenly over the same range."""
+        known = RELATIVE_C.get(self.head, RELATIVE_C["logreg"])
+        if effort.search == "grid":
+            return known[: effort.trials]
+        found = np.geomspace(min(known), max(known), effort.trials)
+        nearest = np.abs(np.log(found / known[0])).argmin()  # in its place, the first one
+        return known[0], *np.delete(found, nearest).tolist()
 
     def _read(self, raw: Embedding, indices: np.ndarray) -> tuple[FullNetworkEmbedding, np.ndarray]:
         reader = FullNetworkEmbedding(recipe=self.recipe, taps=self.taps)

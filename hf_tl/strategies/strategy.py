@@ -6,9 +6,9 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
@@ -18,10 +18,12 @@ from hf_tl.plugins import find_plugin, plugin_names
 
 
 if TYPE_CHECKING:
+    from hf_tl.analysis.footprint import Footprint
     from hf_tl.classifier import Classifier
     from hf_tl.models import Network
     from hf_tl.strategies.transfer import Transfer
 
+SearchBackend = Literal["grid", "optuna", "ray"]
 Predict = Callable[[np.ndarray], np.ndarray]
 BUILT_IN = {  # name -> what makes it
     "last layer": "hf_tl.strategies.feature_extraction:last_layer",
@@ -55,6 +57,8 @@ class Effort:
         patience: epochs without a lower validation loss after which a training stops.
         batch_size: samples a step.
         deadline: a reading of `time.monotonic` at which a training stops, whatever it has reached.
+        search: who proposes the settings: a fixed "grid"; or a backend of `Trainer.hyperparameter_search`, "optuna",
+            or "ray", which trains them side by side on a cluster. The first one is the strategy's own in any case.
     """
 
     epochs: int = 20
@@ -63,11 +67,22 @@ class Effort:
     patience: int = 5
     batch_size: int = 16
     deadline: float = math.inf
+    search: SearchBackend = "grid"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "trials", "steps", "patience", "batch_size"):
             if vars(self)[name] < 1:
                 raise InputError(f"{name} should be at least 1, got {vars(self)[name]}")
+        if self.search not in get_args(SearchBackend):
+            raise InputError(f"search should be one of {list(get_args(SearchBackend))}, got {self.search!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What of it decides a result, as ledgers keep it; those from before there was a search keep their keys."""
+        said = asdict(self)
+        del said["deadline"]
+        if self.search == "grid":
+            del said["search"]
+        return said
 
     def passes(self, n: int) -> int:
         """How often an epoch passes over `n` samples."""
@@ -108,6 +123,7 @@ class Fitted:
         stopped: why it ended before its time, in words; "" where it did not.
         network: the trained one, where there is one.
         to_classifier: makes the artefact that is saved and predicts new samples; None where a strategy has none.
+        elsewhere: what was spent in other processes while this one waited.
     """
 
     predict: Predict
@@ -118,6 +134,7 @@ class Fitted:
     stopped: str = ""
     network: Network | None = field(default=None, repr=False)
     to_classifier: Callable[[], Classifier] | None = field(default=None, repr=False)
+    elsewhere: tuple[Footprint, ...] = field(default=(), repr=False)
 
 
 @runtime_checkable
