@@ -137,6 +137,7 @@ def test_an_adapter_of_an_audio_network(tmp_path, capsys):
     assert torch.allclose(logits(merged, recordings), logits(model.eval(), recordings), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_timm_network_that_transformers_wrapped(tmp_path, timm_folder, capsys):
     from transformers import AutoModelForImageClassification
 

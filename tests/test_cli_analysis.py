@@ -37,6 +37,7 @@ def test_similarity_needs_no_labels(timm_folder, tmp_path, capsys):
     assert "has 9 samples; a comparison takes 10 or more" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_similarity_of_a_network_to_itself_is_one(timm_folder, image_folder, tmp_path, capsys):
     plot = tmp_path / "layers.png"
     command = ["similarity", str(timm_folder), str(image_folder), "--against", str(timm_folder), "--plot", str(plot)]

@@ -1,11 +1,12 @@
 """hf-tl probe: heads, grids of C, layers and curves, and the sentences for what cannot be done."""
 
 import re
-from pathlib import Path
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import write_images
 from lanes import lanes
 from test_cli import table_rows
 
@@ -15,11 +16,14 @@ from hf_tl.cli.reading import save_groups
 from hf_tl.probes.heads import HEADS as MADE
 
 
-@pytest.fixture
-def stored(timm_folder, image_folder, tmp_path, capsys):
-    assert main(["embed", str(timm_folder), str(image_folder), "--out", str(tmp_path / "store")]) == 0
-    capsys.readouterr()
-    return str(tmp_path / "store")
+@pytest.fixture(scope="module")
+def stored(timm_folder, tmp_path_factory):
+    """An embedding of few photos; tests only read it."""
+    folder = tmp_path_factory.mktemp("stored")
+    write_images(folder / "images")
+    write_images(folder / "images", rows=3, split="test")
+    assert main(["embed", str(timm_folder), str(folder / "images"), "--out", str(folder / "store")]) == 0
+    return str(folder / "store")
 
 
 def test_the_command_knows_every_head():
@@ -101,9 +105,10 @@ def test_copies_are_held_out_and_drawn_together(copies, text_folder, tmp_path, m
     assert "copies among the samples were not looked for" in printed
 
 
-def test_groups_of_other_samples_are_refused(stored, capsys):
-    save_groups(Path(stored), np.arange(2))
-    assert main(["probe", stored, "-C", "auto"]) == 2
+def test_groups_of_other_samples_are_refused(stored, tmp_path, capsys):
+    own = shutil.copytree(stored, tmp_path / "store")
+    save_groups(own, np.arange(2))
+    assert main(["probe", str(own), "-C", "auto"]) == 2
     assert "holds no groups of these training samples; repeat hf-tl embed" in capsys.readouterr().err
 
 

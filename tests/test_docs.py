@@ -123,10 +123,18 @@ def tables(here, text_folder):
         table.to_csv(here / f"{name}.csv", index=False)
 
 
+@pytest.fixture(scope="session")
+def embedding_of_photos(saved_vision_network, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stored")
+    write_images(folder / "beans")
+    write_images(folder / "beans", rows=3, split="test")
+    assert main(["embed", str(saved_vision_network), str(folder / "beans"), "--out", str(folder / "runs")]) == 0
+    return folder / "runs"
+
+
 @pytest.fixture
-def stored_embedding(here, vision_network, photos, capsys):
-    assert main(["embed", "timm/mobilenetv2_100.ra_in1k", "beans", "--out", "runs/beans"]) == 0
-    capsys.readouterr()
+def stored_embedding(here, embedding_of_photos):
+    shutil.copytree(embedding_of_photos, here / "runs" / "beans")
 
 
 @pytest.fixture
@@ -223,7 +231,8 @@ def chains(page):
     return found
 
 
-SLOW = (".export(", "read_parquet", "learning_curve(", "layer_probes(", "Classifier.fit(")  # what takes seconds
+# What takes seconds
+SLOW = (".export(", "read_parquet", "learning_curve(", "layer_probes(", "Classifier.fit(", "TenCrops")
 
 
 def lane(chain):

@@ -60,6 +60,7 @@ def test_the_same_domain_and_another():
     assert "differ" in str(other)
 
 
+@pytest.mark.slow
 def test_domains_are_drawn(tmp_path):
     source = embedding(seed=3)
     for kind in (source, Reference.of(source)):

@@ -74,7 +74,10 @@ def test_a_saved_embedding_answers_alike_as_files_and_as_a_module(timm_folder, t
     assert np.abs(softmax(answers, axis=1) - expected[:3]).max() < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["timm", "vit", "bert", "wav2vec2"])
+KINDS = ("timm", "vit", "bert", "wav2vec2")
+
+
+@pytest.mark.parametrize("kind", lanes(KINDS, fast=lambda kind: kind in ("timm", "bert")))
 def test_a_trained_network_answers_alike_here_as_files_as_a_module_and_in_a_pipeline(
     kind, tmp_path, timm_folder, text_folder
 ):

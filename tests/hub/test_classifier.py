@@ -50,8 +50,11 @@ FILMS = "text,reply,stars,good,sad\n" + "\n".join(
 
 @pytest.mark.parametrize(
     "options",
-    [{"label": "stars", "problem": "regression"}, {"label": ["good", "sad"]}, {"input_column": ("text", "reply")}],
-    ids=["numbers", "several classes", "pairs"],
+    [
+        pytest.param({"label": "stars", "problem": "regression"}, id="numbers", marks=pytest.mark.slow),
+        pytest.param({"label": ["good", "sad"]}, id="several classes"),
+        pytest.param({"input_column": ("text", "reply")}, id="pairs", marks=pytest.mark.slow),
+    ],
 )
 def test_what_answers_otherwise_than_with_one_class_is_whole_on_the_hub(hub, tmp_path, text_folder, options):
     (tmp_path / "films.csv").write_text(FILMS)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lanes import lanes
 from loopback import TOKEN
 from safetensors.numpy import save
 
@@ -89,10 +90,12 @@ def impatient(monkeypatch):
 
 
 DEAD = [(case, "new") for case in CUTS] + [(case, "old") for case in CUTS if "create" not in CUTS[case][0]]
+QUICK = ("dead at the repository", "dead in the large file", "dead in the commit", "committed, and no answer")
 
 
-@pytest.mark.parametrize(("case", "state"), DEAD)
-def test_a_server_that_dies(hub, tmp_path, impatient, case, state):
+@pytest.mark.parametrize("moment", lanes(DEAD, fast=lambda moment: moment[0] in QUICK), ids="-".join)
+def test_a_server_that_dies(hub, tmp_path, impatient, moment):
+    case, state = moment
     where, how = CUTS[case]
     if state == "old":
         push(tmp_path / "files", 1)

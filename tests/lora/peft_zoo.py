@@ -164,6 +164,9 @@ ZOO = {
 """Name -> the network, an input for it, and the arguments of PEFT's LoraConfig."""
 
 
+QUICK = {"bert-patterns", "bert-dora", "bert-bias-all", "llama-embedding", "grouped-convolution", "attention"}
+"""Those of the fast lane."""
+
 NOT_EXACT = {"bert-all-linear-rslora", "bert-patterns", "bert-dora", "bert-lora-bias"}
 """Scales that are no powers of two, DoRA and a bias on B round differently in float32: judged in float64."""
 

@@ -82,7 +82,14 @@ def assert_equal(found, wanted):
         assert torch.allclose(value, wanted[name], rtol=1e-9, atol=1e-10), name
 
 
-@pytest.mark.parametrize("reentrant", [None, False, True], ids=["kept", "checkpoint", "reentrant checkpoint"])
+@pytest.mark.parametrize(
+    "reentrant",
+    [
+        pytest.param(None, id="kept"),
+        pytest.param(False, id="checkpoint"),
+        pytest.param(True, id="reentrant checkpoint", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     "config",
     [{}, {"freeze_a": True}, {"lora_bias": True}, {"use_dora": True, "lora_bias": True}, {"use_dora": True}],

@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
+from lanes import lanes
 from torch import nn
 
 from hf_tl import (
@@ -52,7 +53,7 @@ PARAMETERS = ["experts.gate_up_proj", "experts.down_proj"]
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=lanes(NETWORKS, fast=lambda kind: kind in ("Mixtral", "GptOss")))
 def make(request):
     return lambda: network(request.param)
 
@@ -229,7 +230,7 @@ def test_names_that_are_no_parameters():
         add_lora(nn.ModuleDict({"bank": Bank()}), LoraConfig(target_parameters=["bank.stack"]))
 
 
-@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("rslora", lanes([False, True], fast=lambda rslora: rslora))
 @pytest.mark.parametrize(
     ("kind", "block", "parts"), [("Mixtral", "block_sparse_moe", "w1 w3 w2"), ("Qwen3Moe", "mlp", OLD)]
 )

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from peft_zoo import NOT_EXACT, SVD_INITS, ZOO, logits, network, save_with_peft
+from lanes import lanes
+from peft_zoo import NOT_EXACT, QUICK, SVD_INITS, ZOO, logits, network, save_with_peft
 from torch import nn
 
 from hf_tl import LoraConfig, add_lora
@@ -53,7 +54,7 @@ def test_a_smaller_rank_is_the_best_one_and_its_error_is_stated():
     assert same.tensors["layer.lora_A.weight"] is adapter.tensors["layer.lora_A.weight"]
 
 
-@pytest.mark.parametrize("name", [name for name in ZOO if name not in SVD_INITS])
+@pytest.mark.parametrize("name", lanes(sorted(ZOO.keys() - SVD_INITS), fast=lambda name: name in QUICK))
 def test_an_adapter_of_any_kind_cut_to_its_own_content_gives_the_same_network(name, tmp_path):
     """Ranks are doubled by a second copy of halved factors; cutting finds the original again."""
     save_with_peft(name, tmp_path / "one")

@@ -8,9 +8,11 @@ import warnings
 
 import pytest
 import torch
+from lanes import lanes
 from peft_zoo import (
     AUTO_CLASSES_READ_HEADS,
     NOT_EXACT,
+    QUICK,
     SVD_INITS,
     ZOO,
     logits,
@@ -40,7 +42,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=ZOO)
+@pytest.fixture(scope="module", params=lanes(ZOO, fast=lambda name: name in QUICK))
 def from_peft(request, tmp_path_factory):
     """Name, folder and output of each adapter that PEFT saved."""
     folder = tmp_path_factory.mktemp("peft")

@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 import transformers
+from lanes import lanes
 from parity_rows import NETWORKS, exported, live_names
 from torch import nn
 
@@ -45,7 +46,10 @@ def test_default_targets_of_text_models_are_peft_s(kind):
     assert {name.rpartition(".")[2] for name in names} == set(TABLE[kind])
 
 
-@pytest.mark.parametrize("kind", ["vit", "dinov2", "swin", "deit", "clip_vision_model", "beit", "convnext", "resnet"])
+VISION = ("vit", "dinov2", "swin", "deit", "clip_vision_model", "beit", "convnext", "resnet")
+
+
+@pytest.mark.parametrize("kind", lanes(VISION, fast=lambda kind: kind in ("deit", "resnet")))
 def test_vision_models_have_default_targets(kind):
     from transformers import AutoConfig, AutoModel
 
@@ -57,9 +61,10 @@ def test_vision_models_have_default_targets(kind):
     assert set(names) <= set(record_of(model).layers)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv2_100", "mixer_s16_224"]
-)
+OF_TIMM = ("resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv2_100", "mixer_s16_224")
+
+
+@pytest.mark.parametrize("name", lanes(OF_TIMM, fast=lambda name: name in OF_TIMM[:2]))
 def test_timm_models_need_no_names(name):
     import timm
 

@@ -198,6 +198,7 @@ def test_norms_that_begin_at_zero_do_so_at_another_size_of_images():
             assert torch.equal(model.get_parameter(name), fresh), name
 
 
+@pytest.mark.slow
 def test_timm_of_other_widths_initialises_itself():
     model = trained(timm.create_model("vit_tiny_patch16_224", embed_dim=96, depth=3, num_heads=3, img_size=32))
     reinit_layers(model, list(list_layers(model)))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from lanes import lanes
 
 from hf_tl import Embedding, InputError, layer_probes, learning_curve
 from hf_tl.embedding.embedding import LayerColumns
@@ -26,7 +27,10 @@ def embedding(problem, n=90, seed=0, names=None):
     return Embedding(values, LAYERS, np.arange(n), labels, names)
 
 
-@pytest.mark.parametrize("problem", ["classification", "multilabel", "regression"])
+PROBLEMS = ("classification", "multilabel", "regression")
+
+
+@pytest.mark.parametrize("problem", lanes(PROBLEMS, fast=lambda problem: problem == "multilabel"))
 def test_every_problem(problem):
     train, test = embedding(problem), embedding(problem, seed=1)
     features = compared_features(recipe="standardize")

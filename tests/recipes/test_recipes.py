@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_images
+from lanes import lanes
 from tiny import save_vit, save_wav2vec2, write_tones
 from transformers import TrainerState, TrainingArguments
 
@@ -82,7 +83,7 @@ def test_an_adapter_is_saved_alone_and_loads_with_peft(kind, worlds, run, tmp_pa
     assert any("lora_A" in name for name, _ in loaded.named_parameters())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", lanes(KINDS, fast=lambda kind: kind == "audio"))
 def test_reading_and_evaluating(kind, worlds, run, tmp_path, capsys):
     layers = "true" if kind == "timm" else "false"
     run("embed_and_probe", *worlds[kind], "--out", tmp_path, "--layers", layers)

@@ -79,7 +79,10 @@ class Slow(Guess):
         return replace(fitted, stopped="the time was over" if effort.epochs * self.per_epoch > left else "")
 
 
-@pytest.mark.parametrize(("budget", "reached"), [(1000, 27), (150, 9), (60, 3)])
+@pytest.mark.parametrize(
+    ("budget", "reached"),
+    [pytest.param(1000, 27, marks=pytest.mark.slow), (150, 9), pytest.param(60, 3, marks=pytest.mark.slow)],
+)
 def test_it_ends_on_time_and_begins_no_pilot_that_would_not(timm_folder, tmp_path, monkeypatch, budget, reached):
     skipped, real, precise = [0.0], time.monotonic, time.perf_counter
     monkeypatch.setattr(time, "monotonic", lambda: real() + skipped[0])
@@ -226,6 +229,7 @@ def test_a_browser_shows_every_figure_and_complains_of_nothing(found, tmp_path):
     assert "CONSOLE" not in shown.stderr
 
 
+@pytest.mark.slow
 def test_the_report_of_a_comparison(timm_folder, tmp_path):
     pair = (Guess("a <b>", 0.5), Guess("c", 0.8))
     compared = compare(
