@@ -14,3 +14,9 @@ def ulps(found: torch.Tensor, wanted: torch.Tensor) -> float:
         return 0.0
     unit = torch.finfo(wanted.dtype).eps * wanted.abs().max().clamp_min(torch.finfo(wanted.dtype).tiny)
     return ((found - wanted).abs().max() / unit).item()
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 2e-6) -> None:
+    """The largest difference is at most that part of the largest wanted value."""
+    assert found.shape == wanted.shape, f"{tuple(found.shape)} beside {tuple(wanted.shape)}"
+    assert ((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)).item() <= tolerance

@@ -5,26 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from known_spectrum import made, whole_matrix
 
 from hf_tl.analysis.weight_change import compare_adapters, measure_updates, rank_advice, spectrum_table
 from hf_tl.errors import InputError
 from hf_tl.lora.adapter import Adapter
 from hf_tl.lora.combine import rank_for
-
-
-def made(values, *, out=6, inner=9, config=None):
-    """An adapter of one layer whose update has the given singular values."""
-    r = len(values)
-    U, V = (torch.linalg.qr(torch.randn(n, r, dtype=torch.float64)).Q for n in (out, inner))
-    B, A = U * torch.tensor(values, dtype=torch.float64), V.T
-    alpha = {"r": r, "lora_alpha": 2 * r}
-    tensors = {"layer.lora_A.weight": A.contiguous(), "layer.lora_B.weight": (B / 2).contiguous()}
-    return Adapter({"peft_type": "LORA", "target_modules": ["layer"], **alpha, **(config or {})}, tensors)
-
-
-def whole_matrix(adapter):
-    B, A = adapter.updates["layer"].factors()
-    return B @ A
 
 
 def test_the_spectrum_is_that_of_the_whole_matrix():

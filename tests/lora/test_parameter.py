@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
+from closeness import close
 from lanes import lanes
 from torch import nn
 
@@ -97,10 +98,6 @@ def randomise(model):
 def logits(model):
     with torch.no_grad():
         return model.eval()(input_ids=IDS).logits
-
-
-def close(ours, theirs, tolerance=2e-6):
-    assert ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30)).item() <= tolerance
 
 
 def gradients(model):

@@ -12,6 +12,7 @@ import warnings
 import peft
 import pytest
 import torch
+from closeness import close
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
@@ -129,10 +130,6 @@ def same(one, other):
     if type(one) is not torch.Tensor:  # torchao compares none
         one, other = one.dequantize(), other.dequantize()
     return torch.equal(one, other)
-
-
-def close(ours, theirs, tolerance):
-    assert ((ours - theirs).abs().max() / theirs.abs().max()).item() <= tolerance
 
 
 @pytest.mark.parametrize("config", [{}, {"use_dora": True}], ids=["lora", "dora"])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from known_spectrum import made, whole_matrix
 from lanes import lanes
 from peft_zoo import NOT_EXACT, QUICK, SVD_INITS, ZOO, logits, network, save_with_peft
 from torch import nn
@@ -20,21 +21,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # peft 0.21 asks
 ]
-
-
-def made(values, *, out=6, inner=9, config=None):
-    """An adapter of one layer whose update has the given singular values."""
-    r = len(values)
-    U, V = (torch.linalg.qr(torch.randn(n, r, dtype=torch.float64)).Q for n in (out, inner))
-    B, A = U * torch.tensor(values, dtype=torch.float64), V.T
-    alpha = {"r": r, "lora_alpha": 2 * r}
-    tensors = {"layer.lora_A.weight": A.contiguous(), "layer.lora_B.weight": (B / 2).contiguous()}
-    return Adapter({"peft_type": "LORA", "target_modules": ["layer"], **alpha, **(config or {})}, tensors)
-
-
-def whole_matrix(adapter):
-    B, A = adapter.updates["layer"].factors()
-    return B @ A
 
 
 def test_a_smaller_rank_is_the_best_one_and_its_error_is_stated():

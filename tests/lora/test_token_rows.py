@@ -7,6 +7,7 @@ import warnings
 import peft
 import pytest
 import torch
+from closeness import close
 from lanes import lanes
 from peft_zoo import tiny_bert, tiny_t5
 from torch import nn
@@ -88,10 +89,6 @@ def gradients(model):
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     rows = sorted((p.grad for n, p in named if not any(part in n for part in parts)), key=lambda g: g.shape)
     return rows + [p.grad for n, p in named if any(part in n for part in parts)]
-
-
-def close(ours, theirs, tolerance=2e-6):
-    assert ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30)).item() <= tolerance
 
 
 def test_the_numbers_are_those_of_peft(kind):
