@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +24,7 @@ from hf_tl.errors import InputError, in_one_line
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from fsspec import AbstractFileSystem
 
 
 ShardCodec = Literal["2bit", "int8", "float16", "float32"]
@@ -32,6 +34,8 @@ INDEX, LABEL = "index", "label"
 ROWS_PER_GROUP = 1024
 WRITE = {"compression": "zstd", "write_page_checksum": True}  # as pyarrow.parquet takes it
 OPEN_GROUPS = 4  # row groups that stay decompressed
+OPEN_FILES = 16
+AT_ONCE = 16  # files whose heads are read at a time
 
 
 def shard_schema(about: Mapping[str, Any], *, codec: ShardCodec, label: pa.DataType | None) -> pa.Schema:
@@ -112,13 +116,23 @@ class Shards:
 
     def __init__(self, place: str | Path):
         self._place = str(place)
-        self._files, self._groups = self._open()
-        self._starts = np.cumsum([0, *(self._files[i].metadata.row_group(j).num_rows for i, j in self._groups)])
+        self._fs, self._paths = self._find()
+        with ThreadPoolExecutor(AT_ONCE) as pool:  # a folder in a bucket answers late, but to all at once
+            heads = list(pool.map(self._head, self._paths))
+        self.about, schema = heads[0].about, heads[0].schema
+        for name, head in zip(self._paths, heads, strict=True):
+            if head.about != self.about or not head.schema.equals(schema):
+                raise InputError(
+                    f"{name} is of another embedding than {self._paths[0]}; keep each in a folder of its own"
+                )
+        self.codec: ShardCodec = self.about["codec"]
+        self._groups = [(i, j) for i, head in enumerate(heads) for j in range(len(head.groups))]
+        self._starts = np.cumsum([0, *(rows for head in heads for rows in head.groups)])
+        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._tables: OrderedDict[tuple[int, tuple[str, ...]], pa.Table] = OrderedDict()
-        columns = [INDEX, *([LABEL] if LABEL in self._files[0].schema_arrow.names else [])]
-        heads = [self._guarded(i, columns) for i in range(len(self._files))]
-        self.indices = np.concatenate([head[INDEX].to_numpy() for head in heads])
-        self.labels = None if len(columns) == 1 else np.concatenate([_labels_of(head[LABEL]) for head in heads])
+        self.indices = np.concatenate([head.indices for head in heads])
+        labels = [head.labels for head in heads if head.labels is not None]
+        self.labels = np.concatenate(labels) if labels else None
 
     def order(self) -> np.ndarray:
         """(rows,) the rows in the order of the dataset.
@@ -161,9 +175,7 @@ class Shards:
         stored = np.frombuffer(array.buffers()[1], np.uint8).reshape(-1, codec.n_bytes)
         return codec.decode(stored[array.offset :][rows], a, b)
 
-    def _open(self) -> tuple[list[pq.ParquetFile], list[tuple[int, int]]]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def _find(self) -> tuple[AbstractFileSystem, list[str]]:
         from fsspec.core import url_to_fs
 
         try:
@@ -173,41 +185,73 @@ class Shards:
             raise InputError(f"{self._place!r} cannot be read: {in_one_line(error)}") from error
         if not paths:
             raise InputError(f"{self._place!r} holds no Parquet files")
-        self.about: dict[str, Any] = {}
-        files: list[pq.ParquetFile] = []
-        for name in paths:
-            try:
-                file = pq.ParquetFile(fs.open(name, "rb"), page_checksum_verification=True)
-                about = _read_about(file.schema_arrow)
-            except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise InputError(
-                    f"{name} is no shard of an embedding, or damaged: {in_one_line(error)}; make it again"
-                ) from error
-            if files and (about != self.about or not file.schema_arrow.equals(files[0].schema_arrow)):
-                raise InputError(f"{name} is of another embedding than {paths[0]}; keep each in a folder of its own")
-            self.about, files = about, [*files, file]
-        self.codec: ShardCodec = self.about["codec"]
-        return files, [(i, j) for i, file in enumerate(files) for j in range(file.metadata.num_row_groups)]
+        return fs, paths
+
+    def _head(self, name: str) -> _Head:
+        import pyarrow as pa
+
+        try:
+            file = self._open(name)
+            about, schema = _read_about(file.schema_arrow), file.schema_arrow
+            groups = tuple(file.metadata.row_group(j).num_rows for j in range(file.metadata.num_row_groups))
+            head = file.read(columns=[INDEX, *([LABEL] if LABEL in schema.names else [])], use_threads=False)
+            file.close(force=True)
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{name} is no shard of an embedding, or damaged: {in_one_line(error)}; make it again"
+            ) from error
+        labels = _labels_of(head[LABEL]) if LABEL in schema.names else None
+        return _Head(about, schema, groups, head[INDEX].to_numpy(), labels)
+
+    def _open(self, name: str) -> pq.ParquetFile:
+        import pyarrow.parquet as pq
+
+        exact = self._fs.open(name, "rb", cache_type="none")  # fsspec reads megabytes ahead of each kilobyte otherwise
+        return pq.ParquetFile(exact, page_checksum_verification=True)
+
+    def _file(self, number: int) -> pq.ParquetFile:
+        if number not in self._files:
+            self._files[number] = self._open(self._paths[number])
+        self._files.move_to_end(number)
+        while len(self._files) > OPEN_FILES:
+            self._files.popitem(last=False)[1].close(force=True)
+        return self._files[number]
 
     def _table(self, group: int, names: tuple[str, ...]) -> pa.Table:
+        import pyarrow as pa
+
         key = (group, names)
         if key not in self._tables:
             i, j = self._groups[group]
-            self._tables[key] = self._guarded(i, list(names), group=j)
+            try:
+                self._tables[key] = self._file(i).read_row_group(j, columns=list(names))
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise InputError(
+                    f"{self._paths[i]} is damaged, or was written anew: {in_one_line(error)}; make it again"
+                ) from error
         self._tables.move_to_end(key)
         while len(self._tables) > OPEN_GROUPS:
             self._tables.popitem(last=False)
         return self._tables[key]
 
-    def _guarded(self, file: int, columns: list[str], *, group: int | None = None) -> pa.Table:
-        import pyarrow as pa
 
-        try:
-            if group is None:
-                return self._files[file].read(columns=columns)
-            return self._files[file].read_row_group(group, columns=columns)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise InputError(f"a shard in {self._place!r} is damaged: {in_one_line(error)}; make it again") from error
+@dataclass(frozen=True)
+class _Head:
+    """What is read of a shard when an embedding is loaded.
+
+    Attributes:
+        about: what its metadata says of the embedding.
+        schema: of the file.
+        groups: rows of each row group.
+        indices: (rows,) the column "index".
+        labels: (rows,) or (rows, classes), the column "label"; None where there is none.
+    """
+
+    about: Mapping[str, Any]
+    schema: pa.Schema
+    groups: tuple[int, ...]
+    indices: np.ndarray
+    labels: np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)

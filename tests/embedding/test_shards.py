@@ -3,16 +3,20 @@
 import json
 from dataclasses import replace
 
+import fsspec
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.spec import AbstractBufferedFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_tl import Embedding, InputError
 from hf_tl.embedding.embedding import LayerColumns
+from hf_tl.embedding.shards import OPEN_FILES, ROWS_PER_GROUP
 from hf_tl.embedding.stored_array import Codec
 
 
@@ -226,3 +230,52 @@ def test_a_sample_of_12416_ternary_features_takes_3_2_kilobytes(tmp_path):
     assert wanted.shape[1] == 12416
     assert path.stat().st_size / 512 < 3200
     assert pa.types.is_fixed_size_binary(pq.read_schema(path).field("layer0.conv").type)
+
+
+def test_many_files_are_read_and_few_are_open(tmp_path):
+    wanted = embedding()
+    folder = wanted.to_parquet(tmp_path / "shards", rows_per_file=1)
+    process = psutil.Process()
+    before = process.num_fds()
+    got = Embedding.load(folder)
+    assert process.num_fds() <= before
+    assert_equal(got, wanted)
+    assert process.num_fds() <= before + OPEN_FILES
+    np.testing.assert_array_equal(np.asarray(got[::-1]), wanted.values[::-1])
+
+
+class Far(fsspec.AbstractFileSystem):
+    """Local files as a bucket gives them: each read is a request for a range of bytes."""
+
+    protocol, requests = "far", []
+
+    def ls(self, path, detail=True, **kwargs):
+        return fsspec.filesystem("file").ls(path, detail=detail)
+
+    def info(self, path, **kwargs):
+        return fsspec.filesystem("file").info(path)
+
+    def _open(self, path, mode="rb", **kwargs):
+        class File(AbstractBufferedFile):
+            def _fetch_range(self, start, end):
+                Far.requests.append(end - start)
+                with open(path, "rb") as file:
+                    file.seek(start)
+                    return file.read(end - start)
+
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        return File(self, path, mode, **kwargs)
+
+
+def test_of_a_bucket_no_more_is_fetched_than_is_read(tmp_path, monkeypatch):
+    fsspec.register_implementation("far", Far, clobber=True)
+    monkeypatch.setattr(Far, "requests", [])
+    wanted = embedding(n=3000, widths=(3000, 200, 3000))
+    folder = wanted.to_parquet(tmp_path / "shards")
+    size = (folder / "00000.parquet").stat().st_size
+    got = Embedding.load(f"far://{folder}")
+    assert sum(Far.requests) < size / 10  # the footer, indices and labels
+    assert len(Far.requests) <= 2 + -(-len(wanted) // ROWS_PER_GROUP)
+    Far.requests.clear()
+    np.testing.assert_array_equal(np.asarray(got.select("layer1.*")), wanted.values[:, 3000:3200])
+    assert sum(Far.requests) < size / 10
