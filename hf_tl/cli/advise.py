@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 from hf_tl.cli.arguments import DATA, MODEL
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    since = time.monotonic()
     from hf_tl.strategies.advise import STRATEGIES, advise
     from hf_tl.strategies.report import write_report
 
@@ -42,6 +44,8 @@ def run(options: argparse.Namespace) -> None:
         image_size=options.image_size,
         out=options.out,
         seed=options.seed,
+        since=since,
     )
     print(found)
-    print(f"wrote {write_report(found, options.out / 'report.html')}")
+    written = write_report(found, options.out / "report.html")
+    print(f"wrote {written}, {time.monotonic() - since:.0f} s after the start")

@@ -14,6 +14,7 @@ from hf_tl.strategies.decision import Decision
 from hf_tl.strategies.ledger import Run
 from hf_tl.strategies.mistakes import Mistake
 from hf_tl.strategies.portrait import Portrait
+from hf_tl.strategies.timetable import Stage
 from hf_tl.strategies.zones import Zones
 from hf_tl.table import format_table
 
@@ -58,6 +59,8 @@ class Advice:
         zones: which layers serve the task; None where there was no time for it.
         mistakes: where the advised strategy and its nearest rival differ.
         portrait: what the network makes of the samples before any training.
+        left_out: what there was no time for, in sentences.
+        stages: where the time went.
     """
 
     title: str
@@ -74,16 +77,21 @@ class Advice:
     zones: Zones | None = None
     mistakes: tuple[Mistake, ...] = ()
     portrait: Portrait = field(default_factory=Portrait)
+    left_out: tuple[str, ...] = ()
+    stages: tuple[Stage, ...] = ()
 
     @property
     def verdict(self) -> str:
         """One sentence."""
-        name, delta = self.decision.chosen, _in_points(self.decision.delta)
+        name, delta = self.decision.chosen, in_points(self.decision.delta)
         if not self.decision.is_sure:
-            return f"Not distinguishable within {delta}: {name} is the least risky choice of those that were measured"
-        if name == self.decision.best:
-            return f"Take {name}: the best that was measured, and nothing cheaper is within {delta} of it"
-        return f"Take {name}: the cheapest strategy within {delta} of the best, {self.decision.best}"
+            said = f"Not distinguishable within {delta}: {name} is the least risky choice of those that were measured"
+        elif name == self.decision.best:
+            said = f"Take {name}: the best that was measured, and nothing cheaper is within {delta} of it"
+        else:
+            said = f"Take {name}: the cheapest strategy within {delta} of the best, {self.decision.best}"
+        unknown = [one.strategy for one in self.alternatives if one.accuracy is None]
+        return f"{said}; not measured: {', '.join(unknown)}" if unknown else said
 
     def table(self) -> str:
         """Every strategy: accuracy with its 80 % interval, seconds of a fit, risk, and how it is known."""
@@ -103,7 +111,7 @@ class Advice:
                     one.how,
                 ]
             )
-        lost = f"P(more than {_in_points(self.decision.delta)} worse)"
+        lost = f"P(more than {in_points(self.decision.delta)} worse)"
         return ["strategy", "accuracy (80 %)", "one fit", lost, "how it is known"], rows
 
     def __str__(self) -> str:
@@ -113,7 +121,7 @@ class Advice:
             "\n".join(f"- {line}" for line in self.evidence),
             "what would change it:\n" + "\n".join(f"- {line}" for line in self.would_change),
             f"to run it:\n\n{self.code}",
-            "\n".join(f"note: {note}" for note in self.notes),
+            "\n".join(f"note: {note}" for note in (*self.notes, *self.left_out)),
             f"{self.seconds:.0f} s of {self.budget:.0f} s",
         ]
         return "\n\n".join(part for part in parts if part)
@@ -132,6 +140,8 @@ class Advice:
             "seconds": round(self.seconds, 1),
             "budget": self.budget,
             "runs": [run.key for run in self.runs],
+            "stages": [asdict(stage) for stage in self.stages],
+            "left_out": list(self.left_out),
             "layers": None if self.zones is None else {"verdict": self.zones.verdict, "rows": self.zones.cells()[1]},
             "mistakes": [
                 {"index": one.index, "class": one.truth, "right": one.right, "wrong": one.wrong, "said": one.said}
@@ -144,7 +154,8 @@ class Advice:
         return write_json(Path(path), self.to_dict())
 
 
-def _in_points(share: float) -> str:
+def in_points(share: float) -> str:
+    """A share of samples in points: "1 point", "0.5 points"."""
     return "1 point" if share == 0.01 else f"{100 * share:g} points"
 
 

@@ -15,7 +15,6 @@ from hf_tl.analysis.similarity import SourceSigns, read_source_signs
 from hf_tl.analysis.units import draw_top_images
 from hf_tl.inputs import read_image
 from hf_tl.models import find_modality, load_network
-from hf_tl.strategies.strategy import Effort
 from hf_tl.strategies.transfer import Transfer
 from hf_tl.strategies.zones import last_of_blocks
 
@@ -45,34 +44,47 @@ class Portrait:
     copies: Image.Image | None = None
 
 
-def draw_portrait(transfer: Transfer, indices: np.ndarray, *, groups: np.ndarray, effort: Effort) -> Portrait:
-    """The portrait on some samples; each part is made if the effort's deadline leaves time for it.
+def compare_blocks(transfer: Transfer, indices: np.ndarray) -> LayerSimilarity | None:
+    """How alike the last layers of the blocks are on training samples (n,); None for too few samples."""
+    if len(indices) < FEWEST:
+        return None
+    last = [*last_of_blocks(transfer.raw.layers).values()]
+    return compare_layers(transfer.raw.select(last)[indices[:MOST_COMPARED]])
+
+
+def read_signs(transfer: Transfer, indices: np.ndarray) -> SourceSigns:
+    """How far training samples (n,) lie from what the network was trained on."""
+    network = load_network(transfer.model, image_size=transfer.image_size)
+    return read_source_signs(network, transfer.part(indices[:MOST_READ]), progress=False)
+
+
+def draw_units(transfer: Transfer, indices: np.ndarray, *, groups: np.ndarray) -> tuple[Image.Image, str] | None:
+    """The images that excite units of the last block most, and the layer's name; None for samples of another kind.
 
     Args:
-        transfer: network and task, of which the activations are read.
+        transfer: network and task.
         indices: (n,) of training samples.
         groups: (n_samples,) equal numbers are copies.
-        effort: with the deadline.
     """
-    last = [*last_of_blocks(transfer.raw.layers).values()]
-    similarity, signs, units, copies = None, None, None, None
-    shows = find_modality(transfer.model) == "image"
-    if len(indices) >= FEWEST and not effort.is_over:
-        similarity = compare_layers(transfer.raw.select(last)[indices[:MOST_COMPARED]])
-    if not effort.is_over:
-        network = load_network(transfer.model, image_size=transfer.image_size)
-        signs = read_source_signs(network, transfer.part(indices[:MOST_READ]), progress=False)
+    if find_modality(transfer.model) != "image":
+        return None
+    layer = [*last_of_blocks(transfer.raw.layers).values()][-1]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sheet.png"
-        if shows and not effort.is_over:
-            chosen = transfer.raw.select(last[-1])[indices]
-            draw_top_images(path, chosen, transfer.samples, layer=last[-1], top=TOP, groups=groups, title="training")
-            units = _opened(path)
-        strips = _copies(transfer, groups) if shows and not effort.is_over else []
-        if strips:
-            write_contact_sheet(path, strips, title="samples that are copies of one another", columns=3)
-            copies = _opened(path)
-    return Portrait(similarity, signs, units, last[-1] if units else "", copies)
+        chosen = transfer.raw.select(layer)[indices]
+        draw_top_images(path, chosen, transfer.samples, layer=layer, top=TOP, groups=groups, title="training samples")
+        return _opened(path), layer
+
+
+def draw_copies(transfer: Transfer, *, groups: np.ndarray) -> Image.Image | None:
+    """Images that are copies of one another; None where there are none, or samples of another kind."""
+    strips = _copies(transfer, groups) if find_modality(transfer.model) == "image" else []
+    if not strips:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "sheet.png"
+        write_contact_sheet(path, strips, title="samples that are copies of one another", columns=3)
+        return _opened(path)
 
 
 def _copies(transfer: Transfer, groups: np.ndarray) -> list[Strip]:

@@ -25,10 +25,11 @@ from hf_tl.strategies.zones import Zones
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:auto;padding:0 1rem;color:#222;background:#fff}
-h1{font-size:1.4rem}h2{font-size:1.15rem;margin-top:2rem}.verdict{font-size:1.15rem;border-left:.4rem solid #1f4e8c;
+h1{font-size:1.4rem}h2{font-size:1.15rem;margin-top:2rem}h3{font-size:1rem}
+.verdict{font-size:1.15rem;border-left:.4rem solid #1f4e8c;
 padding:.6rem 1rem;background:#f2f6fb}svg{width:100%;height:auto}figure{margin:0}.wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.85rem}td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;
-text-align:left}figure{overflow-x:auto}figure svg{min-width:24rem}
+text-align:left}td:last-child{min-width:9rem}figure{overflow-x:auto}figure svg{min-width:22rem}
 section>img{max-width:100%;height:auto}
 .wall{display:flex;flex-wrap:wrap;gap:.5rem}.wall div{width:7.2rem;font-size:.72rem;line-height:1.25}
 .wall img{width:7rem;height:7rem;object-fit:cover;display:block}.wall blockquote{margin:0;font-style:italic}
@@ -36,6 +37,39 @@ pre{background:#f6f6f6;padding:.8rem;overflow-x:auto;font-size:.8rem;white-space
 @media print{body{max-width:none;font-size:11px}figure svg{min-width:0}.wall div{break-inside:avoid}
 h2{break-after:avoid}figure,tr{break-inside:avoid}}
 """
+MEANING = {  # of built-in strategies
+    "last layer": "the network stays as it is; a linear SVM learns from what its last layer says",
+    "full network": "the network stays as it is; a linear SVM learns from what all its layers say",
+    "linear probe": "the network stays as it is; logistic regression learns from what its last layer says",
+    "LoRA": "the weights stay as they are; small low-rank matrices beside them are trained, with a new head",
+    "DoRA": "as LoRA, with the norms of the weights trained too",
+    "split": "the first three quarters of the layers stay as they are; the others are trained, with a new head",
+    "LP-FT": "the new head is trained first, then the whole network, gently",
+    "full fine-tuning": "the whole network is trained, from the pre-trained weights",
+    "from scratch": "the whole network is trained, from random weights",
+}
+READ = {  # heading -> how to read what stands there
+    "The alternatives": "Accuracy on training samples that were held out, with the range that holds four times out of "
+    "five. One fit counts its share of the pass through the network. The probability says how likely it is that a "
+    "strategy is worse than the best by more than what you said does not matter.",
+    "Accuracy against the time of one fit": "Up and to the left is better. Where the bars of two strategies overlap "
+    "for the most part, these samples do not tell them apart.",
+    "Samples per class": "What more labels would bring: the dashed line goes on to twice the samples. Where the curve "
+    "is flat, more labels of the same kind change little.",
+    "What each layer is worth": "A classifier on each layer alone. Accuracy mostly rises towards the task; layers "
+    "that are worse than the best one below them have become too particular to what the network learnt first.",
+    "What training changed": "How far each layer moved from its pre-trained weights. Layers that hardly moved could "
+    "have been frozen.",
+    "Which layers are alike": "1 (yellow): two layers tell the samples apart in the same way; 0 (dark): in ways that "
+    "have nothing in common. A bright square on the diagonal is a run of layers that do the same work.",
+    "How near the source is": "The statistics that the network kept of the images it was trained on, against those of "
+    "your samples: at the dashed lines they are the same. Large shifts speak for training more of the network.",
+    "Where the two best differ": "Samples that exactly one of the advised strategy and its nearest rival gets right. "
+    "Look for what they have in common, and for wrong labels.",
+    "Samples that are copies": "Copies across training and test samples make accuracies look too good; they were not "
+    "learnt from.",
+    "Accuracy against energy": "Up and to the left is better.",
+}
 THUMBNAIL = 160  # pixels
 COURSE = (  # strategy, accuracies in validation and test, W, h, kg CO2, experiments, hours of people
     ("fine-tuning", "77.46", "73.86", "276", "1,826", "201.5", "480", "4-6"),
@@ -62,7 +96,8 @@ def write_report(found: Advice | Comparison, path: str | Path) -> Path:
     body = []
     for heading, content in sections:
         inside = content if isinstance(content, str) else _figure(content, path, heading)
-        body.append(f"<section><h2>{escape(heading)}</h2>\n{inside}</section>")
+        said = f"<p>{escape(READ[heading])}</p>" if heading in READ else ""
+        body.append(f"<section><h2>{escape(heading)}</h2>\n{said}{inside}</section>")
     title = escape(found.title)
     page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -75,7 +110,8 @@ def write_report(found: Advice | Comparison, path: str | Path) -> Path:
 
 def _of_advice(found: Advice) -> list[tuple[str, str | Draw]]:
     sections: list[tuple[str, str | Draw]] = [
-        ("What to do", f'<p class="verdict">{escape(found.verdict)}.</p><pre>{escape(found.code)}</pre>'),
+        ("What to do", f'<p class="verdict">{escape(found.verdict)}.</p>{_meaning(found)}'),
+        ("To run it", f"<pre>{escape(found.code)}</pre>"),
         ("Why", _list(found.evidence)),
         ("The alternatives", _table(*found.cells())),
         ("Accuracy against the time of one fit", lambda file: _draw_alternatives(found, file)),
@@ -96,7 +132,8 @@ def _of_advice(found: Advice) -> list[tuple[str, str | Draw]]:
         *sections,
         ("What would change it", _list(found.would_change)),
         ("Ledger", _ledger(found.runs)),
-        ("Notes", _list([*found.notes, f"{found.seconds:.0f} s of a budget of {found.budget:.0f} s"])),
+        ("Where the time went", _stages(found)),
+        ("Notes", _list([*found.notes, *found.left_out])),
     ]
 
 
@@ -143,6 +180,14 @@ def _of_comparison(found: Comparison) -> list[tuple[str, str | Draw]]:
     ]
 
 
+def _meaning(found: Advice) -> str:
+    """What the names of the strategies mean, the advised one first."""
+    chosen = found.decision.chosen
+    names = [chosen, *(one.strategy for one in found.alternatives if one.strategy != chosen)]
+    lines = [f"<li><b>{escape(name)}</b>: {escape(MEANING[name])}</li>" for name in names if name in MEANING]
+    return f"<ul>{''.join(lines)}</ul>" if lines else ""
+
+
 def _draw_alternatives(found: Advice, file: Path) -> None:
     caption = "80 % intervals; measured on this machine"
     with plots.picture(file, title=found.title, size=(5.6, 4.2), caption=caption) as (panel,):
@@ -157,21 +202,23 @@ def _draw_alternatives(found: Advice, file: Path) -> None:
 
 
 def _round_numbers(values: Sequence[float]) -> list[float]:
-    """1, 2, 5, 10 ... around some values: a logarithmic axis over less than a decade has no other numbers."""
-    if not values:
-        return []
-    low, high = max(min(values), 0.1) / 2, 2 * max(*values, 0.1)
+    """1, 2, 5, 10 ... from below some values to above: a logarithmic axis over less than a decade has no others."""
     steps = [float(f"{digit}e{power}") for power in range(-2, 7) for digit in (1, 2, 5)]
-    return [step for step in steps if low <= step <= high]
+    low, high = max(min(values, default=1.0), 0.1), max([*values, 0.1])
+    below, above = [step for step in steps if step <= low], [step for step in steps if step >= high]
+    return [step for step in steps if below[-1] <= step <= (above or steps)[0]]
 
 
 def _draw_zones(found: Zones, title: str, file: Path) -> None:
-    caption = f"a linear SVM on each layer alone, {found.n_samples} held-out samples; bars: standard error to the best"
+    caption = f"a linear SVM on each layer alone, {found.n_samples} held-out samples\nbars: standard error to the best"
     with plots.picture(file, title=title, size=(5.6, 4.2), caption=caption) as (panel,):
         n = len(found.names)
         if found.first_worse is not None:
-            plots.zone(panel, found.first_worse - 0.5, n - 0.5, color=plots.ORANGE, label="candidates to retrain")
-        plots.zone(panel, -0.5, found.best + 0.5, color=plots.GREEN, label="up to the best layer")
+            plots.zone(panel, found.first_worse - 0.5, n - 0.5, color=plots.ORANGE, label="reinit")
+        plots.zone(panel, -0.5, found.best + 0.5, color=plots.GREEN, label="freeze")
+        above = n if found.first_worse is None else found.first_worse
+        if found.best + 1 < above:
+            plots.zone(panel, found.best + 0.5, above - 0.5, color=plots.SKY, label="tune")
         plots.curve(panel, range(n), found.accuracy, color=plots.BLUE, marker="o", errors=found.error,
                     label="one layer alone")  # fmt: skip
         plots.axes(panel, x="from data to task", y="accuracy", x_names=found.names)
@@ -261,6 +308,15 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _stages(found: Advice) -> str:
+    rows = [
+        [stage.name, f"{stage.seconds:.1f}", "-" if stage.expected is None else f"{stage.expected:.1f}"]
+        for stage in found.stages
+    ]
+    total = f"<p>{found.seconds:.0f} s of a budget of {found.budget:.0f} s, this report to come.</p>"
+    return total + _table(["stage", "seconds", "expected"], rows)
 
 
 def _ledger(runs: Sequence[Run]) -> str:

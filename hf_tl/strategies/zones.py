@@ -11,7 +11,7 @@ from hf_tl.embedding.embedding import LayerColumns
 from hf_tl.table import format_table
 
 
-KEEP, RETRAIN = "keep", "retrain"
+FREEZE, TUNE, REINIT = "freeze", "tune", "reinit"
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,10 @@ class Zones:
     n_samples: int
 
     def zone(self, index: int) -> str:
-        """ "keep" or "retrain"."""
-        return RETRAIN if self.first_worse is not None and index >= self.first_worse else KEEP
+        """ "freeze" up to the best layer, "reinit" where layers above are worse than it, "tune" in between."""
+        if index <= self.best:
+            return FREEZE
+        return REINIT if self.first_worse is not None and index >= self.first_worse else TUNE
 
     @property
     def verdict(self) -> str:

@@ -15,10 +15,12 @@ import pytest
 from one_comparison import Guess, task
 
 from hf_tl.errors import InputError
-from hf_tl.strategies import Effort, Transfer, advise, compare, write_report
-from hf_tl.strategies.advise import RUNGS
-from hf_tl.strategies.portrait import Portrait, draw_portrait
+from hf_tl.strategies import Transfer, advise, compare, write_report
+from hf_tl.strategies.pilots import RUNGS
+from hf_tl.strategies.portrait import Portrait, compare_blocks, draw_copies, draw_units, read_signs
 from hf_tl.strategies.strategy import in_seconds
+from hf_tl.strategies.survey import Survey
+from hf_tl.strategies.transfer import Pace
 
 
 MANY = {"image_size": 32, "budget": "2min"}
@@ -79,18 +81,24 @@ class Slow(Guess):
         return replace(fitted, stopped="the time was over" if effort.epochs * self.per_epoch > left else "")
 
 
-@pytest.mark.parametrize(
-    ("budget", "reached"),
-    [pytest.param(1000, 27, marks=pytest.mark.slow), (150, 9), pytest.param(60, 3, marks=pytest.mark.slow)],
-)
-def test_it_ends_on_time_and_begins_no_pilot_that_would_not(timm_folder, tmp_path, monkeypatch, budget, reached):
+@pytest.fixture
+def wind(monkeypatch):
+    """Winds the clock on by some seconds."""
     skipped, real, precise = [0.0], time.monotonic, time.perf_counter
     monkeypatch.setattr(time, "monotonic", lambda: real() + skipped[0])
     monkeypatch.setattr(time, "perf_counter", lambda: precise() + skipped[0])
 
-    def wind(seconds):
+    def wind_on(seconds):
         skipped[0] += seconds
 
+    return wind_on
+
+
+@pytest.mark.parametrize(
+    ("budget", "reached"),
+    [pytest.param(1000, 27, marks=pytest.mark.slow), (150, 9), pytest.param(60, 3, marks=pytest.mark.slow)],
+)
+def test_it_ends_on_time_and_begins_no_pilot_that_would_not(timm_folder, tmp_path, wind, budget, reached):
     both = (Slow("good", 0.9, per_epoch=5, wind=wind), Slow("poor", 0.3, per_epoch=5, wind=wind))
     begun = time.monotonic()
     options = {**MANY, "budget": budget}
@@ -99,6 +107,52 @@ def test_it_ends_on_time_and_begins_no_pilot_that_would_not(timm_folder, tmp_pat
     good = next(one for one in advice.alternatives if one.strategy == "good")
     assert f"measured after {reached} epochs" in good.how
     assert ("more than was left" in good.how) == (reached < 27)
+
+
+@dataclass(frozen=True)
+class Unsteady(Guess):
+    """Trains some times as long as its pace says, and is evaluated as fast as that says."""
+
+    slowness: float = 1.0
+    wind: Callable[[float], None] = field(default=lambda seconds: None, compare=False, repr=False)
+
+    def fit(self, transfer, train, validation, *, effort, seed):
+        step, left = effort.batch_size * PACE.train, effort.epochs * effort.passes(len(train)) * len(train)
+        self.wind(2 * PACE.load)
+        while left > 0 and not effort.is_over:
+            self.wind(self.slowness * step)
+            left -= effort.batch_size
+        self.wind(PACE.evaluate * (len(validation) + 30))
+        fitted = super().fit(transfer, train, validation, effort=effort, seed=seed)
+        return replace(fitted, stopped="the time was over" if left > 0 else "")
+
+
+PACE = Pace(load=2.0, train=0.2, evaluate=0.4)
+
+
+@pytest.mark.parametrize(("budget", "slowness"), [(200, (1, 6, 1)), (200, (0.4, 0.4, 8)), (500, (5, 0.2, 3))])
+def test_it_ends_on_time_whatever_a_pilot_takes(timm_folder, tmp_path, monkeypatch, wind, budget, slowness):
+    monkeypatch.setattr(Transfer, "pace", lambda transfer, batch_size: PACE)
+    monkeypatch.setattr(Survey, "look", lambda survey, share: None)
+    begun = time.monotonic()
+    several = [Unsteady(f"number {i}", 0.2 + 0.3 * i, slowness=s, wind=wind) for i, s in enumerate(slowness)]
+    options = {**MANY, "budget": budget, "out": tmp_path}
+    advice = advise(str(timm_folder), many(), strategies=("last layer", *several), **options)
+    assert advice.seconds <= time.monotonic() - begun <= 1.05 * budget
+    assert {stage.name for stage in advice.stages} >= {"copies looked for", "every layer read", "decision"}
+    late = [one for one in advice.alternatives if "the time was over" in one.how or "more than was left" in one.how]
+    assert late
+
+
+def test_what_there_was_no_time_for_is_said(timm_folder, tmp_path):
+    advice = advise(str(timm_folder), many(), strategies=("last layer",), out=tmp_path, image_size=32, budget=0.01)
+    assert advice.curve is advice.zones is advice.portrait.similarity is None
+    assert len(advice.left_out) == 6
+    path = write_report(advice, tmp_path / "report.html")
+    check_page(path, n_figures=1)
+    said = html.unescape(path.read_text())
+    assert all(line in said for line in advice.left_out)
+    assert "which layers are alike: not made" in said
 
 
 def test_only_the_better_half_goes_on(found):
@@ -118,7 +172,7 @@ def test_a_budget_that_is_spent_leaves_alternatives_unmeasured(timm_folder, tmp_
     assert time.monotonic() - start < 60
     unmeasured = next(one for one in advice.alternatives if one.strategy == "full fine-tuning")
     assert unmeasured.accuracy is None
-    assert "not measured: 3 epochs would take" in unmeasured.how
+    assert "not measured: 1 epoch would take" in unmeasured.how
     assert advice.decision.chosen == "last layer"
 
 
@@ -200,14 +254,21 @@ def test_the_report_shows_what_training_changed_and_which_samples_are_copies(fou
     transfer = Transfer.of(str(timm_folder), many(), image_size=32)
     groups = np.arange(len(transfer.labels))
     groups[[7, 130]] = 7
-    portrait = draw_portrait(transfer, np.arange(20), groups=groups, effort=Effort())
+    units, units_of = draw_units(transfer, np.arange(20), groups=groups)
+    portrait = Portrait(
+        similarity=compare_blocks(transfer, np.arange(20)),
+        signs=read_signs(transfer, np.arange(20)),
+        units=units,
+        units_of=units_of,
+        copies=draw_copies(transfer, groups=groups),
+    )
     assert portrait.similarity.n_samples == 20
     own = np.diag(portrait.similarity.values)  # NaN where nothing varies, as in a layer of random weights
     assert np.allclose(own[np.isfinite(own)], 1)
     assert np.isfinite(own).sum() > 2
     assert portrait.copies is not None
-    over = draw_portrait(transfer, np.arange(20), groups=groups, effort=Effort(deadline=0.0))
-    assert over == Portrait()
+    assert compare_blocks(transfer, np.arange(3)) is None  # too few
+    assert draw_copies(transfer, groups=np.arange(len(groups))) is None
     runs = [replace(run, change={"stem": (0.0, 0.01), "head": (1.0, 0.2)}) for run in advice.runs]
     path = write_report(replace(advice, runs=runs, portrait=portrait), tmp_path / "report.html")
     check_page(path, n_figures=6)

@@ -24,11 +24,11 @@ def test_layers_above_the_best_that_are_worse_are_candidates():
     assert found.names == ("stem", "block 0", "block 1", "block 2", "block 3", "head")
     assert found.best == 2
     assert found.names[found.first_worse] == "block 2"
-    assert [found.zone(i) for i in range(6)] == ["keep"] * 3 + ["retrain"] * 3
+    assert [found.zone(i) for i in range(6)] == ["freeze"] * 3 + ["reinit"] * 3
     assert found.policy == "freeze: ..1; reinit: 2.., head"
     Policy(found.policy)
     assert "block 1 serves the task best alone, 0.8" in found.verdict
-    assert found.table().count("retrain") == 3
+    assert found.table().count("reinit") == 3
 
 
 @pytest.mark.parametrize("shares", [[0.3, 0.5, 0.8], [0.5, 0.8, 0.8, 0.8]])

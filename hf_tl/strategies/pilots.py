@@ -1,0 +1,127 @@
+"""Pilots: short fits of every strategy, equal in samples seen; the better half goes on to three times as many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from hf_tl.analysis.footprint import Footprint
+from hf_tl.embedding.fingerprint import fingerprint_json
+from hf_tl.strategies.compare import run_config, run_once
+from hf_tl.strategies.draws import Draw
+from hf_tl.strategies.feature_extraction import FeatureExtraction
+from hf_tl.strategies.ledger import Ledger, Run
+from hf_tl.strategies.strategy import Effort, Strategy
+from hf_tl.strategies.timetable import Timetable
+from hf_tl.strategies.transfer import Pace, Transfer
+
+
+RUNGS = (3, 9, 27)  # epochs of pilots, the same number of samples seen for all; half of them go on
+
+
+@dataclass
+class Pilots:
+    """Fits on a part of the training samples, compared on another part.
+
+    Attributes:
+        transfer: network and task.
+        held_out: (n,) indices of the samples that compare them.
+        drawn: samples that they learn from.
+        ledger: of those that were made, now or by an earlier call.
+        effort: what one may spend beside its epochs.
+        table: the time that there is.
+        pace: of training here, measured.
+        seed: of every fit.
+        done: strategy -> its longest run, and the epochs of that.
+        skipped: strategy -> why it was not measured to its end, in words.
+        slowness: how many times as long as its pace says the latest strategy took, 1 at least: others use the machine.
+    """
+
+    transfer: Transfer
+    held_out: np.ndarray
+    drawn: Draw
+    ledger: Ledger
+    effort: Effort
+    table: Timetable
+    pace: Pace
+    seed: int
+    done: dict[str, tuple[Run, int]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    slowness: float = 1.0
+
+    def halve(self, strategies: Sequence[Strategy]) -> None:
+        """Runs all with few epochs, and the better half of those with more, as long as there is time."""
+        left = [one for one in strategies if self._begin(one)]
+        for epochs in RUNGS:
+            left = [one for one in left if self.run(one, epochs=epochs)]
+            left = sorted(left, key=lambda one: -self.done[one.name][0].test_accuracy)[: max(1, (len(left) + 1) // 2)]
+
+    def _begin(self, strategy: Strategy) -> bool:
+        """Whether it may go on; what seems too long for the first rung shows in one epoch what it really takes."""
+        return self.table.has_time_for(self.expected(strategy, RUNGS[0])) or self.run(strategy, epochs=1)
+
+    def run(self, strategy: Strategy, *, epochs: int) -> bool:
+        """One fit; whether there was time for it."""
+        expected = self.expected(strategy, epochs)
+        effort = replace(
+            self.effort,
+            epochs=epochs,
+            patience=epochs,
+            trials=3 if isinstance(strategy, FeatureExtraction) else self.effort.trials,  # which costs seconds
+            deadline=self.table.deadline(rest=self._evaluation),
+        )
+        samples = (self.drawn.train.tolist(), self.held_out.tolist())
+        config = run_config(self.transfer, strategy, shots=0, seed=self.seed, effort=effort, samples=samples)
+        key = fingerprint_json([strategy.name, config])[:16]
+        known = self.ledger.read().get(key)
+        if known is None:
+            if expected and not self.table.has_time_for(expected):
+                left_out = f"{in_epochs(epochs)} would take {expected:.0f} s, more than was left"
+                self.skipped[strategy.name] = left_out
+                return False
+            frozen = isinstance(strategy, FeatureExtraction)
+            name = strategy.name if frozen else f"{strategy.name}, {in_epochs(epochs)}"
+            with self.table.stage(name, expected=expected or None):
+                cost = Footprint(strategy.name)
+                known = run_once(
+                    self.transfer, strategy, self.drawn, key, config, 0, self.seed, effort, cost,
+                    evaluated=self.held_out,
+                )  # fmt: skip
+            if not frozen and strategy.name not in self.done:
+                self.slowness = max(1.0, self.slowness * self.table.stages[-1].seconds / expected)
+            if known.stopped:
+                self.skipped[strategy.name] = f"of {in_epochs(epochs)}, {known.stopped}"
+                return False
+            self.ledger.append(known)
+        self.done[strategy.name] = known, epochs
+        return True
+
+    def seconds(self, name: str) -> float:
+        """What the longest run of a strategy took."""
+        return float(self.done[name][0].footprint["wall_seconds"]["value"])
+
+    def expected(self, strategy: Strategy, epochs: int) -> float:
+        """Seconds that a fit will take; of one that was not run yet, as many as of full fine-tuning."""
+        if isinstance(strategy, FeatureExtraction):
+            fitted = [stage.seconds for stage in self.table.stages if stage.name in self.done]
+            return 4 * max(fitted, default=0.0)  # the pass is made; the first of them is fitted in any case
+        if strategy.name in self.done:
+            return self.seconds(strategy.name) * epochs / self.done[strategy.name][1]
+        n_train = len(self.drawn.train)
+        trained = epochs * n_train * replace(self.effort, epochs=epochs).passes(n_train)
+        validated = epochs * len(self.drawn.validation) * self.pace.evaluate
+        compared = len(self.held_out) * self.pace.evaluate
+        return self.slowness * (3 * self.pace.load + trained * self.pace.train + validated + compared)
+
+    @property
+    def _evaluation(self) -> float:
+        """Seconds from the last step of a training to the end of its run."""
+        n = len(self.drawn.validation) + len(self.held_out)
+        return self.slowness * (2 * self.pace.load + n * self.pace.evaluate)
+
+
+def in_epochs(epochs: int) -> str:
+    """ "1 epoch", "3 epochs"."""
+    return "1 epoch" if epochs == 1 else f"{epochs} epochs"
