@@ -377,6 +377,17 @@ def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def parameter_names(modules: Mapping[str, nn.Module]) -> list[str]:
+    """The parameters of two and three axes by name, each module's in its own order, by which PEFT nests them."""
+    return [
+        f"{name}.{own}"
+        for name, module in modules.items()
+        if name
+        for own, weight in module.named_parameters(recurse=False)
+        if weight.dim() in (2, 3)
+    ]
+
+
 def known(record: AdapterRecord, *adapters: str) -> AdapterRecord:
     """The record, if it knows the adapters.
 

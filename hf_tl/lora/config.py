@@ -255,6 +255,17 @@ class LoraConfig:
         """Whether the init moves a part of W into the factors, which PEFT takes out of W."""
         return self.init.startswith(("pissa", "olora"))
 
+    @property
+    def unfit_for_parameters(self) -> str | None:
+        """The first setting that `target_parameters` cannot have, as `field=value`; None where there is none."""
+        unable = {
+            "lora_dropout": self.lora_dropout > 0,
+            "use_dora": self.use_dora,
+            "lora_bias": self.lora_bias,
+            "init_lora_weights": self.init not in ("kaiming", "gaussian", "random"),
+        }
+        return next((f"{name}={getattr(self, name)!r}" for name, wanted in unable.items() if wanted), None)
+
     def scaling(self, rank: int, alpha: float) -> float:
         """What B A is multiplied with: alpha / rank, or alpha / sqrt(rank) with `use_rslora`."""
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank

@@ -36,6 +36,7 @@ from hf_tl.lora.adapted import (
     record_of,
     set_adapter,
 )
+from hf_tl.lora.adapter_plan import Plan, plan_adapter
 from hf_tl.lora.attention import LoraAttention
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.convolution import LoraConv
@@ -46,7 +47,7 @@ from hf_tl.lora.linear import LoraLinear, computes_otherwise
 from hf_tl.lora.merge import delete_adapter
 from hf_tl.lora.parameter import LoraParameter
 from hf_tl.lora.quantised import check_quantised, codes_as_they_are
-from hf_tl.lora.targets import Plan, Target, plan_adapter
+from hf_tl.lora.targets import Target
 from hf_tl.lora.token_rows import TokenRows
 from hf_tl.names import in_runs, is_inside, listed
 from hf_tl.trace import Batch, evaluating, forward

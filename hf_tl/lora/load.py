@@ -13,15 +13,15 @@ from torch import nn
 
 from hf_tl.architectures import is_transformers
 from hf_tl.errors import InputError
-from hf_tl.lora.adapted import adapter_state_dict, find_network, record_of
+from hf_tl.lora.adapted import adapter_state_dict, find_network, parameter_names, record_of
 from hf_tl.lora.adapter import PREFIX, Adapter, LayerUpdate, alpha_for, is_split, rank_fields, read_adapter, split_key
+from hf_tl.lora.adapter_plan import Plan
 from hf_tl.lora.config import LoraConfig
 from hf_tl.lora.inject import inject, note_container
 from hf_tl.lora.merge import delete_adapter
-from hf_tl.lora.parameter import parameter_names
 from hf_tl.lora.placement import Placement, place
 from hf_tl.lora.quantised import check_quantised, is_quantised
-from hf_tl.lora.targets import Plan, Target
+from hf_tl.lora.targets import Target
 from hf_tl.models import load_model
 
 

@@ -9,7 +9,6 @@ Several parameters of one module are adapted by layers one inside the other, the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -118,7 +117,7 @@ class LoraParameter(LoraLayer):
 
     def refuse(self, config: LoraConfig) -> None:
         """See LoraLayer."""
-        reason = refusal(config)
+        reason = config.unfit_for_parameters
         if reason is not None:
             raise InputError(f"{reason} is not for target_parameters ({self.weight_name!r}); leave one of them out")
         plain_weight(self.holder, self.weight_name)
@@ -126,17 +125,6 @@ class LoraParameter(LoraLayer):
     def unwrapped(self) -> nn.Module:
         """The module without its adapters of any parameter."""
         return self.holder.train(self.training)
-
-
-def refusal(config: LoraConfig) -> str | None:
-    """What of a config a parameter cannot have, as `field=value`; None where there is nothing."""
-    unable = {
-        "lora_dropout": config.lora_dropout > 0,
-        "use_dora": config.use_dora,
-        "lora_bias": config.lora_bias,
-        "init_lora_weights": config.init not in ("kaiming", "gaussian", "random"),
-    }
-    return next((f"{name}={getattr(config, name)!r}" for name, wanted in unable.items() if wanted), None)
 
 
 def n_experts(weight: Tensor) -> int:
@@ -161,21 +149,3 @@ def stacked_shapes(module: nn.Module, name: str, rank: int) -> tuple[tuple[int, 
     experts, (rows, columns) = n_experts(weight), weight.shape[-2:]
     d, k = (columns, rows) if weight.dim() == 3 and is_transposed(module) else (rows, columns)
     return (experts * rank, k), (d, experts * rank)
-
-
-def parameter_names(modules: Mapping[str, nn.Module]) -> list[str]:
-    """The parameters of two and three axes by name, each module's in its own order, by which PEFT nests them."""
-    return [
-        f"{name}.{own}"
-        for name, module in modules.items()
-        if name
-        for own, weight in module.named_parameters(recurse=False)
-        if weight.dim() in (2, 3)
-    ]
-
-
-def expert_parameters(modules: Mapping[str, nn.Module]) -> list[str]:
-    """The stacked matrices of the experts of mixtures, by name."""
-    banks = {n for n, m in modules.items() if n.rpartition(".")[2] == "experts" or "Experts" in type(m).__name__}
-    found = [name for name in parameter_names(modules) if name.rpartition(".")[0] in banks]
-    return [n for n in found if modules[n.rpartition(".")[0]].get_parameter(n.rpartition(".")[2]).dim() == 3]

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from hf_tl.architectures import CONVOLUTIONS, find_output_embeddings, is_container, is_conv1d, is_transformers
 from hf_tl.errors import InputError
-from hf_tl.lora.adapted import base_modules
+from hf_tl.lora.adapted import base_modules, parameter_names
 from hf_tl.lora.adapter import Adapter, LayerUpdate, is_finite
 from hf_tl.lora.experts import stack_experts
-from hf_tl.lora.parameter import n_experts, parameter_names, stacked_shapes
+from hf_tl.lora.parameter import n_experts, stacked_shapes
 from hf_tl.lora.quantised import plain_weight
 from hf_tl.lora.token_rows import ROWS
 from hf_tl.names import closest, peft_matcher

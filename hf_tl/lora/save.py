@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from hf_tl.architectures import is_in_pieces, is_transformers
 from hf_tl.errors import InputError
-from hf_tl.lora.adapted import AdapterRecord, adapter_state_dict, base_modules, known, record_of
+from hf_tl.lora.adapted import AdapterRecord, adapter_state_dict, base_modules, known, parameter_names, record_of
 from hf_tl.lora.adapter import PREFIX, Adapter, alpha_for, is_finite, rank_fields, split_key, write_adapter
-from hf_tl.lora.parameter import LoraParameter, parameter_names
+from hf_tl.lora.parameter import LoraParameter
 from hf_tl.lora.sharded import in_one_process, whole_adapters
 from hf_tl.lora.trained_modules import resized_vocabulary
 from hf_tl.names import exact_names, is_inside, listed, match_pattern, peft_matcher

@@ -24,7 +24,7 @@ from hf_tl import (
     select_layers,
 )
 from hf_tl.lora.adapted import adapter_state_dict, base_modules, record_of
-from hf_tl.lora.inject import plan_adapter
+from hf_tl.lora.adapter_plan import plan_adapter
 from hf_tl.lora.targets import default_targets
 from hf_tl.lora.trained_modules import find_head
 from hf_tl.names import exact_names
