@@ -232,7 +232,7 @@ def chains(page):
 
 
 # What takes seconds
-SLOW = (".export(", "read_parquet", "learning_curve(", "layer_probes(", "Classifier.fit(", "TenCrops")
+SLOW = (".export(", "read_parquet", "learning_curve(", "layer_probes(", "Classifier.fit(", "load_task(")
 
 
 def lane(chain):

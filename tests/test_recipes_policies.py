@@ -13,7 +13,6 @@ import torch
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "recipes"
 NAMES = ("replicate_transferability", "replicate_lp_ft", "replicate_surgical", "replicate_reinit")
-MANY_RUNS = ("replicate_lp_ft", "replicate_surgical", "replicate_reinit")
 
 
 @pytest.fixture
@@ -31,9 +30,8 @@ def quiet(monkeypatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in MANY_RUNS else ()) for name in NAMES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_replication(name, quiet, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(RECIPES))
     folders = ["--results", str(tmp_path), "--images", str(tmp_path)]

@@ -56,6 +56,7 @@ def test_the_test_samples_are_not_looked_at(found, timm_folder, tmp_path):
         assert len(run.predicted) == 30  # a quarter of the training samples
 
 
+@pytest.mark.slow
 def test_equals_are_told_as_such_and_the_cheaper_is_taken(timm_folder, tmp_path):
     advice = advise(str(timm_folder), many(), strategies=(GOOD, TWIN), delta=0.2, out=tmp_path, **MANY)
     assert advice.decision.is_sure

@@ -44,6 +44,7 @@ def test_no_crossover_is_said(first, second, words):
     assert words in str(find_crossover(a, b, names=("a", "b"), shots=SHOTS, labels=LABELS))
 
 
+@pytest.mark.slow
 def test_crossover_intervals_hold_the_truth():
     n, held = np.array(SHOTS), 0
     first, second = 0.6 + 0 * n, 0.5 + 0.03 * np.log2(n)  # equal at log2 n = 3.33

@@ -52,6 +52,7 @@ def test_a_difference_that_does_not_matter_is_not_paid_for():
     assert row(found, PILOTS)["within delta"] == 1
 
 
+@pytest.mark.slow
 def test_intervals_hold_as_often_as_they_say():
     rng = np.random.default_rng(1)
     found = validate(cells(rng.normal(2, 3, size=30), noise=1.0))
