@@ -34,9 +34,15 @@ KNOWN = {
     "full network": 0,
     "last layer": 1,
     "fine-tuned": 2,
+    "full fine-tuning": 2,
     "adapters": 3,
+    "LoRA": 3,
     "from scratch": 4,
     "raw pixels": 5,
+    "linear probe": 5,
+    "split": 6,
+    "LP-FT": 7,
+    "DoRA": 8,
 }  # method -> its style in every plot
 
 
@@ -189,8 +195,7 @@ class LearningCurve:
         caption = "; ".join(filter(None, [f"mean and 95 % interval of {n_draws} draws", fits, note]))
         with plots.picture(path, title=title, size=(7.2, 4.6), caption=caption) as (panel,):
             for i, (method, accuracy) in enumerate(self.accuracy.items()):
-                number = KNOWN.get(method, i % len(plots.SERIES))
-                (color, marker), style = plots.SERIES[number], plots.STYLES[number]
+                color, marker, style = find_style(method, i)
                 beside = shots * (1 + 0.02 * (i - middle))  # so that no interval hides another
                 errors = self.half_widths(method)
                 errors[np.isinf(errors)] = np.nan
@@ -224,6 +229,12 @@ class LearningCurve:
                 squares = np.square(mine - mine.mean(axis=1, keepdims=True)).sum(axis=1)
                 variance[:, j] += (squares + 0.25) / (n * (n + 1)) / len(classes) ** 2
         return (1 - self.test_overlap) * variance.mean(axis=1), self.test_overlap * variance.mean(axis=1)
+
+
+def find_style(method: str, index: int) -> tuple[str, str, plots.Style]:
+    """Colour, marker and line of a method: those that it has in every plot, or those of its place among others."""
+    number = KNOWN.get(method, index % len(plots.SERIES))
+    return *plots.SERIES[number], plots.STYLES[number]
 
 
 def learning_curve(

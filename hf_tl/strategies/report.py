@@ -15,6 +15,7 @@ from PIL import Image
 from hf_tl import plots
 from hf_tl.errors import InputError
 from hf_tl.files import make_folder, write_whole
+from hf_tl.probes.learning_curve import find_style
 from hf_tl.strategies.advice import Advice
 from hf_tl.strategies.comparison import Comparison
 from hf_tl.strategies.ledger import Run
@@ -192,7 +193,7 @@ def _draw_alternatives(found: Advice, file: Path) -> None:
     caption = "80 % intervals; measured on this machine"
     with plots.picture(file, title=found.title, size=(5.6, 4.2), caption=caption) as (panel,):
         for i, one in enumerate(one for one in found.alternatives if one.accuracy is not None):
-            color, marker = plots.SERIES[i % len(plots.SERIES)]
+            color, marker, _ = find_style(one.strategy, i)
             accuracy, low, high = one.accuracy or 0.0, one.low or 0.0, one.high or 0.0
             ends, x = [[accuracy - low], [high - accuracy]], [max(one.seconds or 0.0, 0.1)]
             plots.curve(panel, x, [accuracy], color=color, marker=marker, label=one.strategy, errors=ends)
@@ -234,7 +235,7 @@ def _draw_changes(runs: Sequence[Run], title: str, file: Path) -> None:
     caption = "norm of the change over norm of the weights, the longest run of each strategy; frozen layers: not drawn"
     with plots.picture(file, title=title, size=(5.6, 4.2), caption=caption) as (panel,):
         for i, (name, run) in enumerate(longest.items()):
-            color, marker = plots.SERIES[i % len(plots.SERIES)]
+            color, marker, _ = find_style(name, i)
             depths, relative = np.asarray([pair for pair in run.change.values() if pair[1] > 0] or [[0.0, 0.0]]).T
             plots.curve(panel, depths, relative, color=color, marker=marker, label=name)
         plots.axes(panel, x="depth, from data to task", y="relative change of the weights", log="y")
@@ -280,7 +281,8 @@ def _draw_costs(found: Comparison, file: Path) -> None:
     halves = {name: found.curve.half_widths(name)[-1] for name in found.strategies}
     with plots.picture(file, title=found.title, size=(5.6, 4.2), caption=caption) as (panel,):
         for i, row in enumerate(found.costs()):
-            name, (color, marker) = row["strategy"], plots.SERIES[i % len(plots.SERIES)]
+            name = row["strategy"]
+            color, marker, _ = find_style(name, i)
             accuracy = [found.curve.accuracy[name][-1].mean()]
             x = [max(row["watt_hours"] or 0, 1e-4)]
             plots.curve(panel, x, accuracy, color=color, marker=marker, label=name, errors=[halves[name]],
