@@ -2,7 +2,7 @@
 
     python recipes/embed_on_ray.py --model timm/resnet50.a1_in1k --dataset beans --out runs/beans      # this machine
     python recipes/embed_on_ray.py --model timm/resnet50.a1_in1k --dataset s3://bucket/photos \\
-        --out s3://bucket/features --address ray://head:10001                                          # a cluster
+        --out s3://bucket/features --address auto                                                        # a cluster
     python recipes/embed_on_ray.py ... --address auto --device cuda --dtype bfloat16                   # a GPU an actor
 
 `ray start --head` starts the first machine of a cluster, `ray start --address=head:6379` each other one; they may come
@@ -31,7 +31,9 @@ class Arguments:
     )
     out: str = field(metadata={"help": "folder that all machines see, or URL, of the shards"})
     fitted: str = field(default="runs/fitted", metadata={"help": "folder of the fitted embedding, on this machine"})
-    address: str | None = field(default=None, metadata={"help": "of a cluster: auto, or ray://HOST:10001"})
+    address: str | None = field(
+        default=None, metadata={"help": "of the cluster that this machine is part of: auto, or HOST:6379"}
+    )
     inputs: str | None = field(default=None, metadata={"help": "column of the inputs, if it is not found"})
     label: str | None = field(default=None, metadata={"help": "label column, if it is not found"})
     index: str = field(default="index", metadata={"help": "column that numbers the samples of Parquet files"})

@@ -23,7 +23,7 @@ EXAMPLES = """\
   hf-tl compare path/to/model path/to/data --strategies "last layer" split "full fine-tuning" --shots 2 5 10 20
   hf-tl compare path/to/model path/to/data --budget 2h --country ESP
   hf-tl compare path/to/model path/to/data --search optuna --trials 10
-  hf-tl compare path/to/model path/to/data --ray ray://head:10001 --gpus 1"""
+  hf-tl compare path/to/model path/to/data --ray auto --gpus 1"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from hf_tl.cluster.ray_data import receive
+from hf_tl.cluster.statistics_row import as_row
 from hf_tl.data import Samples
 from hf_tl.embedding.batches import Execution, Processes
 from hf_tl.embedding.passes import Chunk, Pass
@@ -32,7 +33,7 @@ INPUT = "input"
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadingPlan:
     """What is read of which columns, as it is sent to the actors.
 
     Attributes:
@@ -66,7 +67,7 @@ class BlockReader:
     """
 
     def __init__(self, reading: ray.ObjectRef):
-        self.reading: Reading = receive(reading)
+        self.reading: ReadingPlan = receive(reading)
         self._pass = Pass(
             self.reading.network,
             Samples([{}], INPUT),  # none of its own; a block takes its place
@@ -92,7 +93,15 @@ class BlockReader:
         """(n,) which samples of the dataset they are; where no column says it, their places in the block."""
         if self.reading.index is None:
             return list(range(len(block[self.reading.inputs[0]])))
-        return block[self.reading.index].tolist()
+        found = block[self.reading.index]
+        if found.dtype.kind not in "iu":  # Arrow's integers, some of which are missing
+            missing = next((i for i, value in enumerate(found) if value is None or not float(value).is_integer()), 0)
+            behind = f" behind {found[missing - 1]:g}" if missing else ""
+            raise InputError(
+                f"column {self.reading.index!r} of {self.reading.name} should number every sample, got "
+                f"{found[missing]}{behind}"
+            )
+        return found.tolist()
 
     def labels(self, block: Block) -> dict[int, object]:
         """The label of each sample by its index; empty where there are none."""
@@ -128,7 +137,7 @@ class BlockStatistics:
         statistics = Statistics(self._reader.n_features)
         for chunk in self._reader.chunks(block):
             statistics.update(chunk.values)
-        return _as_row(statistics)
+        return as_row(statistics)
 
 
 class BlockFeatures:
@@ -153,15 +162,3 @@ class BlockFeatures:
             own = [labels[index] for index in chunk.indices.tolist()] if labels else None
             batches.append(shard_batch(self._schema, values, chunk.indices, own))
         return pa.Table.from_batches(batches, self._schema)
-
-
-def merge_statistics(block: Block) -> dict[str, np.ndarray]:
-    """Rows of statistics -> one row, of the samples of all."""
-    merged = Statistics(block["shift"].shape[1])
-    for i in range(len(block["n"])):
-        merged = merged.merge(Statistics.from_state({name: column[i] for name, column in block.items()}))
-    return _as_row(merged)
-
-
-def _as_row(statistics: Statistics) -> dict[str, np.ndarray]:
-    return {name: value[None] for name, value in statistics.state().items()}

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.base import clone
 
-from hf_tl.cluster.block_reader import INPUT, BlockFeatures, BlockStatistics, Reading, merge_statistics
-from hf_tl.cluster.ray_data import map_blocks, own_errors, require_ray_data, send
+from hf_tl.cluster.block_reader import INPUT, BlockFeatures, BlockStatistics, ReadingPlan
+from hf_tl.cluster.ray_data import check_actors, connect, map_blocks, own_errors, require_ray_data, send
+from hf_tl.cluster.statistics_row import merge_statistics
 from hf_tl.data import Samples, as_samples
 from hf_tl.embedding.batches import Execution
 from hf_tl.embedding.embedding import Embedding, LayerColumns
@@ -21,7 +22,7 @@ from hf_tl.embedding.passes import LOOKED_AT
 from hf_tl.embedding.recipe import Scaler, Statistics, find_recipe
 from hf_tl.embedding.shards import ROWS_PER_GROUP, WRITE, ShardCodec, label_type, shard_schema
 from hf_tl.embedding.taps import Tap
-from hf_tl.errors import InputError
+from hf_tl.errors import InputError, in_one_line
 from hf_tl.files import make_folder
 from hf_tl.labels import LABEL_NAMES
 from hf_tl.names import closest
@@ -77,6 +78,11 @@ class RayEmbedding:
     num_gpus: float | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.embedding, FullNetworkEmbedding):
+            raise InputError(
+                f"embedding should be a FullNetworkEmbedding, such as from_pretrained gives, got "
+                f"{type(self.embedding).__name__}"
+            )
         if self.block_size < 1:
             raise InputError(f"block_size should be at least 1, got {self.block_size}")
         on_gpu = self.embedding.device.startswith("cuda")
@@ -87,6 +93,7 @@ class RayEmbedding:
                 f"device={self.embedding.device!r} with num_gpus={self.num_gpus}: actors on GPUs take both "
                 f"device='cuda' and num_gpus above 0, others neither"
             )
+        check_actors(self.actors, num_cpus=self.num_cpus, num_gpus=self.num_gpus)
         if self.embedding.torch_compile:
             raise InputError("torch_compile=True would compile anew for each block; leave it out on Ray")
 
@@ -169,15 +176,22 @@ class RayEmbedding:
             The embedding, in the order of its samples, whose rows stay in the shards until they are asked for.
 
         Raises:
-            InputError: the folder holds shards already, or samples cannot be read.
+            InputError: the folder holds shards already or cannot be written, or samples cannot be read.
         """
         from fsspec.core import url_to_fs
 
+        if not isinstance(rows, require_ray_data().Dataset):
+            raise InputError(f"rows should be what transform or activations gave, got {type(rows).__name__}")
+        if rows_per_file < 1:
+            raise InputError(f"rows_per_file should be at least 1, got {rows_per_file}")
         options: dict[str, Any] = {}
         if "://" in str(folder):
             from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-            fs, path = url_to_fs(str(folder))
+            try:
+                fs, path = url_to_fs(str(folder))
+            except (OSError, ValueError, ImportError) as error:
+                raise InputError(f"{str(folder)!r} cannot be written: {in_one_line(error)}") from error
             options["filesystem"] = PyFileSystem(FSSpecHandler(fs))
         else:
             fs, path = url_to_fs(str(make_folder(folder).resolve()))
@@ -212,6 +226,12 @@ class RayEmbedding:
             taps, layers = self._find_taps(head)
         else:
             taps, layers = self.embedding.find_fitted_taps(), self.embedding.layers_
+            modules = {name for name, _ in reading.network.model.named_modules()}
+            missing = next((tap.reading.module for tap in taps if tap.reading.module not in modules), None)
+            if missing is not None:
+                raise InputError(
+                    f"the network has no module {missing!r}, which the fit read; use the network of the fit"
+                )
         found = reading.samples or head
         like = Embedding(
             values=np.empty((0, layers[-1].stop), np.float32),
@@ -233,11 +253,12 @@ class RayEmbedding:
 
     def _open(
         self, samples: ray.data.Dataset | Samples | Sequence, data: ModuleType
-    ) -> tuple[ray.data.Dataset, Reading, Samples]:
+    ) -> tuple[ray.data.Dataset, ReadingPlan, Samples]:
         """The samples as a Ray Dataset of the columns that are read, what is read of them, and the first of them."""
+        connect(None)
         network = self.embedding.require_network()
         own = {field.name: vars(self.embedding)[field.name] for field in fields(Execution)}
-        reading = Reading(
+        reading = ReadingPlan(
             network=network,
             taps=(),
             activation=find_recipe(self.embedding.recipe).activation,
@@ -285,19 +306,25 @@ class RayEmbedding:
         if len(files) == 1:
             return (files[0],)
         if modality != "array":
-            return as_samples(rows, modality=modality, label=label).columns
+            try:
+                return as_samples(rows, modality=modality, label=label).columns
+            except InputError as error:
+                raise InputError(
+                    f"which of the columns {sorted(others)} holds {modality}s cannot be told; name it with inputs=..."
+                ) from error
         if len(others) > 1:
             raise InputError(f"which of the columns {sorted(others)} is read cannot be told; name it with inputs=...")
         return tuple(others)
 
     def _mapped(
-        self, dataset: ray.data.Dataset, reading: Reading, make: Callable, *arguments: object
+        self, dataset: ray.data.Dataset, reading: ReadingPlan, make: Callable, *arguments: object
     ) -> ray.data.Dataset:
         return map_blocks(
             dataset,
             make,
             (send(reading), *arguments),
-            batch_size=None if reading.samples is not None else self.block_size,
+            batch_size=self.block_size,
+            whole_blocks=reading.samples is not None,
             actors=self.actors,
             num_cpus=self.num_cpus,
             num_gpus=self.num_gpus or 0.0,

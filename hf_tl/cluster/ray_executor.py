@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from hf_tl.cluster.ray_data import map_blocks, own_errors, receive, require_ray_data, send
+from hf_tl.cluster.ray_data import check_actors, connect, map_blocks, own_errors, receive, require_ray_data, send
 
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ class RayExecutor:
         compare("timm/resnet50.a1_in1k", "beans", executor=RayExecutor(num_gpus=1))
 
     Args:
-        address: of a running cluster, "ray://head:10001" or "auto"; None for the one that RAY_ADDRESS names, else Ray
-            is started on this machine.
+        address: "auto" for the cluster that this machine is part of, or "head:6379" of it; None for the one that
+            RAY_ADDRESS names, else Ray is started on this machine.
         actors: how many items are worked on at a time, or (least, most); None for as many as there is room for.
         num_cpus: of each actor.
         num_gpus: of each actor.
 
     Raises:
-        InputError: Ray is not installed.
+        InputError: Ray is not installed, or there can be no such actors.
     """
 
     address: str | None = None
@@ -45,6 +45,7 @@ class RayExecutor:
 
     def __post_init__(self) -> None:
         require_ray_data()  # said before any work is prepared
+        check_actors(self.actors, num_cpus=self.num_cpus, num_gpus=self.num_gpus)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """The results, in the order in which they are there.
@@ -54,20 +55,19 @@ class RayExecutor:
             items: with each of these.
 
         Raises:
-            InputError: whatever the function raises of the kind.
+            InputError: whatever the function raises of the kind; no cluster answers, or has room for an actor.
         """
-        import ray
-        import ray.data
-
-        if not ray.is_initialized():
-            ray.init(address=self.address, log_to_driver=False)
+        data = require_ray_data()
+        connect(self.address)
         work = (function, list(items))
         if not work[1]:
             return
         rows = map_blocks(
-            ray.data.range(len(work[1]), override_num_blocks=len(work[1])),
+            data.range(len(work[1]), override_num_blocks=len(work[1])),
             _Calls,
             (send(work),),
+            batch_size=1,
+            whole_blocks=True,
             actors=self.actors,
             num_cpus=self.num_cpus,
             num_gpus=self.num_gpus,

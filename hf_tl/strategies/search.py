@@ -122,6 +122,7 @@ class _Search:
 
         if not ray.is_initialized():
             ray.init(log_to_driver=False)
+        self.trainer.accelerator.gradient_state.dataloader_references = [None]  # weak ones, of trainings before
         self.until -= (self.until - time.time()) / 2 if math.isfinite(self.until) else 0.0
         try:
             found = self.trainer.hyperparameter_search(

@@ -17,6 +17,7 @@ from machine import RESULTS, keep
 from hf_tl import format_table
 from hf_tl.cluster.ray_embedding import MERGED_AT_ONCE, ROWS_PER_FILE, RayEmbedding
 from hf_tl.embedding.recipe import Statistics
+from hf_tl.embedding.shards import ROWS_PER_GROUP
 
 
 SIZES = (10**6, 10**8, 10**9)
@@ -40,12 +41,14 @@ def main() -> None:
     found = {}
     for n in SIZES:
         states = -(-n // block) * 3 * 8 * FEATURES
+        shards = -(-n // ROWS_PER_FILE)
         found[str(n)] = {
             **{f"hours of two cores, {name}": round(n * value / 3600) for name, value in seconds.items()},
             f"hours of a GPU at {options.gpu_ms:g} ms a sample": round(n * options.gpu_ms / 3.6e6, 1),
             "hours of the driver, handing out blocks": round(n / block * per_block / 3600, 2),
             "GB of shards": round(n * bytes_a_sample / 1e9, 1),
-            "shards, a request to write and to open each": -(-n // ROWS_PER_FILE),
+            "shards, a request to write each": shards,
+            "requests to load all shards": shards * (2 + ROWS_PER_FILE // ROWS_PER_GROUP),
             "GB of statistics in all": round(states / 1e9, 1),
             "GB of statistics that pass through the driver": round(states / MERGED_AT_ONCE / 1e9, 2),
             "GB of indices and labels in memory to load all shards": round(n * 24 / 1e9, 2),

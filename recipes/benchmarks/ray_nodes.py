@@ -27,6 +27,7 @@ def two_nodes(*folders):
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"] = "1"  # of 32 processes, for each read_parquet
     paths = [str(Path(__file__).parent), *map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})

@@ -40,6 +40,8 @@ def test_snippets_of_the_page(cluster, timm_folder, image_folder, tmp_path, monk
     pd.DataFrame(rows).assign(index=range(len(rows))).to_parquet("photos/0.parquet")
     names = None
     for snippet in snippets("scale.md"):
-        here = snippet.code.replace('"photos"', f'"{tmp_path}/photos"')  # the cluster was started elsewhere
-        names = run(replace(snippet, code=here), names)
+        code = snippet.code.replace('"photos"', f'"{tmp_path}/photos"')  # the cluster was started elsewhere
+        for name, first in [("RayEmbedding", "embedding="), ("RayExecutor", "")]:  # each actor takes seconds to start
+            code = code.replace(f"{name}(", f"{name}(actors=1, {first}")
+        names = run(replace(snippet, code=code), names)
     assert len(names["features"]) == len(rows)

@@ -1,6 +1,7 @@
 """On a cluster of two Ray nodes: the same statistics and features as in one process, whoever is killed on the way."""
 
 import sys
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ from nodes import drawn, embedding
 from ray_nodes import Deadly, losing_a_node
 
 from hf_tl import Embedding, FullNetworkEmbedding, InputError, RayEmbedding, load_network
+from hf_tl.cluster import block_reader
+from hf_tl.cluster.block_reader import BlockReader, ReadingPlan
+from hf_tl.embedding.batches import Execution
 
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -67,8 +71,8 @@ def test_images_of_a_ray_dataset_in_another_order(cluster, timm_folder, tmp_path
     reversed_ = ray.data.from_huggingface(data.select(range(len(data) - 1, -1, -1)))
     fne = FullNetworkEmbedding(load_network(str(timm_folder)), progress=False)
     wanted = fne.fit_transform(data)
-    on_ray = RayEmbedding(FullNetworkEmbedding(load_network(str(timm_folder)), progress=False), block_size=7, actors=1)
-    rows = on_ray.fit(reversed_).transform(reversed_)
+    on_ray = RayEmbedding(fne, block_size=7, actors=1)
+    rows = on_ray.transform(reversed_)
     assert_same(on_ray.to_parquet(rows, f"file://{tmp_path}/ternary"), wanted)
 
 
@@ -92,7 +96,7 @@ def test_pairs_of_texts(cluster, text_folder, tmp_path):
 def test_actors_and_a_node_are_killed_on_the_way(cluster, alone, tmp_path):
     fne, wanted = alone
     (tmp_path / "read").mkdir()
-    fatal = (10, 170)
+    fatal = (170,)
     samples = drawn(N, Deadly, fatal=fatal, folder=str(tmp_path / "read"))
     on_ray = RayEmbedding(fne, block_size=20, actors=2)
     with losing_a_node(cluster, lambda: len(list((tmp_path / "read").iterdir())) >= N // 4):
@@ -139,7 +143,19 @@ def test_what_cannot_be_read_is_refused_before_anything_is(cluster, alone, tmp_p
     with pytest.raises(InputError, match=r"the dataset has no samples"):
         on_ray.fit(data.limit(0))
     with pytest.raises(InputError, match="need two samples or more, got 1"):
-        RayEmbedding(embedding()).fit(drawn(1))
+        RayEmbedding(embedding(), actors=1).fit(drawn(1))
+    other = embedding().fit(drawn(2))
+    other.network = replace(other.network, model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(432, 8)))
+    with pytest.raises(InputError, match=r"the network has no module '\d', which the fit read; use the network of"):
+        RayEmbedding(other).transform(drawn(3))
+    with pytest.raises(InputError, match="'nosuch://a/b' cannot be written: ValueError: Protocol not known: nosuch"):
+        on_ray.to_parquet(data, "nosuch://a/b")
+    with pytest.raises(InputError, match="rows_per_file should be at least 1, got 0"):
+        on_ray.to_parquet(data, tmp_path / "c", rows_per_file=0)
+    with pytest.raises(InputError, match="rows should be what transform or activations gave, got Drawn"):
+        on_ray.to_parquet(drawn(3), tmp_path / "c")
+    with pytest.raises(InputError, match=r"embedding should be a FullNetworkEmbedding, .* got str"):
+        RayEmbedding("timm/resnet50.a1_in1k")
 
 
 @pytest.mark.parametrize(
@@ -163,6 +179,16 @@ def test_codecs():
     with pytest.raises(InputError, match="torch_compile=True would compile anew"):
         RayEmbedding(embedding(torch_compile=True))
     assert RayEmbedding(embedding(device="cuda")).num_gpus == 1
+
+
+def test_a_sample_without_a_number_is_named(monkeypatch):
+    monkeypatch.setattr(block_reader, "receive", lambda reading: reading)
+    fne = embedding().fit(drawn(8))
+    execution = Execution(**{field.name: vars(fne)[field.name] for field in fields(Execution)})
+    reading = ReadingPlan(fne.network, fne.taps_, "after", execution, ("image",), "index")
+    block = {"image": np.zeros((3, 3, 12, 12), np.float32), "index": np.array([7.0, np.nan, 9.0])}
+    with pytest.raises(InputError, match="column 'index' of samples should number every sample, got nan behind 7"):
+        next(BlockReader(reading).chunks(block))
 
 
 def test_without_ray_a_sentence_says_how_to_install_it(monkeypatch):

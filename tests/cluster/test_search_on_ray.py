@@ -22,7 +22,7 @@ def test_trials_on_the_cluster(cluster, timm_folder, tmp_path, monkeypatch):
     pool, _ = usable_samples(transfer.labels, n_train=transfer.n_train, groups=np.arange(len(transfer.labels)))
     drawn = draw(transfer.labels, pool, shots=8, seed=0)
     runs = {}
-    for search, trials in (("ray", 2), ("grid", 1)):
+    for search, trials in (("grid", 1), ("ray", 2)):
         effort = Effort(epochs=1, trials=trials, steps=1, batch_size=9, search=search)
         cost = Footprint(search, country="ESP", count_flops=True)
         strategy = find_strategy("full fine-tuning")
