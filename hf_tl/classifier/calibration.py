@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from hf_tl.classifier.scorer import LinearHead
 from hf_tl.classifier.target import cross_entropy
+from hf_tl.embedding.embedding import Embedding
+from hf_tl.probes.grid_search import stratified_folds, usable_folds
+from hf_tl.probes.heads import Head, fit_head
 
 
 WIDEST = 10.0  # of the logarithm of a temperature
@@ -72,3 +77,40 @@ def calibrate(logits: np.ndarray, truth: np.ndarray, *, how: str) -> Calibration
     found = minimize_scalar(loss, bounds=(-WIDEST, WIDEST), method="bounded", options={"xatol": 1e-5})
     temperature = float(np.exp(found.x))
     return Calibration(temperature, how, cross_entropy(logits, truth), cross_entropy(logits / temperature, truth))
+
+
+def calibrate_on_folds(
+    train: Embedding,
+    truth: np.ndarray,
+    make: Callable[[tuple[int, int]], Head],
+    *,
+    n_outputs: int,
+    groups: np.ndarray | None = None,
+) -> Calibration:
+    """The temperature by cross-validation: each fold's logits are of a head that was fitted on the others.
+
+    Args:
+        train: the training samples.
+        truth: (n,) numbers of their classes, or (n, n_classes) of 0 and 1.
+        make: shape of the samples -> a linear head.
+        n_outputs: of the head.
+        groups: (n,) samples of one number are in one fold.
+    """
+    strata = truth if truth.ndim == 1 else np.zeros(len(truth), dtype=int)
+    n_folds = usable_folds(strata, groups=groups)
+    if not n_folds:
+        return Calibration(how="not calibrated: too few training samples a class to hold some out")
+    fold = stratified_folds(strata, n_splits=n_folds, groups=groups)
+    logits = np.full((len(train), n_outputs), np.nan)
+    for k in range(n_folds):
+        kept, out = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+        if truth.ndim == 1 and len(np.unique(truth[kept])) < n_outputs:
+            continue  # a class of one sample cannot be learnt here
+        part = train[kept]
+        inside = None if groups is None else groups[kept]
+        fitted = fit_head(make(part.shape), part.values, truth[kept], groups=inside)
+        logits[out] = LinearHead.of(fitted, n_outputs=n_outputs)(np.asarray(train[out].values))
+    used = np.isfinite(logits).all(axis=1)
+    if not used.any():
+        return Calibration(how="not calibrated: a class has one training sample only")
+    return calibrate(logits[used], truth[used], how=f"{n_folds} folds of the {len(train)} training samples")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,30 +12,26 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from torch import nn
 
-from hf_tl.architectures import MODALITIES, is_transformers, main_input, unwrapped
-from hf_tl.checkpoint import name_outputs
-from hf_tl.classifier.calibration import NO_PROBABILITIES, Calibration, calibrate
+from hf_tl.architectures import unwrapped
+from hf_tl.classifier.calibration import NO_PROBABILITIES, Calibration, calibrate, calibrate_on_folds
 from hf_tl.classifier.export import export_classifier
 from hf_tl.classifier.predictions import Prediction, batches_in_order
 from hf_tl.classifier.raw_samples import RawSamples, read_raw
 from hf_tl.classifier.saved_classifier import push_classifier, read_classifier, save_classifier
 from hf_tl.classifier.scorer import EmbeddingScorer, LinearHead, NetworkScorer, Scorer
 from hf_tl.classifier.target import Target, cross_entropy, problem_of
+from hf_tl.classifier.trained_network import merged, names_of_outputs, network_of
 from hf_tl.classifier.training_record import TrainingRecord, record_training
 from hf_tl.data import Samples, Task, load_task
 from hf_tl.embedding.batches import Execution
-from hf_tl.embedding.embedding import Embedding
 from hf_tl.embedding.fingerprint import fingerprint_bytes, fingerprint_json, fingerprint_weights
 from hf_tl.embedding.full_network import FullNetworkEmbedding
 from hf_tl.embedding.recipe import find_recipe
 from hf_tl.errors import InputError
 from hf_tl.labels import Problem
-from hf_tl.lora.adapted import RECORD
-from hf_tl.lora.merge import delete_adapter, merge_adapter
 from hf_tl.models import Network
-from hf_tl.preparation import preparation_with
 from hf_tl.probes.evaluation import Evaluation, scores_in_words
-from hf_tl.probes.grid_search import check_groups, stratified_folds, usable_folds
+from hf_tl.probes.grid_search import check_groups
 from hf_tl.probes.heads import Head, HeadMaker, default_head, fit_head, make_head
 from hf_tl.probes.svm import LinearSVM
 from hf_tl.table import as_html
@@ -140,7 +135,7 @@ class Classifier:
             target.class_names,
             Calibration(how=NO_PROBABILITIES)
             if problem == "regression"
-            else _cross_validated(train, truth, target, again, groups),
+            else calibrate_on_folds(train, truth, again, n_outputs=target.n_outputs, groups=groups),
             record_training(task.train, method=f"{_method(head, fitted, problem)} on {_of(embedding)}"),
             problem,
         )
@@ -178,9 +173,9 @@ class Classifier:
         Raises:
             InputError: classes that are not the network's.
         """
-        network = replace(network, model=_merged(network.model))
+        network = replace(network, model=merged(network.model))
         problem = problem or problem_of(network)
-        names = () if problem == "regression" else _class_names(network, class_names)
+        names = () if problem == "regression" else names_of_outputs(network, class_names)
         scorer = NetworkScorer(network, execution or Execution())
         calibration = Calibration(how=NO_PROBABILITIES) if problem == "regression" else Calibration()
         made = cls(scorer, names, calibration, record_training(train, method=method), problem)
@@ -232,10 +227,7 @@ class Classifier:
         model = unwrapped(cast(nn.Module, trainer.model))
         if network is None and isinstance(trainer.data_collator, DataCollator):
             network = trainer.data_collator.network
-        if network is not None:
-            network = replace(network, model=model)
-        else:
-            network = _network_of(model, trainer.processing_class)
+        network = replace(network, model=model) if network is not None else network_of(model, trainer.processing_class)
         return cls.from_network(
             network,
             class_names=class_names,
@@ -483,34 +475,6 @@ def _embedding_of(model: str | Network | FullNetworkEmbedding) -> FullNetworkEmb
     return FullNetworkEmbedding(model) if isinstance(model, Network) else FullNetworkEmbedding.from_pretrained(model)
 
 
-def _cross_validated(
-    train: Embedding,
-    truth: np.ndarray,
-    target: Target,
-    make: Callable[[tuple[int, int]], Head],
-    groups: np.ndarray | None,
-) -> Calibration:
-    """The temperature from the logits of folds that the head did not see."""
-    strata = truth if truth.ndim == 1 else np.zeros(len(truth), dtype=int)
-    n_folds = usable_folds(strata, groups=groups)
-    if not n_folds:
-        return Calibration(how="not calibrated: too few training samples a class to hold some out")
-    fold = stratified_folds(strata, n_splits=n_folds, groups=groups)
-    logits = np.full((len(train), target.n_outputs), np.nan)
-    for k in range(n_folds):
-        kept, out = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-        if truth.ndim == 1 and len(np.unique(truth[kept])) < target.n_outputs:
-            continue  # a class of one sample cannot be learnt here
-        part = train[kept]
-        inside = None if groups is None else groups[kept]
-        fitted = fit_head(make(part.shape), part.values, truth[kept], groups=inside)
-        logits[out] = LinearHead.of(fitted, n_outputs=target.n_outputs)(np.asarray(train[out].values))
-    used = np.isfinite(logits).all(axis=1)
-    if not used.any():
-        return Calibration(how="not calibrated: a class has one training sample only")
-    return calibrate(logits[used], truth[used], how=f"{n_folds} folds of the {len(train)} training samples")
-
-
 def _method(head: str | HeadMaker, fitted: object, problem: Problem) -> str:
     named = {"svm": "linear SVM", "logreg": "logistic regression", "ridge": "ridge classifier", "lda": "LDA"}
     if problem == "regression":
@@ -522,32 +486,3 @@ def _method(head: str | HeadMaker, fitted: object, problem: Problem) -> str:
 def _of(embedding: FullNetworkEmbedding) -> str:
     n, name = len(embedding.layers_), Path(embedding.require_network().name).name
     return f"{embedding.n_features_:,} features of {n} layer{'s' * (n > 1)} of {name}"
-
-
-def _merged(model: nn.Module) -> nn.Module:
-    """The network without adapters: a copy of it with their effect in the weights, where it has some."""
-    if not any(RECORD in vars(module) for module in model.modules()):
-        return model
-    model = copy.deepcopy(model)
-    merge_adapter(model, safe_merge=True, reversible=False)
-    return delete_adapter(model, merge=True)
-
-
-def _class_names(network: Network, given: Sequence[str]) -> tuple[str, ...]:
-    """The names of a network's outputs; they are also written into its configuration."""
-    names, own = tuple(map(str, given)), name_outputs(network.model)
-    if names and own and len(names) == len(own) and names != own:
-        raise InputError(f"the outputs of {network.name!r} are of {list(own)}, but class_names is {list(names)}")
-    named = name_outputs(network.model, names)
-    if not named and is_transformers(network.model):
-        named = tuple((network.model.config.id2label or {}).values())  # LABEL_0, LABEL_1
-    if not named:
-        raise InputError(f"{network.name!r} does not name its outputs; give class_names=[...], in their order")
-    return named
-
-
-def _network_of(model: nn.Module, processor: object) -> Network:
-    name = (model.config.name_or_path if is_transformers(model) else "") or type(model).__name__
-    prepare = preparation_with(model, processor, name=name)
-    modality = MODALITIES[main_input(model)] if is_transformers(model) else "array"
-    return Network(model, prepare, modality=modality, name=name, processor=processor)
