@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from itertools import chain
@@ -109,6 +110,12 @@ def test_no_two_wings_have_a_file_of_one_name():
 def test_the_documented_tree_is_the_folder():
     page = (ROOT / "docs" / "architecture.md").read_text()
     assert page == document(page), "run: python docs/architecture_tree.py"
+
+
+def test_the_documented_direction_is_that_of_the_levels():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    sentence = page.partition("Imports go one way:")[2].partition(".\n")[0]
+    assert [set(re.findall(r"`(\w+)`", level)) for level in sentence.split("->")] == LEVELS[::-1]
 
 
 def test_every_public_name_is_there():
