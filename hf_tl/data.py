@@ -14,6 +14,7 @@ from hf_tl.audio_folder import holds_recordings, load_audio_folder
 from hf_tl.containers import are_labelled, array_columns, as_table, is_row, items_of
 from hf_tl.dataset_check import check_classes, check_folder, find_bad_samples
 from hf_tl.errors import InputError, in_one_line
+from hf_tl.input_column import find_input_column
 from hf_tl.labels import LABEL_NAMES, LabelTable, Problem, find_label, find_problem, read_labels
 from hf_tl.names import closest
 from hf_tl.table import in_words
@@ -25,15 +26,6 @@ if TYPE_CHECKING:
 FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "validation", "valid", "val", "dev", "eval")
-TEXT_NAMES = ("text", "sentence", "content", "review", "document", "question")
-PAIRS = (  # of the sentence pairs of GLUE and its like
-    ("premise", "hypothesis"),
-    ("sentence1", "sentence2"),
-    ("question1", "question2"),
-    ("text1", "text2"),
-    ("question", "sentence"),
-)
-PLURALS = {"image": "images", "text": "texts", "audio": "recordings", "array": "arrays"}
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 EMPTY = ("corresponds to no data", "BatchSize must be greater than 0")  # how datasets says that a file has no samples
 PAIR = "pair"  # the column of two that are read as one
@@ -188,7 +180,7 @@ def load_task(
             f"name it with label=... (--label), or put each class of images in a sub-folder of its own, two or more"
         )
     if input_column is None:
-        input_column = _find_input(table, modality, label)
+        input_column = find_input_column(table, modality=modality, labels=_listed(label))
         if not isinstance(input_column, str):
             notes.append(f"columns {input_column[0]!r} and {input_column[1]!r} are read as pairs")
     train, *tests = (
@@ -411,7 +403,7 @@ def _from_table(
             raise InputError(f"there is no column {wanted!r} among {columns}; {closest(wanted, columns)}")
     label = label or find_label(dataset, inputs=_listed(input_column))
     labels, class_names = (None, None) if label is None else read_labels(dataset, _listed(label), problem=problem)
-    inputs = _listed(input_column or _find_input(dataset, modality, label))
+    inputs = _listed(input_column or find_input_column(dataset, modality=modality, labels=_listed(label)))
     if len(inputs) == 2:
         return Samples(_Pairs(shown if transformed else dataset, inputs), PAIR, labels, class_names, name)
     if len(inputs) > 2:
@@ -492,53 +484,6 @@ def _training_split(splits: Mapping[str, Dataset], name: str) -> str:
 def _is_saved(folder: str) -> bool:
     """Whether `save_to_disk` wrote it."""
     return any(os.path.isfile(os.path.join(folder, mark)) for mark in ("state.json", "dataset_dict.json"))
-
-
-def _find_input(dataset: Dataset, modality: str, label: str | Sequence[str] | None) -> str | tuple[str, str]:
-    from datasets import Array2D, Array3D, Audio, Image
-
-    kinds = {
-        "audio": lambda feature: isinstance(feature, Audio),
-        "image": lambda feature: isinstance(feature, (Image, Array2D, Array3D)),
-        "text": _is_text,
-        "array": lambda feature: True,
-    }
-    others = {name: feature for name, feature in dataset.features.items() if name not in _listed(label)}
-    found = [name for name, feature in others.items() if kinds[modality](feature)]
-    if not found and modality in ("image", "audio"):  # by path, or as arrays
-        found = [name for name, feature in others.items() if _holds_inputs(dataset, name, feature)]
-    if not found:
-        raise InputError(
-            f"the network reads {PLURALS[modality]}, but no column of the data holds one: "
-            f"{ {name: type(feature).__name__ for name, feature in dataset.features.items()} }; "
-            f"name the column with input_column=... (--input)"
-        )
-    for pair in PAIRS if modality == "text" else ():
-        if set(pair) <= set(found):
-            return pair
-    preferred = [name for name in TEXT_NAMES if name in found]
-    if len(found) > 1 and not preferred:
-        raise InputError(
-            f"several columns hold {PLURALS[modality]}: {found}; name one with input_column=... (--input)"
-            + (", or two that are read as pairs" if modality == "text" else "")
-        )
-    return (preferred or found)[0]
-
-
-def _is_text(feature: object) -> bool:
-    from datasets import Value
-
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
-
-
-def _holds_inputs(dataset: Dataset, column: str, feature: object) -> bool:
-    """Whether a column holds paths of files that are there, or recordings with their rates."""
-    if isinstance(feature, Mapping):
-        return {"array", "sampling_rate"} <= set(feature)
-    if not _is_text(feature):
-        return False
-    first = next((value for value in dataset.select_columns(column)[:64][column] if value is not None), None)
-    return isinstance(first, str) and os.path.isfile(first)
 
 
 def _undecoded(dataset: Dataset, column: str) -> Dataset:

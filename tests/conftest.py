@@ -17,8 +17,13 @@ os.environ.pop("HF_DATASETS_CACHE", None)
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from processes import Processes
+
+
+settings.register_profile("any processor", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any processor")
 
 
 @pytest.fixture(autouse=True, scope="module")

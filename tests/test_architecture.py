@@ -24,7 +24,7 @@ LEVELS = [  # a module imports from levels above its own in this list, or from i
     {"example"},
     {"layers"},
     {"inputs"},
-    {"preparation", "dataset_check", "audio_folder", "containers"},
+    {"preparation", "dataset_check", "audio_folder", "containers", "input_column"},
     {"models"},
     {"checkpoint"},
     {"data"},

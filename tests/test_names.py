@@ -111,7 +111,7 @@ PATTERNS = st.lists(PIECES, min_size=1, max_size=4).map("".join)
 GLOBS = st.text(alphabet="01qh.*?[]!-", min_size=1, max_size=6)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(GLOBS, NETWORKS)
 def test_a_glob_is_pythons(glob, names):
     matched = {name for name in names if fnmatch.fnmatchcase(name, glob)}
@@ -122,7 +122,7 @@ def test_a_glob_is_pythons(glob, names):
             match_names([glob], names)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(NETWORKS, st.data())
 def test_several_patterns_choose_what_each_does_in_the_networks_order(names, data):
     patterns = data.draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
@@ -133,20 +133,20 @@ def test_several_patterns_choose_what_each_does_in_the_networks_order(names, dat
     )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(MODULES, max_size=3), MODULES)
 def test_listed_names_are_pefts(listed, name):
     """As peft.tuners.tuners_utils.check_target_module_exists has it."""
     assert peft_matcher(listed)(name) == (name in listed or any(name.endswith(f".{one}") for one in listed))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(PATTERNS, MODULES)
 def test_a_pattern_in_full_is_pefts(pattern, name):
     assert bool(peft_matcher(pattern)(name)) == bool(re.fullmatch(pattern, name))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(PATTERNS, max_size=4, unique=True), MODULES)
 def test_the_first_pattern_that_matches_is_pefts(patterns, name):
     """As peft.utils.other.get_pattern_key has it."""
@@ -154,7 +154,7 @@ def test_the_first_pattern_that_matches_is_pefts(patterns, name):
     assert match_pattern({pattern: pattern for pattern in patterns}, name, default=None) == first
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(NETWORKS, st.data())
 def test_exact_names_are_what_peft_chooses(known, data):
     some = data.draw(st.sets(st.sampled_from(known), min_size=1))
@@ -163,7 +163,7 @@ def test_exact_names_are_what_peft_chooses(known, data):
     assert [name for name in known if matches(name)] == names
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.one_of(st.text(max_size=30), st.text(alphabet="a.()|*+?[]{}\\^$1,", max_size=30)), st.text(max_size=40))
 def test_whatever_a_file_gives_as_a_pattern_matches_or_is_refused(pattern, name):
     start = time.process_time()

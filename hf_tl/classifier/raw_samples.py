@@ -15,8 +15,9 @@ from datasets import Dataset
 
 from hf_tl.audio_folder import RECORDINGS
 from hf_tl.containers import as_table
-from hf_tl.data import FILE_FORMATS, PLURALS, Samples, as_samples, load_table
+from hf_tl.data import FILE_FORMATS, Samples, as_samples, load_table
 from hf_tl.errors import InputError
+from hf_tl.input_column import PLURALS
 
 
 FILE_COLUMNS = ("file", "file_name", "filename", "path", "filepath", "image", "audio")

@@ -53,7 +53,7 @@ def assert_equal(got, wanted):
         assert got.labels.tolist() == wanted.labels.tolist()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.integers(1, 40),
     st.lists(st.integers(1, 9), min_size=1, max_size=4),

@@ -177,7 +177,7 @@ def saved(tmp_path_factory):
     return folder, made, json.loads((folder / "embedding.json").read_text())
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_whatever_a_manifest_says_it_loads_or_ends_in_a_sentence(saved, data):
     """Even one whose digest is right, as whoever wrote it would see to."""

@@ -101,7 +101,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(LAYERS)
 def test_any_ranks_and_alphas_are_found_again(layers):
     ranks, alphas = ({name: pair[i] for name, pair in layers.items()} for i in (0, 1))
@@ -110,7 +110,7 @@ def test_any_ranks_and_alphas_are_found_again(layers):
     assert {name: adapter.alpha_of(name) for name in alphas} == alphas
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(LAYERS, st.integers(1, 5), st.integers(1, 5))
 def test_what_is_written_is_read(tmp_path_factory, layers, d, k):
     ranks, alphas = ({name: pair[i] for name, pair in layers.items()} for i in (0, 1))
@@ -125,7 +125,7 @@ def test_what_is_written_is_read(tmp_path_factory, layers, d, k):
     assert {name: found.alpha_of(name) for name in alphas} == alphas
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_any_value_of_any_field_is_read_or_refused_by_a_sentence(tmp_path_factory, data):
     folder = write_adapter(made(), tmp_path_factory.mktemp("adapter"))

@@ -9,7 +9,7 @@ from hf_tl import InputError, Policy, list_layers, select_layers
 from hf_tl.policies.grammar import parse_policy
 
 
-QUICK = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 numbers = st.integers(-7, 7).map(str)
 bounds = st.one_of(st.just(""), numbers, st.integers(0, 100).map(lambda share: f"{share}%"))
