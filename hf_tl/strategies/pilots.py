@@ -52,15 +52,20 @@ class Pilots:
     slowness: float = 1.0
 
     def halve(self, strategies: Sequence[Strategy]) -> None:
-        """Runs all with few epochs, and the better half of those with more, as long as there is time."""
-        left = [one for one in strategies if self._begin(one)]
-        for epochs in RUNGS:
-            left = [one for one in left if self.run(one, epochs=epochs)]
-            left = sorted(left, key=lambda one: -self.done[one.name][0].test_accuracy)[: max(1, (len(left) + 1) // 2)]
+        """Runs all with few epochs, and the better half of those with more, as long as there is time.
 
-    def _begin(self, strategy: Strategy) -> bool:
-        """Whether it may go on; what seems too long for the first rung shows in one epoch what it really takes."""
-        return self.table.has_time_for(self.expected(strategy, RUNGS[0])) or self.run(strategy, epochs=1)
+        Where the first rung seems too long for all of them, each is run for one epoch before, which shows what an
+        epoch of it really takes.
+        """
+        left = list(strategies)
+        if not self.table.has_time_for(sum(self.expected(one, RUNGS[0]) for one in left)):
+            left = self._best_first([one for one in left if self.run(one, epochs=1)])
+        for epochs in RUNGS:
+            left = self._best_first([one for one in left if self.run(one, epochs=epochs)])
+            left = left[: max(1, (len(left) + 1) // 2)]
+
+    def _best_first(self, strategies: Sequence[Strategy]) -> list[Strategy]:
+        return sorted(strategies, key=lambda one: -self.done[one.name][0].test_accuracy)
 
     def run(self, strategy: Strategy, *, epochs: int) -> bool:
         """One fit; whether there was time for it."""
