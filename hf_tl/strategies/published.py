@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ NAMES = {  # in a table -> here
     "full_ft": FULL,
     "full fine-tuning": FULL,
 }
+COMMON = {"full network": FEATURES, "LoRA": LORA, "full fine-tuning": FULL}  # of a ledger -> of published tables
 SAME = {"Oxford Flowers": "Flowers102"}  # datasets that two tables call otherwise
 RUN_COLUMNS = {"dataset", "backbone", "strategy", "Metric", "test_metric"}
 ERRORS = ("RMSE",)  # metrics in no points that could be compared
@@ -71,14 +72,28 @@ def read_published(folder: str | Path) -> list[Cell]:
 
 
 def read_ledgers(paths: Sequence[str | Path]) -> list[Cell]:
-    """The cells of ledgers of `compare`: a dataset each, and in it one for each number of samples per class.
+    """The cells of ledgers of `compare`: one for each dataset, network and number of samples per class.
 
-    Costs are the operations that were counted. Strategies that do not have every seed are left out.
+    A dataset has the name of the first ledger of its samples: several networks that were compared on the same ones are
+    one dataset. Costs are the operations that were counted. Strategies that do not have every seed are left out.
 
     Raises:
         InputError: a file that is no ledger.
     """
-    return [cell for path in paths for cell in _of_ledger(Path(path))]
+    names: dict[str, str] = {}
+    return [cell for path in paths for cell in _of_ledger(Path(path), names)]
+
+
+def in_common(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells of ledgers by the strategies that published tables have: feature extraction is the full network there."""
+    found = []
+    for cell in cells:
+        known = {other: name for name, other in COMMON.items() if name in cell.results}
+        if len(known) > 1:
+            results = {other: cell.results[name] for other, name in known.items()}
+            costs = {other: cell.costs[name] for other, name in known.items()}
+            found.append(replace(cell, results=results, costs=costs))
+    return found
 
 
 def _read_table(path: Path) -> list[Cell]:
@@ -122,7 +137,8 @@ def _cell(benchmark: str, dataset: str, network: str, results: dict[str, np.ndar
     return Cell(benchmark, SAME.get(dataset, dataset), network, results, {name: COSTS[name] for name in results})
 
 
-def _of_ledger(path: Path) -> list[Cell]:
+def _of_ledger(path: Path, names: dict[str, str]) -> list[Cell]:
+    """The cells of one ledger; names are those of datasets by the digest of the samples that may be drawn."""
     if not path.is_file():
         raise InputError(f"{str(path)!r} is no ledger of compare; there is no such file")
     by_shots: dict[int, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
@@ -135,7 +151,10 @@ def _of_ledger(path: Path) -> list[Cell]:
         if len(whole) > 1:
             results = {name: np.array([100 * run.test_accuracy for run in own]) for name, own in whole.items()}
             costs = {name: float(np.mean([_operations(run) for run in own])) for name, own in whole.items()}
-            cells.append(Cell("ledgers", path.stem, f"{shots} a class", results, costs))
+            config = next(iter(whole.values()))[0].config
+            dataset = names.setdefault(str(config.get("samples", path.stem)), path.stem)
+            network = f"{Path(str(config.get('model', path.stem))).name}, {shots} a class"
+            cells.append(Cell("ledgers", dataset, network, results, costs))
     return cells
 
 

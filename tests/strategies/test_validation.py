@@ -10,8 +10,8 @@ from hf_tl.cli.main import main
 from hf_tl.errors import InputError
 from hf_tl.strategies import Validation, read_ledgers, read_published, validate
 from hf_tl.strategies.ledger import Ledger
-from hf_tl.strategies.published import COSTS, FEATURES, FULL, Cell
-from hf_tl.strategies.validation import AVERAGE, EXPECTED, PILOTS
+from hf_tl.strategies.published import COSTS, FEATURES, FULL, Cell, in_common
+from hf_tl.strategies.validation import AVERAGE, EXPECTED, PILOTS, SCREENED
 
 
 def cells(gains, *, noise=0.2, seeds=5, benchmark="made up"):
@@ -43,6 +43,48 @@ def test_pilots_take_what_is_better_in_each_cell():
     assert found.losses(PILOTS) == []
     assert len(found.losses(FULL)) == 6
     assert found.losses(FULL)[0]["best"] == FEATURES
+
+
+def test_what_may_win_is_run_and_nothing_else():
+    found = validate(cells([-10] * 12))
+    assert row(found, SCREENED)["spent"] == pytest.approx(1 / 20)  # the pass alone: full fine-tuning never wins
+    assert row(found, SCREENED)["all cells"] < 0.01
+    found = validate(cells([10, -10] * 6))
+    assert 0.15 <= row(found, SCREENED)["spent"] <= 0.2
+    assert row(found, SCREENED)["all cells"] < 1  # either alone loses 5
+
+
+def test_what_reads_one_pass_is_known_at_the_cost_of_one():
+    pair = cells([5] * 8)
+    three = [
+        Cell(
+            one.benchmark,
+            one.dataset,
+            one.network,
+            {**one.results, "full network": one.results[FEATURES] + 20},
+            {**one.costs, "full network": 1.02 * one.costs[FEATURES]},
+        )
+        for one in pair
+    ]
+    found = validate(three)
+    assert {choice.strategy for choice in found.choices if choice.rule == EXPECTED} == {"full network"}
+    assert row(found, EXPECTED)["spent"] == pytest.approx(1 / 5 / 5.02)
+
+
+def test_networks_on_the_same_samples_are_one_dataset(tmp_path):
+    for name, samples in (("birds", "aa"), ("photos", "aa"), ("digits", "bb")):
+        ledger = Ledger(tmp_path / f"{name}.jsonl")
+        for strategy in ("full network", "full fine-tuning"):
+            for seed in range(2):
+                config = {"model": f"weights/{name}", "samples": samples}
+                fields = {**vars(RUN), "strategy": strategy, "seed": seed, "config": config}
+                ledger.append(
+                    type(RUN)(**{**fields, "key": f"{strategy}{seed}", "footprint": {"flops": {"value": 1}}})
+                )
+    found = read_ledgers([tmp_path / f"{name}.jsonl" for name in ("photos", "birds", "digits")])
+    assert [cell.dataset for cell in found] == ["photos", "photos", "digits"]
+    assert found[1].network.startswith("birds, ")
+    assert set(in_common(found)[0].results) == {FEATURES, FULL}
 
 
 def test_a_difference_that_does_not_matter_is_not_paid_for():
@@ -87,7 +129,7 @@ def test_published_tables_are_read(tmp_path, capsys):
     assert found[0].results.keys() == {FEATURES, "LoRA", FULL}
     assert found[3].results[FULL] == pytest.approx([70, 70.1, 70.2])
     assert main(["validate", "--public", str(tmp_path), "--out", str(tmp_path / "found.json")]) == 0
-    assert "0 cells lose more than 1 points" in capsys.readouterr().out
+    assert "0 cells lose more than 1 point\n" in capsys.readouterr().out
     said = json.loads((tmp_path / "found.json").read_text(), parse_constant=pytest.fail)
     assert said["cells"] == 6
     assert said["won"] == {"LoRA": 3, FULL: 3}
@@ -102,7 +144,8 @@ def test_ledgers_are_read(tmp_path):
                 fields |= {"key": f"{strategy}{seed}", "footprint": {"flops": {"value": flops}}}
                 ledger.append(type(RUN)(**fields))
     (cell,) = read_ledgers([tmp_path / "one.jsonl"])
-    assert (cell.dataset, cell.network) == ("one", "2 a class")
+    assert (cell.dataset, cell.network) == ("one", "one, 2 a class")
+    assert in_common([cell]) == []  # two of the strategies that published tables have are needed
     assert cell.results["full"] == pytest.approx([70, 70])
     assert cell.costs == {"last layer": 10, "full": 300}
     assert read_ledgers([tmp_path / "two.jsonl"]) == []  # one strategy lacks a seed
