@@ -7,7 +7,8 @@ killed      20,000 made images, 12,416 features each: ten actors and one node ki
 memory      the same of 1,000 and 20,000 images: the most memory of the driver and of any actor
 overhead    milliseconds an image of flowers12 once warm, on two actors and in one process with two threads;
             "overhead of one": on one actor and with one thread
-blocks      what a block costs by itself
+blocks      what a block costs by itself, by the clock
+driver      the processor time of the driver in that, which other programs do not lengthen
 
 Parts that results/ray.json has are not run again. Real data: the folder that HF_TL_REAL_DATA names.
 """
@@ -204,6 +205,21 @@ def blocks(folder: Path, _: object) -> dict:
     }
 
 
+def driver(folder: Path, _: object) -> dict:
+    """Processor time of this process for a block: the same images in blocks of 8 and of 256, warm."""
+    fne, found = made_embedding().fit(made(64)), {}
+    for size in (256, 8, 256):
+        on_ray, started = RayEmbedding(fne, block_size=size, actors=1), time.process_time()
+        on_ray.to_parquet(on_ray.transform(made(FEW)), folder / f"{size}-{len(list(folder.iterdir()))}")
+        found.setdefault(size, []).append(time.process_time() - started)
+    more = FEW / 8 - FEW / 256
+    return {
+        "samples": FEW,
+        "processor_seconds": {str(size): [round(value, 2) for value in values] for size, values in found.items()},
+        "milliseconds_a_block": round(1000 * (min(found[8]) - min(found[256])) / more, 2),
+    }
+
+
 def mobilenet() -> Network:
     return load_network(str(real_data() / "weights" / IMAGENET), image_size=IMAGE_SIZE)
 
@@ -226,6 +242,7 @@ PARTS = {
     "overhead": overhead,
     "overhead of one": partial(overhead, cores=1),
     "blocks": blocks,
+    "driver": driver,
 }
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from hf_tl.strategies import Effort, compare
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 OPTIONS = {
-    "shots": (1, 2),
+    "shots": (2,),
     "seeds": 2,
     "progress": False,
     "image_size": 32,
@@ -47,12 +47,12 @@ def test_a_node_and_an_actor_are_killed_on_the_way(cluster, timm_folder, tmp_pat
             executor=RayExecutor(actors=2),
             **OPTIONS,
         )
-    assert len(found.runs) == found.planned == 3 * 2 * 2
+    assert len(found.runs) == found.planned == 3 * 2
     straight, on_ray = ({(r["strategy"], r["shots"], r["seed"]): r for r in said(tmp_path / f).values()} for f in "ab")
     for key, run in straight.items():
         for name in ("train", "validation", "setting", "predicted", "test_accuracy", "samples_seen", "change"):
             assert on_ray[key][name] == run[name], (key, name)
-    assert len(list((tmp_path / "b" / "begun").iterdir())) > 1 + 4  # some were begun again
+    assert len(list((tmp_path / "b" / "begun").iterdir())) > 1 + 2  # some were begun again
 
 
 def test_results_and_errors_come_back(cluster):
