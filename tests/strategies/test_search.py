@@ -56,6 +56,7 @@ def training(transfer, drawn):
     return make
 
 
+@pytest.mark.slow
 def test_each_trial_of_optuna_is_the_training_of_its_rate(training):
     searched = training()
     trials, elsewhere = search_rates(searched)
@@ -130,6 +131,7 @@ def test_old_ledgers_keep_their_keys(path):
         assert fingerprint_json([line["strategy"], {**config, "samples": said["samples"]}])[:16] == line["key"]
 
 
+@pytest.mark.slow
 def test_a_searched_run_is_a_line_of_its_own(timm_folder, tmp_path):
     pytest.importorskip("optuna", reason="Optuna is an extra: pip install 'hf-tl[search]'")
     efforts = [Effort(epochs=1, trials=2, steps=1, batch_size=18, search=search) for search in ("grid", "optuna")]
