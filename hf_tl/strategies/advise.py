@@ -72,6 +72,8 @@ def advise(
     found = find_strategies(strategies)
     if not 0 < delta < 1:
         raise InputError(f"delta should be a share of samples, such as 0.01 for one point, got {delta}")
+    if seed < 0:
+        raise InputError(f"seed should be 0 or more, got {seed}")
     require_backend("grid" if effort is None else effort.search)
     with table.stage("copies looked for"):
         transfer = Transfer.of(model, task, image_size=image_size, folder=Path(out))

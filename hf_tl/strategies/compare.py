@@ -133,6 +133,9 @@ def compare(
         if not_begun:
             spent = f"the budget of {budget} is spent; the same call does the {len(plan) - bar.n} others"
             notes = (*notes, spent if budget else f"runs that are still to be done: {len(plan) - bar.n}")
+    unseen = [name for i, name in enumerate(transfer.classes) if i not in transfer.labels[transfer.test]]
+    if unseen:
+        notes = (*notes, f"no test sample is of class {', '.join(map(repr, unseen))}: accuracies say nothing of it")
     keys = [one[0] for one in plan]
     runs = [run for key, run in ledger.read().items() if key in keys]
 

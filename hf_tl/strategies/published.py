@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -141,11 +142,12 @@ def _of_ledger(path: Path, names: dict[str, str]) -> list[Cell]:
     """The cells of one ledger; names are those of datasets by the digest of the samples that may be drawn."""
     if not path.is_file():
         raise InputError(f"{str(path)!r} is no ledger of compare; there is no such file")
-    by_shots: dict[int, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in Ledger(path).read().values():
-        by_shots[run.shots][run.strategy].append(run)
+    alike: dict[tuple[int, str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in Ledger(path).read().values():  # a folder may hold runs on other samples, or at another effort
+        rest = {name: value for name, value in run.config.items() if name not in ("strategy", "seed")}
+        alike[run.shots, json.dumps(rest, sort_keys=True)][run.strategy].append(run)
     cells = []
-    for shots, runs in sorted(by_shots.items()):
+    for (shots, _), runs in sorted(alike.items()):
         seeds = max(len(own) for own in runs.values())
         whole = {name: own for name, own in runs.items() if len(own) == seeds > 1}
         if len(whole) > 1:

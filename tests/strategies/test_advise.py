@@ -181,6 +181,7 @@ def test_a_budget_that_is_spent_leaves_alternatives_unmeasured(timm_folder, tmp_
     ("options", "message"),
     [
         ({"delta": 0}, "delta should be a share"),
+        ({"seed": -1}, "seed should be 0 or more, got -1"),
         ({"budget": "-1s"}, "a duration such as"),
         ({"strategies": ("nothing",)}, "there is no strategy 'nothing'"),
     ],

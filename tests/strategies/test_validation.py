@@ -149,6 +149,9 @@ def test_ledgers_are_read(tmp_path):
     assert cell.results["full"] == pytest.approx([70, 70])
     assert cell.costs == {"last layer": 10, "full": 300}
     assert read_ledgers([tmp_path / "two.jsonl"]) == []  # one strategy lacks a seed
+    other = {**vars(RUN), "strategy": "full", "seed": 5, "key": "other", "config": {"samples": "others"}}
+    Ledger(tmp_path / "one.jsonl").append(type(RUN)(**other))
+    assert len(read_ledgers([tmp_path / "one.jsonl"])[0].results["full"]) == 2  # runs of another task stay apart
 
 
 @pytest.mark.parametrize(
