@@ -30,7 +30,7 @@ h1{font-size:1.4rem}h2{font-size:1.15rem;margin-top:2rem}h3{font-size:1rem}
 .verdict{font-size:1.15rem;border-left:.4rem solid #1f4e8c;
 padding:.6rem 1rem;background:#f2f6fb}svg{width:100%;height:auto}figure{margin:0}.wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.85rem}td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;
-text-align:left}td:last-child{min-width:9rem}figure{overflow-x:auto}figure svg{min-width:22rem}
+text-align:left}td:nth-child(5):last-child{min-width:9rem}figure{overflow-x:auto}figure svg{min-width:22rem}
 section>img{max-width:100%;height:auto}
 .wall{display:flex;flex-wrap:wrap;gap:.5rem}.wall div{width:7.2rem;font-size:.72rem;line-height:1.25}
 .wall img{width:7rem;height:7rem;object-fit:cover;display:block}.wall blockquote{margin:0;font-style:italic}
