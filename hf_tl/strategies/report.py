@@ -36,7 +36,8 @@ section>img{max-width:100%;height:auto}
 .wall img{width:7rem;height:7rem;object-fit:cover;display:block}.wall blockquote{margin:0;font-style:italic}
 pre{background:#f6f6f6;padding:.8rem;overflow-x:auto;font-size:.8rem;white-space:pre-wrap;overflow-wrap:anywhere}
 @media print{body{max-width:none;font-size:11px}figure svg{min-width:0}.wall div{break-inside:avoid}
-h2{break-after:avoid}figure,tr{break-inside:avoid}}
+h1,h2,h3,section>p{break-after:avoid}figure,tr,p,section>img{break-inside:avoid}
+figure svg,section>img{display:block;width:auto;max-width:100%;max-height:40vh}section>img{max-height:75vh}}
 """
 MEANING = {  # of built-in strategies
     "last layer": "the network stays as it is; a linear SVM learns from what its last layer says",
