@@ -6,8 +6,9 @@ import argparse
 import time
 from pathlib import Path
 
-from hf_tl.cli.arguments import DATA, MODEL
+from hf_tl.cli.arguments import DATA, MODEL, REPORT_TO
 from hf_tl.files import make_folder
+from hf_tl.strategies.reporting import BACKENDS
 
 
 EXAMPLES = """\
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--strategies", nargs="+", metavar="NAME", help="that are considered, see `hf-tl compare --help`")
     add("--image-size", type=int, help="side of the square images in pixels")
     add("--seed", type=int, default=0, help="of the samples that are held out (default %(default)s)")
+    add("--report-to", nargs="+", choices=BACKENDS, default=(), help=REPORT_TO)
     add("--out", type=Path, default=Path("runs/advise"), help="folder for the report (default %(default)s)")
 
 
@@ -45,6 +47,7 @@ def run(options: argparse.Namespace) -> None:
         out=options.out,
         seed=options.seed,
         since=since,
+        report_to=options.report_to,
     )
     print(found)
     written = write_report(found, options.out / "report.html")

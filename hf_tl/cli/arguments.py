@@ -10,6 +10,7 @@ from hf_tl.errors import InputError
 
 MODEL = "Hub id, timm model name, folder, or local-dir:FOLDER"
 DATA = "Hub id, .csv/.json/.parquet file, or folder"
+REPORT_TO = "where each training is reported as it goes; TensorBoard's events are kept in OUT/tensorboard"
 RECIPE = "paper, fne-package, standardize, l2 or raw (default %(default)s)"
 
 

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_tl.cli.arguments import DATA, MODEL
+from hf_tl.cli.arguments import DATA, MODEL, REPORT_TO
 from hf_tl.errors import InputError
 from hf_tl.files import make_folder, parse_json, read_untrusted, write_json
+from hf_tl.strategies.reporting import BACKENDS
 
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ray_help = "do the runs on a Ray cluster: that of an address, or the one of this environment, else of this machine"
     add("--ray", nargs="?", const="", metavar="ADDRESS", help=ray_help)
     add("--gpus", type=float, default=0.0, help="GPUs of each run on Ray (default %(default)g)")
+    add("--report-to", nargs="+", choices=BACKENDS, default=(), help=REPORT_TO)
     add("--out", type=Path, default=Path("runs/compare"), help="folder of the ledger (default %(default)s)")
 
 
@@ -80,6 +82,7 @@ def run(options: argparse.Namespace) -> None:
         out=options.out,
         budget=options.budget,
         part=part,
+        report_to=options.report_to,
         executor=None if options.ray is None else _on_ray(options.ray, options.gpus),
     )
     print(found.table())

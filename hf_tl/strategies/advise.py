@@ -19,6 +19,7 @@ from hf_tl.strategies.feature_extraction import FeatureExtraction
 from hf_tl.strategies.ledger import Ledger
 from hf_tl.strategies.mistakes import find_mistakes
 from hf_tl.strategies.pilots import Pilots, in_epochs
+from hf_tl.strategies.reporting import Reporting
 from hf_tl.strategies.search import require_backend
 from hf_tl.strategies.strategy import Effort, Strategy, find_strategies, in_seconds
 from hf_tl.strategies.survey import Survey
@@ -44,6 +45,7 @@ def advise(
     groups: np.ndarray | None = None,
     seed: int = 0,
     since: float | None = None,
+    report_to: str | Sequence[str] = (),
 ) -> Advice:
     """Says which strategy to take: the cheapest within `delta` of the best, or that they cannot be told apart.
 
@@ -64,6 +66,8 @@ def advise(
         groups: see `compare`.
         seed: of the samples that are held out, and of every fit.
         since: reading of `time.monotonic` from which the budget counts; None for now.
+        report_to: see `compare`; pilots are named by their samples and epochs. The pass through the network, and what
+            is fitted on it, have no Trainer.
 
     Raises:
         InputError: a task or a network that cannot be used, a class with fewer than four samples.
@@ -75,6 +79,7 @@ def advise(
     if seed < 0:
         raise InputError(f"seed should be 0 or more, got {seed}")
     require_backend("grid" if effort is None else effort.search)
+    reporting = Reporting.of(report_to, folder=Path(out))
     with table.stage("copies looked for"):
         transfer = Transfer.of(model, task, image_size=image_size, folder=Path(out))
         groups, notes = find_groups(transfer, groups)
@@ -88,7 +93,7 @@ def advise(
     split = draw(transfer.labels, pool, shots=len(pool), seed=seed)  # a quarter of each class is kept out
     with table.stage("every layer read"):
         transfer.raw  # noqa: B018  the pass
-    effort = effort or Effort(trials=1, steps=1)
+    effort = replace(effort or Effort(trials=1, steps=1), reporting=reporting)
     with table.stage("pace measured"):
         pace = transfer.pace(effort.batch_size)
         survey = Survey(transfer, split, groups, table, pace)

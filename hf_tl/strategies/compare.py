@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,7 @@ from hf_tl.strategies.comparison import Comparison
 from hf_tl.strategies.draws import Draw, check_shots, draw, find_groups, usable_samples
 from hf_tl.strategies.feature_extraction import FeatureExtraction
 from hf_tl.strategies.ledger import Ledger, Run
+from hf_tl.strategies.reporting import Reporting
 from hf_tl.strategies.search import require_backend
 from hf_tl.strategies.strategy import Effort, Strategy, find_strategies, in_seconds
 from hf_tl.strategies.transfer import Transfer
@@ -62,6 +64,7 @@ def compare(
     part: tuple[int, int] = (0, 1),
     executor: Executor | None = None,
     progress: bool = True,
+    report_to: str | Sequence[str] = (),
 ) -> Comparison:
     """Fits every strategy with every number of samples and every seed, and evaluates all on the same samples.
 
@@ -85,6 +88,10 @@ def compare(
         executor: where runs are done, such as `RayExecutor(num_gpus=1)`; this process alone writes the ledger. None to
             do them here, one after the other.
         progress: whether a progress bar is drawn.
+        report_to: where Trainer reports each training as it goes, as in `TrainingArguments`: "tensorboard" (in
+            `out`/tensorboard where the run is done, or in TENSORBOARD_LOGGING_DIR), "mlflow", "trackio", "wandb". A
+            training is a run named by strategy, samples per class, seed and learning rate. Strategies on frozen
+            features have no Trainer, and nothing of theirs is reported. Results and the ledger stay the same.
 
     Raises:
         InputError: what cannot be compared; before anything is fitted.
@@ -98,6 +105,7 @@ def compare(
     if not 0 <= part[0] < part[1]:
         raise InputError(f"part should be (i, k) with 0 <= i < k, got {part}")
     require_backend(effort.search)
+    reporting = Reporting.of(report_to, folder=folder)
     if effort.search == "ray" and executor is not None:
         raise InputError(
             "search='ray' puts the trials of each run on a cluster, an executor whole runs; give one of them"
@@ -120,7 +128,9 @@ def compare(
         key, config, strategy, n, seed = planned
         drawn = draw(transfer.labels, pool, shots=n, seed=seed)
         cost = Footprint(strategy.name, country=country, human_minutes=human_minutes, count_flops=True)
-        return run_once(transfer, strategy, drawn, key, config, n, seed, effort, cost)
+        said = f"{strategy.name}, {n} a class, seed {seed}"
+        spent = replace(effort, reporting=reporting.named(said, model=transfer.model, source=transfer.source))
+        return run_once(transfer, strategy, drawn, key, config, n, seed, spent, cost)
 
     with tqdm(total=len(plan), initial=len(plan) - len(todo), desc="compare", unit="run", disable=not progress) as bar:
         not_begun = False

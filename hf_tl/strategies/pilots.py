@@ -70,12 +70,14 @@ class Pilots:
     def run(self, strategy: Strategy, *, epochs: int) -> bool:
         """One fit; whether there was time for it."""
         expected = self.expected(strategy, epochs)
+        said = f"{strategy.name}, {len(self.drawn.train)} samples, {in_epochs(epochs)}, seed {self.seed}"
         effort = replace(
             self.effort,
             epochs=epochs,
             patience=epochs,
             trials=3 if isinstance(strategy, FeatureExtraction) else self.effort.trials,  # which costs seconds
             deadline=self.table.deadline(rest=self._evaluation),
+            reporting=self.effort.reporting.named(said, model=self.transfer.model, source=self.transfer.source),
         )
         samples = (self.drawn.train.tolist(), self.held_out.tolist())
         config = run_config(self.transfer, strategy, shots=0, seed=self.seed, effort=effort, samples=samples)

@@ -101,6 +101,7 @@ class _Search:
             study.enqueue_trial({RATE: self.own})
             self.trainer.hyperparameter_search(
                 hp_space=self._suggest,
+                hp_name=self._name,
                 compute_objective=self._objective,
                 n_trials=n,
                 direction="maximize",
@@ -126,6 +127,7 @@ class _Search:
         self.until -= (self.until - time.time()) / 2 if math.isfinite(self.until) else 0.0
         try:
             found = self.trainer.hyperparameter_search(
+                hp_name=self._name,
                 hp_space=lambda _: {RATE: tune.loguniform(self.own / WITHIN, self.own * WITHIN)},
                 compute_objective=self._objective,
                 n_trials=self.training.effort.trials,
@@ -158,7 +160,9 @@ class _Search:
         left = self.until - time.time()
         effort = replace(self.training.effort, deadline=time.monotonic() + left)
         network, keep = self.training.network(), KeepBest(effort)
-        callbacks = [*self.training.adapted(network.model), keep]
+        rate, reporting = self._rate(trial), effort.reporting
+        self.trainer.args.run_name = reporting.run_name(rate)
+        callbacks = [*self.training.adapted(network.model), keep, *reporting.callbacks(rate)]
         if self.training.effort.search == "ray":
             callbacks.append(_Report(keep))
         for callback in callbacks:
@@ -177,6 +181,13 @@ class _Search:
 
     def _suggest(self, trial: Any) -> dict[str, float]:
         return {RATE: trial.suggest_float(RATE, self.own / WITHIN, self.own * WITHIN, log=True)}
+
+    def _rate(self, trial: Any) -> float:
+        return trial[RATE] if self.training.effort.search == "ray" else self._suggest(trial)[RATE]
+
+    def _name(self, _: Any) -> str:
+        """Which backends that rename the runs of a search give them back."""
+        return self.trainer.args.run_name or ""
 
     def _objective(self, _: dict[str, float]) -> float:
         """The rank of the best epoch so far as one number: samples that are right, and less than one for the loss."""

@@ -15,6 +15,7 @@ import numpy as np
 from hf_tl.errors import InputError
 from hf_tl.names import closest
 from hf_tl.plugins import find_plugin, plugin_names
+from hf_tl.strategies.reporting import Reporting
 
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Effort:
         deadline: a reading of `time.monotonic` at which a training stops, whatever it has reached.
         search: who proposes the settings: a fixed "grid"; or a backend of `Trainer.hyperparameter_search`, "optuna",
             or "ray", which trains them side by side on a cluster. The first one is the strategy's own in any case.
+        reporting: where Trainer reports each training; `compare` and `advise` say so, of their `report_to`.
     """
 
     epochs: int = 20
@@ -68,6 +70,7 @@ class Effort:
     batch_size: int = 16
     deadline: float = math.inf
     search: SearchBackend = "grid"
+    reporting: Reporting = field(default_factory=Reporting)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "trials", "steps", "patience", "batch_size"):
@@ -79,7 +82,7 @@ class Effort:
     def to_dict(self) -> dict[str, Any]:
         """What of it decides a result, as ledgers keep it; those from before there was a search keep their keys."""
         said = asdict(self)
-        del said["deadline"]
+        del said["deadline"], said["reporting"]
         if self.search == "grid":
             del said["search"]
         return said

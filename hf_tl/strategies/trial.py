@@ -102,9 +102,9 @@ class Training:
         """
         network = self.network()
         rate, keep = times * (self.rate(network) if rate is None else rate), KeepBest(self.effort)
-        callbacks = self.adapted(network.model)
+        callbacks = [*self.adapted(network.model), keep, *self.effort.reporting.callbacks(rate)]
         with tempfile.TemporaryDirectory(prefix="hf-tl-run-") as folder:
-            trainer = self.trainer(folder, network, rate, model=network.model, callbacks=[*callbacks, keep])
+            trainer = self.trainer(folder, network, rate, model=network.model, callbacks=callbacks)
             done = trainer.train()
         if not math.isfinite(done.training_loss):
             keep.stopped = keep.stopped or NOT_FINITE
@@ -137,8 +137,9 @@ class Training:
             warmup_steps=round(WARM_UP * self.effort.epochs * n_steps),
             eval_strategy="epoch" if len(self.validation) else "no",
             save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
+            logging_strategy="epoch" if self.effort.reporting.report_to else "no",
+            report_to=[],  # callbacks report, see Reporting
+            run_name=self.effort.reporting.run_name(rate),
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=False,
