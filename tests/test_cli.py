@@ -1,5 +1,6 @@
 """The command line: its examples run, and bad input ends in one sentence and exit code 2."""
 
+import json
 import re
 import shlex
 import shutil
@@ -278,22 +279,23 @@ def test_half_made_results_are_not_left_behind(tmp_path, timm_folder, image_fold
 
 
 @pytest.mark.slow
-def test_quickstart_prints_table_sentences_and_plot(tmp_path, monkeypatch, capsys):
-    """The command with a hardly trained source network and few draws; the experiment itself is tested elsewhere."""
+def test_quickstart_advises_and_its_script_runs(tmp_path, monkeypatch, capsys):
+    """With a hardly trained network, and no time but for what is made in any case."""
     from hf_tl import quickstart
 
-    whole = quickstart.run
-    monkeypatch.setattr(quickstart, "SOURCE_COPIES", 1)
-    monkeypatch.setattr(quickstart, "SOURCE_EPOCHS", 1)
-    monkeypatch.setattr(quickstart, "SCRATCH_STEPS", 2)
-    monkeypatch.setattr(quickstart, "SCRATCH_EPOCHS", 1)
-    monkeypatch.setattr(quickstart, "TUNING_STEPS", 1)
-    monkeypatch.setattr(quickstart, "run", lambda *, seed: whole(seed=seed, shots=(1, 2), draws=2, progress=False))
-    assert main(["quickstart", "--seed", "3", "--out", str(tmp_path / "out")]) == 0
+    monkeypatch.setattr(quickstart, "COPIES", 1)
+    monkeypatch.setattr(quickstart, "EPOCHS", 1)
+    monkeypatch.setattr(COMMANDS["quickstart"], "BUDGET", 1.0)
+    monkeypatch.chdir(tmp_path)
+    assert main(["quickstart", "--seed", "3"]) == 0
     printed = capsys.readouterr().out
-    assert [row[0] for row in table_rows(printed)] == list(quickstart.METHODS)
-    assert "samples per class." in printed
-    assert "hf-tl fit MODEL DATA --out FOLDER" in printed
-    assert (tmp_path / "out" / "learning_curve.png").stat().st_size > 10_000
-    assert (tmp_path / "out" / "results.json").is_file()
+    for words in ("last layer", "from scratch", "what would change it", "report.html", "hf-tl fit MODEL DATA"):
+        assert words in printed
+    out = tmp_path / "runs" / "quickstart"
+    assert "<svg" in (out / "report.html").read_text()
+    assert list(out.glob("report-*.png"))
+    script = json.loads((out / "report.json").read_text())["code"]
+    assert script in printed
+    exec(compile(script, "script", "exec"), {})
+    assert (tmp_path / "classifier" / "classifier.json").is_file()
     assert main(["quickstart", "--seed", "-1"]) == 2
