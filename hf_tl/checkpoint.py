@@ -113,6 +113,7 @@ def name_outputs(model: nn.Module, names: Sequence[str] = ()) -> tuple[str, ...]
     if not is_transformers(model):
         return names
     if names:
+        vars(model.config).pop("label_names", None)  # timm's, which transformers would save in their place
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {name: number for number, name in enumerate(names)}
     own = tuple(str(name) for _, name in sorted((model.config.id2label or {}).items()))

@@ -288,8 +288,10 @@ def _load_config(files: _Files, **labels: Any) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(files.transformers_name, revision=files.revision or "main", **labels)
     except Exception as error:  # a foreign config can fail transformers in any way
         raise InputError(f"transformers could not load {files.name!r}: {in_one_line(error)}") from error
-    if labels and isinstance(config, TimmWrapperConfig) and config.model_args:
-        config.model_args.pop("num_classes", None)  # of the old head, and given twice where it stays
+    if labels and isinstance(config, TimmWrapperConfig):
+        vars(config).pop("label_names", None)  # of the old head, and saved in place of the new names where they stay
+        if config.model_args:
+            config.model_args.pop("num_classes", None)  # likewise, and given twice
     return config
 
 

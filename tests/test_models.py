@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoConfig
 
 from hf_tl import InputError, Network, load_network
+from hf_tl.checkpoint import name_outputs
 from hf_tl.embedding.anatomy import find_taps
 from hf_tl.example import dummy_batch
 
@@ -308,3 +310,22 @@ def test_image_size_must_make_sense(timm_folder, text_folder):
 def test_a_compiled_network_is_the_network_itself():
     model = torch.nn.Linear(2, 2)
     assert Network(torch.compile(model, backend="eager"), torch.stack).model is model
+
+
+def test_names_of_a_timm_checkpoint_do_not_outlive_its_head(tmp_path):
+    """transformers saves a stale `label_names` in place of the new names, and reads those back."""
+    import timm
+
+    there = tmp_path / "there"
+    model = timm.create_model("test_resnet", num_classes=2)
+    config = {"num_classes": 2, "label_names": ["cat", "dog"]}
+    timm.models.save_for_hf(model, there, model_config=config, safe_serialization=True)
+    network = load_network(str(there), classes=["hot", "cold"])
+    network.model.save_pretrained(tmp_path / "own")
+    again = load_network(str(tmp_path / "own"), classes=["hot", "cold"])
+    assert again.model.config.id2label == {0: "hot", 1: "cold"}
+    assert not again.untrained
+    assert AutoConfig.from_pretrained(tmp_path / "own").id2label == {0: "hot", 1: "cold"}
+    assert name_outputs(again.model, ["new", "old"]) == ("new", "old")
+    again.model.save_pretrained(tmp_path / "renamed")
+    assert AutoConfig.from_pretrained(tmp_path / "renamed").id2label == {0: "new", 1: "old"}
