@@ -139,11 +139,10 @@ def test_a_hiccup_is_tried_again(hub, tmp_path, impatient, case):
 
 CLIENT = """
 import sys
-sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_interrupted import push
 print(flush=True)
-push(Path(sys.argv[2]), 2)
+push(Path(sys.argv[1]), 2)
 """
 
 
@@ -153,8 +152,9 @@ push(Path(sys.argv[2]), 2)
 )
 def test_a_client_that_is_killed(hub, tmp_path, where):
     push(tmp_path / "files", 1)
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    arguments = [sys.executable, "-c", textwrap.dedent(CLIENT), str(Path(__file__).parent), str(tmp_path / "files")]
+    settings = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **settings}
+    arguments = [sys.executable, "-c", textwrap.dedent(CLIENT), str(tmp_path / "files")]
     client = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def kill(method: str, path: str) -> None:
