@@ -65,6 +65,7 @@ from .strategies import write_report as write_report
 from .table import format_table as format_table
 from .training import DataCollator as DataCollator
 from .training import TaskDataset as TaskDataset
+from .training import accelerate_training as accelerate_training
 from .training import compute_accuracy as compute_accuracy
 from .training import find_classes as find_classes
 from .training import run_trainer as run_trainer

@@ -27,6 +27,7 @@ class TaskArguments:
         dataset_config: configuration of the dataset, where it has several.
         label: label column, where it is not found.
         image_size: side of the square images in pixels; None for the size of pre-training.
+        accelerate_training: whether the function of this name chooses precision and layout.
     """
 
     model: str = field(metadata={"help": "Hub id or folder of a pre-trained network"})
@@ -35,6 +36,9 @@ class TaskArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of the dataset"})
     label: str | None = field(default=None, metadata={"help": "label column, if it is not found"})
     image_size: int | None = field(default=None, metadata={"help": "side of the square images in pixels"})
+    accelerate_training: bool = field(
+        default=True, metadata={"help": "whether a few steps choose channels last and bfloat16 where that is faster"}
+    )
 
 
 def parse_arguments(*kinds: type, arguments: Sequence[str] | None = None) -> tuple:

@@ -70,6 +70,19 @@ def write_json(path: Path, value: object) -> Path:
     return write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def write_once(path: Path, value: object) -> None:
+    """Writes what JSON can hold, whole, unless the file is there: of several processes the first one's stays."""
+    own = write_json(path.with_name(f"{path.name}.{os.getpid()}"), value)
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        os.replace(own, path)
+    finally:
+        own.unlink(missing_ok=True)
+
+
 def read_untrusted(path: Path, *, largest: int) -> bytes:
     """The content of a regular file of at most `largest` bytes; never a device, or a pipe that does not end.
 

@@ -7,11 +7,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
+from hf_tl.acceleration import SAMPLES, Acceleration, measure_acceleration
 from hf_tl.architectures import (
     AUTO_CLASSES,
     MODALITIES,
@@ -25,7 +26,7 @@ from hf_tl.architectures import (
     main_input,
 )
 from hf_tl.errors import DummyInputError, InputError, in_one_line
-from hf_tl.example import dummy_batch
+from hf_tl.example import dummy_batch, dummy_inputs
 from hf_tl.labels import PROBLEM_TYPES, Problem
 from hf_tl.preparation import find_preparation
 from hf_tl.trace import Batch, forward
@@ -53,6 +54,7 @@ class Network:
         max_length: tokens of a text that are read, if a number was asked for.
         revision: branch, tag or commit that was asked for.
         processor: transformers' tokenizer, image processor or feature extractor, if `prepare` uses one.
+        acceleration: the layout that `load_network` was asked for or found, and what it measured.
     """
 
     model: nn.Module
@@ -64,6 +66,7 @@ class Network:
     max_length: int | None = None
     revision: str | None = None
     processor: Any = None
+    acceleration: Acceleration | None = None
 
     def __post_init__(self) -> None:
         if is_encoder_of_sentences(self.model):  # whose own method tells itself what it has prepared
@@ -92,6 +95,7 @@ def load_network(
     image_size: int | None = None,
     max_length: int | None = None,
     revision: str | None = None,
+    channels_last: bool | Literal["auto"] = False,
 ) -> Network:
     """Loads a pre-trained network and its preparation of inputs, in float32 and eval mode.
 
@@ -111,6 +115,9 @@ def load_network(
         max_length: tokens of a text that are read, the rest is cut; None for as many as the network has positions
             for, 512 at most.
         revision: branch, tag or commit on the Hub.
+        channels_last: whether the weights of convolutions are laid out with channels last, mostly faster on a CPU;
+            "auto" where a few steps with noise show that, forward and backward where there are `classes`. Values stay
+            the same but for rounding; `Network.acceleration` says in a line what was measured.
 
     Raises:
         InputError: no such model, one without a classifier, or one that this version cannot feed.
@@ -149,6 +156,14 @@ def load_network(
     prepare, processor, modality = find_preparation(
         model, files.place, name=name, image_size=image_size, max_length=max_length, revision=revision
     )
+    acceleration = None
+    if channels_last == "auto":
+        batch = prepare(dummy_inputs(modality, n=SAMPLES))
+        acceleration = measure_acceleration(model, batch, train=classes is not None, bf16=False)
+    elif channels_last:
+        acceleration = Acceleration(channels_last=True, bf16=False)
+    if acceleration is not None:
+        acceleration.apply(model)
     return Network(
         model.eval(),
         prepare,
@@ -159,6 +174,7 @@ def load_network(
         max_length=max_length,
         revision=revision,
         processor=processor,
+        acceleration=acceleration,
     )
 
 

@@ -200,6 +200,23 @@ def uncompiled() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def same_buffers(model: nn.Module) -> Iterator[None]:
+    """Within, passes leave no trace in the buffers."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
+
+
+def n_samples(batch: Batch) -> int:
+    """Number of samples of a batch: the length of its first tensor."""
+    return len(batch) if isinstance(batch, Tensor) else len(next(iter(batch.values())))
+
+
 def first_float(value: object) -> Tensor | None:
     """The first floating point tensor in a tensor, list, tuple or mapping (such as a ModelOutput), depth first."""
     if isinstance(value, Tensor):

@@ -35,6 +35,7 @@ from hf_tl import (
     LoraConfig,
     TaskArguments,
     TaskDataset,
+    accelerate_training,
     add_lora,
     compute_accuracy,
     find_classes,
@@ -98,19 +99,22 @@ def main() -> None:
         use_dora=args.use_dora,
         target_modules=targets[0] if targets is not None and len(targets) == 1 else targets,
     )
+    model = add_lora(network.model, config)
+    train, collator = TaskDataset(task.train, classes), DataCollator(network)
+    accelerated = accelerate_training(model, training, train, collator) if args.accelerate_training else ""
     trainer = Trainer(
-        add_lora(network.model, config),
+        model,
         training,
-        train_dataset=TaskDataset(task.train, classes),
+        train_dataset=train,
         eval_dataset=TaskDataset(task.test, classes),
-        data_collator=DataCollator(network),
+        data_collator=collator,
         processing_class=network.processor,
         compute_metrics=compute_accuracy,
     )
     if trainer.is_world_process_zero():
         trained = sum(p.numel() for p in network.model.parameters() if p.requires_grad)
         share = trained / sum(p.numel() for p in network.model.parameters())
-        print(f"{trained} parameters trained, {share:.2%} of the network")
+        print(f"{trained} parameters trained, {share:.2%} of the network", accelerated, sep="\n")
     run_trainer(trainer)
 
 

@@ -27,6 +27,7 @@ from hf_tl import (
     PolicyCallback,
     TaskArguments,
     TaskDataset,
+    accelerate_training,
     compute_accuracy,
     find_classes,
     find_modality,
@@ -54,18 +55,20 @@ def main() -> None:
     classes = find_classes(task)
     network = load_network(args.model, classes=classes, image_size=args.image_size)
     policy = PolicyCallback(args.policy, seed=training.seed)
+    train, collator = TaskDataset(task.train, classes), DataCollator(network)
+    accelerated = accelerate_training(network.model, training, train, collator) if args.accelerate_training else ""
     trainer = Trainer(
         network.model,
         training,
-        train_dataset=TaskDataset(task.train, classes),
+        train_dataset=train,
         eval_dataset=TaskDataset(task.test, classes),
-        data_collator=DataCollator(network),
+        data_collator=collator,
         processing_class=network.processor,
         compute_metrics=compute_accuracy,
         callbacks=[policy],
     )
     if trainer.is_world_process_zero():
-        print(policy.dry_run())
+        print(policy.dry_run(), accelerated, sep="\n")
     run_trainer(trainer)
 
 

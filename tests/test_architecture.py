@@ -21,7 +21,7 @@ LEVELS = [  # a module imports from levels above its own in this list, or from i
     {"files"},
     {"architectures", "names", "plots", "hub", "plugins", "arguments"},
     {"trace", "card", "labels"},
-    {"example"},
+    {"example", "acceleration"},
     {"layers"},
     {"inputs"},
     {"preparation", "dataset_check", "audio_folder", "containers", "input_column"},

@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs" / "dropin.md").read_text()
 def test_snippets_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"```python(?: continued)?\n(.*?)```", PAGE, re.DOTALL)
-    assert len(snippets) == 4
+    assert len(snippets) == 5
     names = {"__name__": "__main__"}
     for snippet in snippets:
         exec(snippet, names)

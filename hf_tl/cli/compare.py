@@ -42,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     search_help = "who proposes learning rates: grid, or a backend of Trainer's own search (default %(default)s)"
     add("--search", choices=("grid", "optuna", "ray"), default="grid", help=search_help)
     add("--batch-size", type=int, default=16, help="samples per step (default %(default)s)")
+    bf16_help = "whether trainings compute in bfloat16; auto for what a few steps show to be fastest (default no)"
+    add("--bf16", choices=("auto", "yes", "no"), default="no", help=bf16_help)
     add("--image-size", type=int, help="side of the square images in pixels")
     add("--country", help="where it runs, for the CO2: ESP, Spain")
     add("--part", default="1/1", metavar="I/K", help="this process does every K-th run, from the I-th on")
@@ -58,7 +60,13 @@ def run(options: argparse.Namespace) -> None:
     from hf_tl.strategies.report import write_report
     from hf_tl.strategies.strategy import Effort
 
-    effort = Effort(epochs=options.epochs, trials=options.trials, batch_size=options.batch_size, search=options.search)
+    effort = Effort(
+        epochs=options.epochs,
+        trials=options.trials,
+        batch_size=options.batch_size,
+        search=options.search,
+        bf16="auto" if options.bf16 == "auto" else options.bf16 == "yes",
+    )
     settings = {
         "strategies": list(options.strategies or STRATEGIES),
         "shots": list(options.shots or SHOTS),
@@ -114,9 +122,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     wrong += sorted(said.keys() - kinds.keys() - optional.keys())
     if not wrong:
         spent, names = said["effort"], said["strategies"]
-        whole = all(type(value) is int for name, value in spent.items() if name != "search")
+        whole = all(type(value) is int for name, value in spent.items() if name not in ("search", "bf16"))
         wrong += ["shots"] * any(type(value) is not int for value in said["shots"])
-        wrong += ["effort"] * (not whole or spent.keys() - {"search"} != Effort().to_dict().keys())
+        wrong += ["effort"] * (not whole or spent.keys() - {"search", "bf16"} != Effort().to_dict().keys())
         wrong += ["strategies"] * any(not isinstance(name, str) or ":" in name for name in names)  # none is imported
     if wrong:
         raise InputError(f"{str(path)!r} is none of `hf-tl compare`: {wrong[0]!r} is missing, unknown or of no use")

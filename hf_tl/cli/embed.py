@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default mean)"
     )
     add("--pool", default="auto", metavar="NAME", help=pool_help)
-    dtype_help = "precision of the network (default %(default)s)"
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help=dtype_help)
+    dtype_help = "precision of the network; auto for bfloat16 where that is clearly faster (default %(default)s)"
+    add("--dtype", choices=("float32", "bfloat16", "auto"), default="float32", help=dtype_help)
     last_help = "convolutions with channels last (default: where the first samples show that it is faster)"
     add("--channels-last", action=argparse.BooleanOptionalAction, default="auto", help=last_help)
     workers_help = "processes that read and prepare the next batches (default: a thread does)"

@@ -94,6 +94,8 @@ class RayEmbedding:
                 f"device='cuda' and num_gpus above 0, others neither"
             )
         check_actors(self.actors, num_cpus=self.num_cpus, num_gpus=self.num_gpus)
+        if self.embedding.dtype == "auto":
+            raise InputError("dtype='auto' is what is fastest on one machine; on Ray give 'float32' or 'bfloat16'")
         if self.embedding.torch_compile:
             raise InputError("torch_compile=True would compile anew for each block; leave it out on Ray")
 

@@ -12,7 +12,6 @@ from torch import nn
 from hf_tl.architectures import is_convolution, is_fully_connected, is_norm
 from hf_tl.embedding.isolation import find_mixed, find_unmatched
 from hf_tl.embedding.pooling import find_strides, n_prefix_tokens
-from hf_tl.embedding.reader import n_samples
 from hf_tl.embedding.taps import (
     LAST,
     PRESETS,
@@ -31,7 +30,7 @@ from hf_tl.layers import head_names, layers_of
 from hf_tl.layers.select import find_place
 from hf_tl.models import Network
 from hf_tl.names import is_inside, name_matcher
-from hf_tl.trace import Batch, LayerCall, Reading, Trace, trace
+from hf_tl.trace import Batch, LayerCall, Reading, Trace, n_samples, trace
 
 
 ACTIVATED = 2  # the stage of a layer call whose value was followed through an activation

@@ -18,11 +18,10 @@ import torch
 from torch import nn
 
 from hf_tl.data import Samples
-from hf_tl.embedding.reader import n_samples
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.example import shapes_of
 from hf_tl.models import Network
-from hf_tl.trace import Batch
+from hf_tl.trace import Batch, n_samples
 
 
 BATCH_SIZE = 32
@@ -43,7 +42,7 @@ class Execution:
         on_bad_samples: "raise" or "skip" samples that cannot be read, or whose activations are not finite.
         progress: whether a progress bar is drawn on standard error.
         dtype: "float32" or `torch.float32` for the network as it is; "bfloat16" or `torch.bfloat16` for a copy of it
-            in that precision: faster, other in the third digit.
+            in that precision: faster where a processor has it, other in the third digit; of an embedding also "auto".
         channels_last: whether images and convolutions are laid out with channels last: mostly faster on a CPU; "auto"
             where the first samples of a long pass show that it is, if `batch_size` is "auto" too.
         torch_compile: whether the network runs through `torch.compile`.
@@ -74,7 +73,8 @@ class Execution:
         """
         name = str(self.dtype).removeprefix("torch.")
         if name not in ("float32", "bfloat16"):
-            raise InputError(f"dtype should be 'float32' or 'bfloat16', got {self.dtype!r}")
+            auto = "; only FullNetworkEmbedding finds it by itself" if name == "auto" else ""
+            raise InputError(f"dtype should be 'float32' or 'bfloat16', got {self.dtype!r}{auto}")
         return name
 
     def check(self) -> None:

@@ -64,13 +64,15 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         codec: how discretised features are stored with `out`: "2bit" or "int8".
         batch_size: samples a forward pass, "auto" for what the first samples show to be fastest; this and the rest as
             in `hf_tl.embedding.batches.Execution`: `device`, `on_bad_samples`, `progress`, `dtype`, `channels_last`,
-            `torch_compile`, `num_workers`.
+            `torch_compile`, `num_workers`. `dtype` may be "auto" too: bfloat16 where the first samples show that it is
+            clearly faster on this machine; what was found is kept by the fit, and by a pass that resumes.
 
     Attributes:
         taps_: what is read of the network, found when it is fitted; absent where only raw embeddings were seen.
         layers_: the columns of each layer in use.
         layer_names_: their names, in column order.
         n_features_: number of columns.
+        dtype_: the precision of the network: `dtype`, or what was found with "auto".
         statistics_: count, mean and standard deviation of each raw feature over the training samples.
     """
 
@@ -119,7 +121,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
             pool: likewise; and of a fitted embedding whose pooling is a plug-in, whose name in a file is not enough
                 to import it.
             codec: this and the rest as for the class.
-            dtype: None for that of a fitted embedding, float32 for another.
+            dtype: None or "auto" for that of a fitted embedding; of another None is float32.
 
         Raises:
             InputError: no such model; a fitted embedding whose network has changed.
@@ -138,7 +140,9 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
             made = cls(loaded, recipe=recipe, taps=taps, top=top, pool=pool)
         made.codec, made.batch_size, made.device, made.on_bad_samples = codec, batch_size, device, on_bad_samples
         made.progress, made.channels_last = progress, channels_last
-        made.torch_compile, made.num_workers, made.dtype = torch_compile, num_workers, dtype or made.dtype
+        made.torch_compile, made.num_workers = torch_compile, num_workers
+        if dtype is not None and not (dtype == "auto" and folder is not None):
+            made.dtype = dtype
         return made
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -176,7 +180,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         """
         if isinstance(samples, Embedding):
             return _kept(self._chosen(samples), out)
-        planned = self._plan(samples)
+        planned = self._plan(samples, out=out)
         if out is None:
             return planned.into_memory()
         with _writing(out, planned.processes):
@@ -193,6 +197,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         Raises:
             InputError: fewer than two samples; samples that cannot be read.
         """
+        self.__dict__.pop("dtype_", None)
         return self.fit_with(*self._statistics(samples, at_least=2))
 
     def partial_fit(self, samples: Data, y: object = None) -> FullNetworkEmbedding:
@@ -212,12 +217,14 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
 
         Raises:
             NotFittedError: one of the two is not fitted.
-            InputError: they read other layers.
+            InputError: they read other layers, or in another precision.
         """
         self.check_fitted()
         other.check_fitted()
         self._check_layers(other.layers_)
-        merged = type(self)(**self.get_params(deep=False))
+        if other.dtype_name != self.dtype_name:
+            raise InputError(f"one of the two read in {self.dtype_name}, the other in {other.dtype_name}; give dtype")
+        merged = type(self)(**{**self.get_params(deep=False), "dtype": self.dtype_name})
         return merged.fit_with(self.layers_, self.statistics_.merge(other.statistics_))
 
     def fit_with(self, layers: Sequence[LayerColumns], statistics: Statistics) -> FullNetworkEmbedding:
@@ -247,7 +254,8 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         if isinstance(samples, Embedding):
             raw = self._chosen(samples)
             return _kept(self._scaled(raw, fit=True), out)
-        planned = self._plan(samples, anew=True)
+        self.__dict__.pop("dtype_", None)
+        planned = self._plan(samples, anew=True, out=out)
         if out is None:
             return self._scaled(planned.into_memory(), fit=True)
         with _writing(out, planned.processes):
@@ -270,7 +278,7 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         self.check_fitted()
         if isinstance(samples, Embedding):
             return _kept(self._scaled(self._chosen(samples)), out)
-        planned = self._plan(samples)
+        planned = self._plan(samples, out=out)
         self._check_layers(planned.columns)
         if out is None:
             scaler = self.scaler()
@@ -358,11 +366,14 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
         *,
         anew: bool = False,
         taps: Sequence[Tap] | None = None,
+        out: str | Path | None = None,
         **settings: object,
     ) -> Pass:
         """A pass over some samples with the taps that were found before; else, or `anew`, with those found on them."""
         processes, device = find_processes(self.device)
         own = {field.name: vars(self)[field.name] for field in fields(Execution)}
+        measure = self.dtype == "auto" and taps is None and "dtype_" not in vars(self)
+        own["dtype"] = "float32" if measure else self.dtype_name
         shown = {"device": device, "progress": self.progress and processes.main}
         planned = Pass(
             *self._as_samples(samples),
@@ -378,9 +389,16 @@ class FullNetworkEmbedding(TransformerMixin, BaseEstimator, Execution):
             if leak is not None:
                 warnings.warn(leak, stacklevel=3)
             self._taps_made_for, self._choice = made_for, Choice()
+        if measure:
+            self.dtype_ = planned.find_dtype(out)
         planned.taps = self.taps_ if taps is None else taps
         planned.choice = self.__dict__.setdefault("_choice", Choice())
         return planned
+
+    @property
+    def dtype_name(self) -> str:
+        """ "float32" or "bfloat16"; with "auto" what was found, and float32 before anything was read."""
+        return vars(self).get("dtype_", "float32") if self.dtype == "auto" else super().dtype_name
 
     def _find_taps(self, example: Batch) -> tuple[list[Tap], dict[str, str]]:
         activation = find_recipe(self.recipe).activation

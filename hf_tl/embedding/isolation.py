@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from hf_tl.dataflow import tensors_in
 from hf_tl.embedding.pooling import by_tokens, positions_mask
-from hf_tl.embedding.reader import TapReader, n_samples
+from hf_tl.embedding.reader import TapReader
 from hf_tl.embedding.taps import Tap
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.models import Network
-from hf_tl.trace import Batch, Shapes, evaluating, first_float, forward, in_turn, shape_of, uncompiled
+from hf_tl.trace import Batch, Shapes, evaluating, first_float, forward, in_turn, n_samples, shape_of, uncompiled
 
 
 VARIATIONS = 4  # inputs of one shape and other content that show whether a shape depends on the content

@@ -16,9 +16,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from hf_tl.acceleration import measure_acceleration
 from hf_tl.data import Samples
 from hf_tl.embedding.autotune import LONG, Autotune, Choice
-from hf_tl.embedding.batches import Execution, Processes, load_batch, loaded_batches
+from hf_tl.embedding.batches import Execution, Processes, load_batch, loaded_batches, to_device
 from hf_tl.embedding.embedding import Embedding, LayerColumns, describe_labels, index_tensors
 from hf_tl.embedding.fingerprint import (
     fingerprint_batch,
@@ -28,14 +29,14 @@ from hf_tl.embedding.fingerprint import (
     fingerprint_weights,
 )
 from hf_tl.embedding.isolation import batch_shapes
-from hf_tl.embedding.reader import TapReader, n_samples
-from hf_tl.embedding.store import INDEX, Store
+from hf_tl.embedding.reader import TapReader
+from hf_tl.embedding.store import INDEX, MANIFEST, Store
 from hf_tl.embedding.stored_array import StoredArray
 from hf_tl.embedding.taps import Tap
 from hf_tl.errors import InputError, in_one_line
 from hf_tl.example import shapes_of
 from hf_tl.models import Network
-from hf_tl.trace import Batch
+from hf_tl.trace import Batch, n_samples
 
 
 LOOKED_AT = 16  # samples, for some of different lengths
@@ -246,6 +247,25 @@ class Pass:
             store.write_tensors(INDEX, index_tensors(np.arange(store.n_rows), self.samples.labels))
         self.processes.wait()
         return store
+
+    def find_dtype(self, folder: str | Path | None) -> str:
+        """The precision that is faster for the first samples, in which they are read from here on.
+
+        Args:
+            folder: of the pass; one that holds a part of it already says which.
+        """
+        found = ""
+        if self.processes.main and folder is not None and (Path(folder) / MANIFEST).is_file():
+            found = str(Store.open(folder).manifest["fingerprints"]["dtype"])
+        elif self.processes.main:
+            move(self.network.model, self.execution.device)
+            example = to_device(self.example, self.execution.device)
+            measured = measure_acceleration(self.network.model, example, train=False)
+            found = "bfloat16" if measured.bf16 else "float32"
+            if self.execution.progress:
+                tqdm.write(f"measured on the first samples: {measured}", file=sys.stderr)
+        self.execution = replace(self.execution, dtype=self.processes.gather(found)[0])
+        return self.execution.dtype_name
 
     def check_features(self, store: Store, scale: Callable[[np.ndarray], np.ndarray]) -> None:
         """Refuses features that the network does not give any more, where no raw activations are left to tell it."""

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from hf_tl.embedding.pooling import pool
 from hf_tl.embedding.taps import Tap
 from hf_tl.errors import InputError
-from hf_tl.trace import Batch, evaluating, first_float, forward, uncompiled
+from hf_tl.trace import Batch, evaluating, first_float, forward, n_samples, uncompiled
 
 
 class _AllRead(BaseException):
@@ -162,8 +162,3 @@ class TapReader:
         else:  # numpy's copy does not wake torch's threads, which takes longer than to copy that little
             self._memory[:, columns] = pooled.numpy()
         self._unread.discard(tap.name)
-
-
-def n_samples(batch: Batch) -> int:
-    """Number of samples of a batch: the length of its first tensor."""
-    return len(batch) if isinstance(batch, Tensor) else len(next(iter(batch.values())))

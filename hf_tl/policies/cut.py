@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_tl.layers import Layer
 from hf_tl.policies.plan import Plan
-from hf_tl.trace import first_float
+from hf_tl.trace import first_float, same_buffers
 
 
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -119,18 +119,6 @@ def holds(model: nn.Module, cut: Cut, args: tuple, kwargs: dict) -> bool:
     run(0, _rolled)  # what a frozen module has left in an attribute is of other samples now
     with cut.replaying(first.clone()):
         return _same(outputs[0], run(0))
-
-
-@contextmanager
-def same_buffers(model: nn.Module) -> Iterator[None]:
-    """Within, passes leave no trace in the buffers."""
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
 
 
 @dataclass(frozen=True)

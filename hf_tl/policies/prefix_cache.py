@@ -23,8 +23,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from hf_tl.policies.cut import Cut, find_cuts, holds, same_buffers
+from hf_tl.policies.cut import Cut, find_cuts, holds
 from hf_tl.policies.plan import Plan
+from hf_tl.trace import same_buffers
 
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from hf_tl.data import Task
 from hf_tl.errors import InputError
 from hf_tl.probes.learning_curve import LearningCurve
 from hf_tl.strategies.advice import Advice, Alternative, costs_to_settle
+from hf_tl.strategies.compare import settle
 from hf_tl.strategies.decision import Decision, bootstrap, decide, samples_to_settle
 from hf_tl.strategies.draws import draw, find_groups, usable_samples
 from hf_tl.strategies.feature_extraction import FeatureExtraction
@@ -51,7 +52,9 @@ def advise(
 
     Copies are looked for; one pass reads the network; feature extraction is fitted on what it says; the time that is
     left goes to pilots of the others, all with as many samples seen, of which the better half goes on to three times
-    as many. A quarter of the training samples compares them; the test samples are not looked at.
+    as many; where not one epoch of each fits, they are run on a quarter of the samples first. A quarter of the
+    training samples compares them; the test samples are not looked at. Trainings use the layout and the precision that
+    a few steps show to be fastest here.
 
     Args:
         model: name or folder of a pre-trained network.
@@ -93,11 +96,13 @@ def advise(
     split = draw(transfer.labels, pool, shots=len(pool), seed=seed)  # a quarter of each class is kept out
     with table.stage("every layer read"):
         transfer.raw  # noqa: B018  the pass
-    effort = replace(effort or Effort(trials=1, steps=1), reporting=reporting)
+    effort = replace(effort or Effort(trials=1, steps=1, bf16="auto"), reporting=reporting)
     with table.stage("pace measured"):
-        pace = transfer.pace(effort.batch_size)
+        effort, measured = settle(effort, transfer, found)
+        pace = transfer.pace(effort.batch_size, bf16=effort.bf16 is True)
         survey = Survey(transfer, split, groups, table, pace)
         table.reserved = pace.load + FIGURES * survey.figure_seconds
+    notes = (*notes, *measured)
     pilots = Pilots(
         transfer,
         held_out=split.validation,
@@ -132,11 +137,11 @@ def _advice(
     notes: Sequence[str],
 ) -> Advice:
     truth = transfer.labels[pilots.held_out]
-    outcomes = {name: run.right(truth).astype(np.float64) for name, (run, _) in pilots.done.items()}
+    outcomes = {name: one.run.right(truth).astype(np.float64) for name, one in pilots.done.items()}
     if not outcomes:
         raise InputError("strategies has none that fits into the budget; add 'last layer', or give more time")
     accuracy = bootstrap(outcomes)
-    costs = {name: pilots.seconds(name) for name in outcomes}
+    costs = {name: pilots.done[name].seconds for name in outcomes}
     decision = decide(accuracy, costs, delta=delta)
     alternatives = []
     for one in sorted(strategies, key=lambda one: costs.get(one.name, np.inf)):
@@ -145,8 +150,8 @@ def _advice(
             alternatives.append(Alternative(one.name, None, None, None, None, f"not measured: {why}"))
             continue
         low, high = np.quantile(accuracy[one.name], [0.1, 0.9])
-        frozen, epochs = isinstance(one, FeatureExtraction), pilots.done[one.name][1]
-        how = "measured" if frozen else f"measured after {in_epochs(epochs)}"
+        frozen, pilot = isinstance(one, FeatureExtraction), pilots.done[one.name]
+        how = "measured" if frozen else f"measured after {in_epochs(pilot.epochs, pilot.share)}"
         if one.name in pilots.skipped:
             how += f"; {pilots.skipped[one.name]}"
         alternatives.append(
@@ -158,20 +163,20 @@ def _advice(
         title=f"{Path(transfer.model).name} on {Path(transfer.source).name}",
         decision=decision,
         alternatives=tuple(alternatives),
-        code=chosen.code(transfer, pilots.done[chosen.name][0].setting),
+        code=chosen.code(transfer, pilots.done[chosen.name].run.setting),
         evidence=tuple(_evidence(transfer, pilots, outcomes, decision, survey)),
         would_change=tuple(_would_change(transfer, pilots, outcomes, costs, decision, survey.curve)),
         notes=(*transfer.task.notes, *notes),
         seconds=pilots.table.elapsed,
         budget=pilots.table.budget,
-        runs=tuple(run for run, _ in pilots.done.values()),
+        runs=tuple(pilot.run for pilot in pilots.done.values()),
         curve=survey.curve,
         zones=survey.zones,
         portrait=survey.portrait,
         left_out=tuple(survey.left_out),
         mistakes=()
         if not rival
-        else find_mistakes(transfer, pilots.done[chosen.name][0], pilots.done[rival][0], evaluated=pilots.held_out),
+        else find_mistakes(transfer, pilots.done[chosen.name].run, pilots.done[rival].run, evaluated=pilots.held_out),
     )
 
 

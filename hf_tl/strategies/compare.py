@@ -114,6 +114,8 @@ def compare(
     groups, notes = find_groups(transfer, groups)
     pool, counts = usable_samples(transfer.labels, n_train=transfer.n_train, groups=groups)
     wanted = check_shots(shots, counts, transfer.classes)
+    effort, measured = settle(effort, transfer, found)
+    notes = (*notes, *measured)
     ledger = Ledger(folder / LEDGER)
     plan = list(_plan(transfer, found, wanted, seeds, effort, pool))
     done = ledger.read()
@@ -214,6 +216,15 @@ def _change(transfer: Transfer, trained: Network, *, seed: int) -> dict[str, tup
     found = measure_change(transfer.network(seed=seed).model, trained.model)
     layers = zip(found.layers, found.depths, found.relative, strict=True)
     return {name: (round(float(d), 4), float(f"{c:.4g}")) for name, d, c in layers if np.isfinite(c)}
+
+
+def settle(effort: Effort, transfer: Transfer, strategies: Sequence[Strategy]) -> tuple[Effort, tuple[str, ...]]:
+    """What is spent with bfloat16 or without it, where that is to be measured; and what was found, in a sentence."""
+    if effort.bf16 != "auto":
+        return effort, ()
+    if all(isinstance(one, FeatureExtraction) for one in strategies):  # nothing is trained
+        return replace(effort, bf16=False), ()
+    return replace(effort, bf16=transfer.acceleration.bf16), (f"trainings: {transfer.acceleration}",)
 
 
 def run_config(

@@ -28,6 +28,21 @@ class Draw:
     train: np.ndarray
     validation: np.ndarray
 
+    def part(self, share: float, labels: np.ndarray) -> Draw:
+        """A share of the samples of each class, one at least, of those to learn from and of those to choose by.
+
+        Args:
+            share: above 0; 1 for all.
+            labels: (n,) numbers of classes of all samples.
+        """
+        if share == 1:
+            return self
+        parts = []
+        for indices in (self.train, self.validation):
+            own = [indices[labels[indices] == value] for value in np.unique(labels[indices])]
+            parts.append(np.sort(np.concatenate([some[: max(1, round(share * len(some)))] for some in own])))
+        return Draw(parts[0], parts[1])
+
 
 def find_groups(transfer: Transfer, groups: np.ndarray | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
     """A number for each sample that it shares with its twins, and what there is to say of them.

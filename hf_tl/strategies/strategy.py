@@ -60,6 +60,9 @@ class Effort:
         deadline: a reading of `time.monotonic` at which a training stops, whatever it has reached.
         search: who proposes the settings: a fixed "grid"; or a backend of `Trainer.hyperparameter_search`, "optuna",
             or "ray", which trains them side by side on a cluster. The first one is the strategy's own in any case.
+        bf16: whether trainings compute in bfloat16, as `TrainingArguments` says; "auto" for that and the layout of
+            images that a few steps show to be fastest, measured once for a folder. Else channels are last where most
+            weights are convolutions'.
         reporting: where Trainer reports each training; `compare` and `advise` say so, of their `report_to`.
     """
 
@@ -70,6 +73,7 @@ class Effort:
     batch_size: int = 16
     deadline: float = math.inf
     search: SearchBackend = "grid"
+    bf16: bool | Literal["auto"] = False
     reporting: Reporting = field(default_factory=Reporting)
 
     def __post_init__(self) -> None:
@@ -78,13 +82,17 @@ class Effort:
                 raise InputError(f"{name} should be at least 1, got {vars(self)[name]}")
         if self.search not in get_args(SearchBackend):
             raise InputError(f"search should be one of {list(get_args(SearchBackend))}, got {self.search!r}")
+        if self.bf16 not in (True, False, "auto"):
+            raise InputError(f"bf16 should be True, False or 'auto', got {self.bf16!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """What of it decides a result, as ledgers keep it; those from before there was a search keep their keys."""
+        """What of it decides a result, as ledgers keep it; without what is as it was before there was a choice."""
         said = asdict(self)
         del said["deadline"], said["reporting"]
         if self.search == "grid":
             del said["search"]
+        if self.bf16 is False:
+            del said["bf16"]
         return said
 
     def passes(self, n: int) -> int:

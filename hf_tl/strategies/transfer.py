@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from hf_tl.acceleration import SAMPLES, Acceleration, measure_acceleration, set_layout
 from hf_tl.analysis.flops import count_flops
 from hf_tl.analysis.footprint import Footprint
 from hf_tl.analysis.twins import twin_groups
@@ -120,9 +121,24 @@ class Transfer:
             torch.manual_seed(seed)
             with _unsaid():
                 network = load_network(self.model, classes=self.classes, image_size=self.image_size)
-        if self.is_convolutional(network.model):
-            network.model.to(memory_format=torch.channels_last)
+        set_layout(network.model, channels_last=self.has_channels_last(network.model))
         return network
+
+    @cached_property
+    def acceleration(self) -> Acceleration:
+        """What full fine-tuning is fastest with here, measured once; kept in `folder`, for later processes."""
+        kept = None if self.folder is None else self.folder / "acceleration" / f"{self.fingerprint}.json"
+        if kept is not None and kept.is_file():
+            return Acceleration.load(kept)
+        network = self.network()
+        batch = self.collator(network)([{"index": i} for i in range(min(SAMPLES, self.n_train))])
+        found = measure_acceleration(network.model, batch, train=True)
+        return found if kept is None else found.save(kept)
+
+    def has_channels_last(self, model: nn.Module) -> bool:
+        """Whether a network of this task is trained so: as was measured, else where most weights are convolutions'."""
+        measured = vars(self).get("acceleration")
+        return self.is_convolutional(model) if measured is None else measured.channels_last
 
     def collator(self, network: Network) -> _PreparedOnce:
         """Indices -> batches of the network; an image is decoded and prepared once, not in every epoch."""
@@ -161,17 +177,24 @@ class Transfer:
         self.raw  # noqa: B018  the pass
         return _scaled(self._reading[0], n / len(self.samples), country)
 
-    def pace(self, batch_size: int) -> Pace:
-        """What training costs here, by the clock, measured on a few steps of full fine-tuning."""
+    def pace(self, batch_size: int, *, bf16: bool = False) -> Pace:
+        """What training costs here, by the clock, measured on a few steps of full fine-tuning.
+
+        Args:
+            batch_size: samples a step.
+            bf16: whether they compute in bfloat16.
+        """
         begun = time.monotonic()
         network = self.network()
         load = time.monotonic() - begun
         batch = self.collator(network)([{"index": i} for i in range(min(batch_size, self.n_train))])
         n, model = len(batch["labels"]), network.model.train()
-        model(**batch).loss.backward()  # warms up
-        begun = time.monotonic()
-        for _ in range(2):
-            model(**batch).loss.backward()
+        for turn in range(3):
+            if turn == 1:  # the first one warms up
+                begun = time.monotonic()
+            with torch.autocast(batch["labels"].device.type, torch.bfloat16, enabled=bf16):
+                loss = model(**batch).loss
+            loss.backward()
         train = (time.monotonic() - begun) / (2 * n)
         with torch.inference_mode():
             begun = time.monotonic()
@@ -254,7 +277,7 @@ class _PreparedOnce:
     def __init__(self, transfer: Transfer, network: Network):
         self.transfer, self.network = transfer, network
         self.keeps = network.modality == "image"  # texts are padded to their batch
-        self.channels_last = Transfer.is_convolutional(network.model)
+        self.channels_last = transfer.has_channels_last(network.model)
         self.collate = DataCollator(network)
 
     def __call__(self, items: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from transformers import (
     set_seed,
 )
 
+from hf_tl.acceleration import use_bf16
 from hf_tl.models import Network
 from hf_tl.strategies.strategy import Effort
 from hf_tl.strategies.transfer import Transfer, items
@@ -145,6 +146,8 @@ class Training:
             dataloader_pin_memory=False,
             seed=self.seed,
         )
+        if self.effort.bf16 is True:
+            use_bf16(arguments)
         trainer = Trainer(
             model,
             arguments,

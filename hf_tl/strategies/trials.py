@@ -115,8 +115,8 @@ def trainer_code(transfer: Transfer, *, rate: str, lines: str, callbacks: str, i
     if not rate.startswith("learning rate "):
         raise InputError(f"a setting of fine-tuning is a learning rate, got {rate!r}")
     names = sorted(
-        {"Classifier", "DataCollator", "TaskDataset", "find_classes", "find_modality", "load_network", "load_task",
-         "twin_groups", *imports}
+        {"Classifier", "DataCollator", "accelerate_training", "TaskDataset", "find_classes", "find_modality",
+         "load_network", "load_task", "twin_groups", *imports}
     )  # fmt: skip
     size = "" if transfer.image_size is None else f", image_size={transfer.image_size}"
     return f"""\
@@ -132,11 +132,13 @@ network = load_network(name, classes=classes{size})
     "checkpoints", learning_rate={rate.removeprefix("learning rate ")}, num_train_epochs={script_epochs(transfer)},
     warmup_steps=0.1, per_device_train_batch_size={Effort().batch_size}, remove_unused_columns=False, report_to=[],
 )
+train, collator = TaskDataset(task.train, classes), DataCollator(network)
+print(accelerate_training(network.model, arguments, train, collator))  # channels last, bfloat16: what is fastest
 trainer = Trainer(
     network.model,
     arguments,
-    train_dataset=TaskDataset(task.train, classes),
-    data_collator=DataCollator(network),
+    train_dataset=train,
+    data_collator=collator,
     callbacks=[{callbacks}],
 )
 trainer.train()

@@ -96,7 +96,7 @@ def test_reading_and_evaluating(kind, worlds, run, tmp_path, capsys):
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(worlds, run, tmp_path):
     def orders(folder):
-        training = [*TRAINING, "--save_strategy", "no"]
+        training = [*TRAINING, "--save_strategy", "no", "--accelerate_training", "false"]
         return [
             ["distributed_embedding", *worlds["audio"], "--out", str(folder / "embedding"), "--batch_size", "4"],
             ["embed_and_probe", *worlds["timm"], "--out", str(folder / "probe"), "--layers", "false"],

@@ -133,7 +133,7 @@ PACE = Pace(load=2.0, train=0.2, evaluate=0.4)
 
 @pytest.mark.parametrize(("budget", "slowness"), [(200, (1, 6, 1)), (200, (0.4, 0.4, 8)), (500, (5, 0.2, 3))])
 def test_it_ends_on_time_whatever_a_pilot_takes(timm_folder, tmp_path, monkeypatch, wind, budget, slowness):
-    monkeypatch.setattr(Transfer, "pace", lambda transfer, batch_size: PACE)
+    monkeypatch.setattr(Transfer, "pace", lambda transfer, batch_size, bf16: PACE)
     monkeypatch.setattr(Survey, "look", lambda survey, share: None)
     begun = time.monotonic()
     several = [Unsteady(f"number {i}", 0.2 + 0.3 * i, slowness=s, wind=wind) for i, s in enumerate(slowness)]
@@ -143,6 +143,26 @@ def test_it_ends_on_time_whatever_a_pilot_takes(timm_folder, tmp_path, monkeypat
     assert {stage.name for stage in advice.stages} >= {"copies looked for", "every layer read", "decision"}
     late = [one for one in advice.alternatives if "the time was over" in one.how or "more than was left" in one.how]
     assert late
+
+
+def test_where_no_epoch_fits_a_quarter_of_the_samples_is_learnt_from(timm_folder, tmp_path, monkeypatch, wind):
+    monkeypatch.setattr(Transfer, "pace", lambda transfer, batch_size, bf16: PACE)
+    monkeypatch.setattr(Survey, "look", lambda survey, share: None)
+    begun = time.monotonic()
+    both = [Unsteady(f"number {i}", 0.4 + 0.3 * i, wind=wind) for i in (0, 1)]
+    options = {**MANY, "budget": 90, "out": tmp_path}
+    advice = advise(str(timm_folder), many(), strategies=("last layer", *both), **options)
+    assert time.monotonic() - begun <= 1.05 * 90
+    trained = [one for one in advice.alternatives if one.strategy != "last layer"]
+    assert all("measured after 1 epoch of 25 % of the samples" in one.how for one in trained)
+    truth = many().train.labels
+    whole, *parts = sorted((run for run in advice.runs), key=lambda run: -len(run.train))
+    for part in parts:
+        assert set(part.train) < set(whole.train)
+        assert set(part.validation) < set(whole.validation)
+        for kind in ("train", "validation"):
+            own, there = (np.bincount(truth[list(vars(run)[kind])]) for run in (part, whole))
+            assert own.tolist() == [max(1, round(n / 4)) for n in there]
 
 
 def test_what_there_was_no_time_for_is_said(timm_folder, tmp_path):
@@ -173,7 +193,7 @@ def test_a_budget_that_is_spent_leaves_alternatives_unmeasured(timm_folder, tmp_
     assert time.monotonic() - start < 60
     unmeasured = next(one for one in advice.alternatives if one.strategy == "full fine-tuning")
     assert unmeasured.accuracy is None
-    assert "not measured: 1 epoch would take" in unmeasured.how
+    assert "not measured: 1 epoch of 25 % of the samples would take" in unmeasured.how
     assert advice.decision.chosen == "last layer"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from one_comparison import Guess, task
 
+from hf_tl.acceleration import Acceleration
 from hf_tl.errors import InputError
 from hf_tl.strategies import Effort, compare
 
@@ -46,6 +47,29 @@ def test_runs_are_lines_with_all_that_is_needed(straight):
         assert not set(run.train) & set(run.validation)
         assert max(run.train) < 24  # of the training samples alone
     assert "ledger.jsonl" in os.listdir(out)
+
+
+def test_a_folder_keeps_the_precision_that_was_measured_first(timm_folder, tmp_path, monkeypatch, straight):
+    measured = []
+
+    def measure(model, batch, *, train):
+        measured.append(len(batch["labels"]))
+        return Acceleration(True, len(measured) == 1, (((True, len(measured) == 1), 1.0),))
+
+    monkeypatch.setattr("hf_tl.strategies.transfer.measure_acceleration", measure)
+    options = {**OPTIONS, "shots": (1,), "effort": Effort(bf16="auto")}
+    found = [compare(str(timm_folder), task(), out=tmp_path, **options) for _ in range(2)]
+    assert measured == [8]
+    for one in found:
+        assert "trainings: channels last, bfloat16: 1 ms a sample" in one.notes
+        assert {run.config["effort"]["bf16"] for run in one.runs} == {True}
+    other = compare(str(timm_folder), task(), out=tmp_path / "other", **options)  # float32 there: keys as before
+    assert {run.key for run in other.runs} == {run.key for run in straight[0].runs if run.shots == 1}
+    frozen = {**options, "strategies": ("last layer",)}
+    assert not any("trainings" in note for note in compare(str(timm_folder), task(), out=tmp_path, **frozen).notes)
+    assert len(measured) == 2
+    with pytest.raises(InputError, match="bf16 should be True, False or 'auto', got 'yes'"):
+        Effort(bf16="yes")
 
 
 def test_draws_of_a_seed_are_nested(straight):

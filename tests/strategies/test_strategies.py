@@ -1,6 +1,7 @@
 """Every strategy learns from the samples that it is given alone, chooses by others, and ends on time."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +47,25 @@ def test_each_strategy_learns(transfer, drawn, name):
     assert fitted.samples_seen >= len(drawn.train)
     assert 0 <= fitted.validation <= 1
     compile(strategy.code(transfer, fitted.setting), "code", "exec")
+
+
+@pytest.mark.parametrize("name", ["split", "LoRA"])  # frozen first layers kept in memory, and adapters
+def test_a_training_in_bfloat16_is_near_one_in_float32(transfer, drawn, name):
+    losses = []
+    for bf16 in (False, True):
+        seen: list[bool] = []
+        handle = torch.nn.modules.module.register_module_forward_pre_hook(
+            lambda *_, seen=seen: seen.append(torch.is_autocast_enabled("cpu"))
+        )
+        try:
+            effort = replace(EFFORT, trials=1, bf16=bf16)
+            fitted = find_strategy(name).fit(transfer, drawn.train, drawn.validation, effort=effort, seed=0)
+        finally:
+            handle.remove()
+        assert any(seen) == bf16
+        logits = fitted.network.model(transfer.collator(fitted.network)([{"index": 0}])["pixel_values"]).logits
+        losses.append(logits.detach())
+    torch.testing.assert_close(*losses, rtol=0.2, atol=0.1)
 
 
 def test_settings_of_a_probe_do_not_depend_on_the_scale_of_features():
