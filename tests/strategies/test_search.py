@@ -6,15 +6,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from one_comparison import task
 
 from hf_tl.embedding.fingerprint import fingerprint_json
 from hf_tl.errors import InputError
-from hf_tl.strategies import Effort, Transfer, advise, compare, find_strategy
+from hf_tl.strategies import Effort, advise, compare, find_strategy
 from hf_tl.strategies.compare import run_config
-from hf_tl.strategies.draws import draw, usable_samples
 from hf_tl.strategies.feature_extraction import RELATIVE_C, last_layer
 from hf_tl.strategies.search import WITHIN, search_rates
 from hf_tl.strategies.trial import Training
@@ -22,17 +20,6 @@ from hf_tl.strategies.trial import Training
 
 RESULTS = Path(__file__).parent.parent.parent / "recipes" / "results" / "strategies"
 OWN = 0.003
-
-
-@pytest.fixture(scope="module")
-def transfer(timm_folder):
-    return Transfer.of(str(timm_folder), task(), image_size=32)
-
-
-@pytest.fixture(scope="module")
-def drawn(transfer):
-    pool, _ = usable_samples(transfer.labels, n_train=transfer.n_train, groups=np.arange(len(transfer.labels)))
-    return draw(transfer.labels, pool, shots=8, seed=0)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from one_comparison import CLASSES, Guess, task
+from one_comparison import CLASSES, Guess
 
 from hf_tl.analysis import Footprint
 from hf_tl.errors import InputError
@@ -19,17 +19,6 @@ from hf_tl.strategies.strategy import BUILT_IN
 
 
 EFFORT = Effort(epochs=2, trials=2, steps=1, batch_size=9)
-
-
-@pytest.fixture(scope="module")
-def transfer(timm_folder):
-    return Transfer.of(str(timm_folder), task(), image_size=32)
-
-
-@pytest.fixture(scope="module")
-def drawn(transfer):
-    pool, _ = usable_samples(transfer.labels, n_train=transfer.n_train, groups=np.arange(len(transfer.labels)))
-    return draw(transfer.labels, pool, shots=8, seed=0)
 
 
 @pytest.mark.slow
