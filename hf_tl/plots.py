@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 BLUE, SKY, GREEN, ORANGE, GREY, DARK_GREY = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#C8CDD2", "#666666"
 SERIES = (
     ("#1f4e8c", "D"), ("#d1752b", "^"), ("#3f8f5f", "v"), ("#8e5ea2", "P"), ("#5b9bd5", "o"), ("#8c8c8c", "s"),
-    ("#000000", "X"), ("#c2a317", "*"), ("#a8324e", "<"),
+    ("#000000", "X"), ("#c2a317", "*"), ("#a8324e", "<"), ("#17a2a2", ">"),
 )  # fmt: skip
 Style = Literal["solid", "dashed", "dashdot", "dotted"]
 STYLES: tuple[Style, ...] = (
-    "solid", "solid", "dashdot", "dotted", "dashdot", "dotted", "solid", "dotted", "dashdot",
+    "solid", "solid", "dashdot", "dotted", "dashdot", "dotted", "solid", "dotted", "dashdot", "solid",
 )  # of SERIES; dashed are fits  # fmt: skip
 ENDINGS = (".png", ".svg", ".pdf")
 TALLEST = 40  # inches

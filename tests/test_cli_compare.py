@@ -37,6 +37,7 @@ def test_a_report_is_of_what_is_there_and_fits_nothing(timm_folder, image_folder
         ({"effort": {}}, "'effort'"),
         ({"effort": {**EFFORT, "search": "os:getcwd"}}, "search should be one of"),
         ({"effort": {**EFFORT, "trials": "2"}}, "'effort'"),
+        ({"effort": {**EFFORT, "bf16": 1}}, "bf16 should be True, False or 'auto', got 1"),
         ({"shots": ["2"]}, "'shots'"),
         ({"model": None}, "'model'"),
         ({"callbacks": "x"}, "'callbacks'"),
@@ -66,8 +67,9 @@ def test_ray_is_asked_for_by_name_and_said_to_be_missing(tmp_path, capsys, monke
 
 def test_a_search_is_asked_for_by_name_and_kept_with_the_settings(tmp_path, capsys, monkeypatch):
     command = ["compare", "network", "images", "--out", str(tmp_path), "--search", "optuna", "--trials", "10"]
+    command += ["--bf16", "auto"]
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert main(command) == 2
     assert "search='optuna' is done by optuna: pip install 'hf-tl[search]'" in capsys.readouterr().err
     effort = read_settings(tmp_path)["effort"]
-    assert (effort.search, effort.trials) == ("optuna", 10)
+    assert (effort.search, effort.trials, effort.bf16) == ("optuna", 10, "auto")

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from hf_tl.cluster import RayExecutor
 
 
-NAMES = ("last layer", "full network", "linear probe", "LoRA", "DoRA", "split", "LP-FT", "full fine-tuning",
-         "from scratch")  # fmt: skip
+NAMES = ("last layer", "full network", "linear probe", "LoRA", "DoRA", "split", "measured cut", "LP-FT",
+         "full fine-tuning", "from scratch")  # fmt: skip
 SETTINGS, LARGEST = "settings.json", 10**6  # bytes
 EXAMPLES = """\
   hf-tl compare timm/mobilenetv2_100.ra_in1k beans --image-size 96 --out runs/beans
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", help=MODEL)
     add("data", help=DATA)
-    names_help = f"{', '.join(NAMES)}, or that of a plug-in (default: all but DoRA and from scratch)"
+    names_help = f"{', '.join(NAMES)}, or that of a plug-in (default: all but DoRA, measured cut, from scratch)"
     add("--strategies", nargs="+", metavar="NAME", help=names_help)
     add("--shots", nargs="+", type=int, metavar="N", help="training samples per class (default 1 2 5 10 20)")
     add("--seeds", type=int, default=3, help="draws for each number of samples (default %(default)s)")

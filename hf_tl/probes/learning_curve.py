@@ -43,6 +43,7 @@ KNOWN = {
     "split": 6,
     "LP-FT": 7,
     "DoRA": 8,
+    "measured cut": 9,
 }  # method -> its style in every plot
 
 

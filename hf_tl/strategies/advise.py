@@ -28,7 +28,9 @@ from hf_tl.strategies.timetable import Timetable
 from hf_tl.strategies.transfer import Transfer
 
 
-STRATEGIES = ("last layer", "full network", "linear probe", "split", "LP-FT", "full fine-tuning", "LoRA")
+STRATEGIES = (
+    "last layer", "full network", "linear probe", "split", "measured cut", "LP-FT", "full fine-tuning", "LoRA"
+)  # fmt: skip
 LEDGER = "pilots.jsonl"
 FIGURES = 10  # of a report, for which time is kept
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,8 +10,10 @@ from hf_tl.policies import Policy, PolicyCallback, PrefixCache
 from hf_tl.strategies.strategy import Effort, Fitted
 from hf_tl.strategies.transfer import Transfer
 from hf_tl.strategies.trials import script_epochs, train_trials, trainer_code
+from hf_tl.strategies.zones import measure_zones
 
 
+SPLIT = "freeze: ..75%"
 SLOWER = 0.1  # the rate behind the head's own phase, in units of the head's: what it goes on from knows the task
 
 
@@ -66,6 +68,37 @@ class FineTuning:
         return Policy("", self._phases(epochs)) if self.head_first else self.policy
 
 
+@dataclass(frozen=True)
+class MeasuredCut:
+    """Freezes, tunes and reinitialises where probes of the blocks say so, on the samples that it is given.
+
+    Blocks up to the one that serves the task best alone stay frozen; those above it that are worse by more than a
+    standard error, all up to the head, start anew. Without samples to choose by it is `split`.
+
+    Attributes:
+        name: of the strategy.
+        otherwise: the policy where no cut was found.
+    """
+
+    name: str = "measured cut"
+    otherwise: str = SPLIT
+
+    def fit(
+        self, transfer: Transfer, train: np.ndarray, validation: np.ndarray, *, effort: Effort, seed: int
+    ) -> Fitted:
+        """See `Strategy.fit`."""
+        zones = measure_zones(transfer, train, validation) if len(validation) else None
+        policy = (zones.policy if zones is not None else "") or self.otherwise
+        tuning = FineTuning(policy, self.name, cached=True)
+        fitted = tuning.fit(transfer, train, validation, effort=effort, seed=seed)
+        return replace(fitted, setting=f"{fitted.setting}, {policy}")
+
+    def code(self, transfer: Transfer, setting: str) -> str:
+        """See `Strategy.code`."""
+        rate, _, policy = setting.partition(", ")
+        return FineTuning(policy or self.otherwise, self.name, cached=True).code(transfer, rate)
+
+
 def full_fine_tuning() -> FineTuning:
     """All weights, from where pre-training left them."""
     return FineTuning("tune: all", "full fine-tuning")
@@ -83,4 +116,9 @@ def lp_ft() -> FineTuning:
 
 def split() -> FineTuning:
     """The first three quarters of the layers stay frozen, the others are tuned."""
-    return FineTuning("freeze: ..75%", "split", cached=True)
+    return FineTuning(SPLIT, "split", cached=True)
+
+
+def measured_cut() -> MeasuredCut:
+    """The cut is measured: frozen up to the block that serves the task best, worse ones reinitialised."""
+    return MeasuredCut()

@@ -46,6 +46,7 @@ MEANING = {  # of built-in strategies
     "LoRA": "the weights stay as they are; small low-rank matrices beside them are trained, with a new head",
     "DoRA": "as LoRA, with the norms of the weights trained too",
     "split": "the first three quarters of the layers stay as they are; the others are trained, with a new head",
+    "measured cut": "layers up to the one that serves the task best stay as they are; worse ones above it start anew",
     "LP-FT": "the new head is trained first, then the whole network, gently",
     "full fine-tuning": "the whole network is trained, from the pre-trained weights",
     "from scratch": "the whole network is trained, from random weights",

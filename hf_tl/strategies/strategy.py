@@ -33,6 +33,7 @@ BUILT_IN = {  # name -> what makes it
     "LoRA": "hf_tl.strategies.low_rank:lora",
     "DoRA": "hf_tl.strategies.low_rank:dora",
     "split": "hf_tl.strategies.fine_tuning:split",
+    "measured cut": "hf_tl.strategies.fine_tuning:measured_cut",
     "LP-FT": "hf_tl.strategies.fine_tuning:lp_ft",
     "full fine-tuning": "hf_tl.strategies.fine_tuning:full_fine_tuning",
     "from scratch": "hf_tl.strategies.fine_tuning:from_scratch",
@@ -82,7 +83,7 @@ class Effort:
                 raise InputError(f"{name} should be at least 1, got {vars(self)[name]}")
         if self.search not in get_args(SearchBackend):
             raise InputError(f"search should be one of {list(get_args(SearchBackend))}, got {self.search!r}")
-        if self.bf16 not in (True, False, "auto"):
+        if not isinstance(self.bf16, bool) and self.bf16 != "auto":
             raise InputError(f"bf16 should be True, False or 'auto', got {self.bf16!r}")
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from hf_tl import plots
-from hf_tl.probes.heads import make_head
 from hf_tl.probes.learning_curve import LearningCurve, learning_curve
 from hf_tl.strategies.draws import Draw
 from hf_tl.strategies.portrait import (
@@ -25,7 +24,7 @@ from hf_tl.strategies.portrait import (
 )
 from hf_tl.strategies.timetable import Timetable
 from hf_tl.strategies.transfer import Pace, Transfer
-from hf_tl.strategies.zones import Zones, find_zones, last_of_blocks
+from hf_tl.strategies.zones import Zones, measure_zones, probe_layer
 
 
 SPLITS = 3  # of the learning curve
@@ -91,7 +90,7 @@ class Survey:
     def _fit_seconds(self) -> float:
         """What one linear SVM on the last layer takes, measured."""
         begun = time.monotonic()
-        self._outcomes("last")
+        probe_layer(self.transfer, "last", self.split.train, self.split.validation)
         return time.monotonic() - begun
 
     @property
@@ -114,20 +113,9 @@ class Survey:
         raw = self.transfer.raw
         return self._fit_seconds * raw.values.shape[1] / raw.select("last").values.shape[1]
 
-    def _outcomes(self, layer: str) -> np.ndarray:
-        """(n,) bool: which held-out samples a linear SVM on one layer gets right."""
-        features, labels = self.transfer.raw.select(layer), self.transfer.labels
-        train, held_out = (np.asarray(features[part].values) for part in (self.split.train, self.split.validation))
-        C = 10 / max(float(np.square(train, dtype=np.float64).sum(axis=1).mean()), 1e-12)
-        head = make_head("svm", train.shape, C=C).fit(train, labels[self.split.train])
-        return np.asarray(head.predict(held_out) == labels[self.split.validation])
-
     def _find_zones(self) -> None:
-        """The last layer of each block alone, learnt and evaluated on the samples that the pilots have."""
-        blocks = last_of_blocks(self.transfer.raw.layers)
-        if len(blocks) > 1:
-            outcomes = np.stack([self._outcomes(layer) for layer in blocks.values()])
-            self.zones = find_zones([*blocks], outcomes.astype(np.int8))
+        """On the samples that the pilots have."""
+        self.zones = measure_zones(self.transfer, self.split.train, self.split.validation)
 
     def _draw_curve(self) -> None:
         """Feature extraction of the last layer with fewer samples per class."""

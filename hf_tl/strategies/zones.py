@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_tl.embedding.embedding import LayerColumns
+from hf_tl.probes.heads import make_head
+from hf_tl.strategies.transfer import Transfer
 from hf_tl.table import format_table
 
 
@@ -54,13 +56,22 @@ class Zones:
 
     @property
     def policy(self) -> str:
-        """Freeze what lies below the best block, tune from there on, and let what is worse start anew; "" if none."""
-        best = self.names[self.best].removeprefix("block ")
-        if self.first_worse is None or not best.isdecimal():
+        """Blocks up to the best layer stay frozen, those that are worse start anew, what lies between is tuned.
+
+        Where no layer lies above the best one, its own block is tuned; "" where there is no block to freeze.
+        """
+        numbers = [name.partition("block ")[2] for name in self.names[: self.best + 1]]
+        blocks = [int(number) for number in numbers if number.isdecimal()]
+        if self.best == len(self.names) - 1:
+            blocks = blocks[:-1]
+        if not blocks:
             return ""
+        policy = f"freeze: ..{blocks[-1]}"
+        if self.first_worse is None:
+            return policy
         worse = self.names[self.first_worse].removeprefix("block ")
         again = f"{worse}.., head" if worse.isdecimal() else "head"
-        return f"freeze: ..{best}; reinit: {again}"
+        return f"{policy}; reinit: {again}"
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows: layer, accuracy alone, what it loses to the best with its standard error, zone."""
@@ -74,6 +85,33 @@ class Zones:
     def table(self) -> str:
         """The gradient of representations, as plain text."""
         return format_table(*self.cells())
+
+
+def measure_zones(transfer: Transfer, train: np.ndarray, held_out: np.ndarray) -> Zones | None:
+    """The last layer of each block alone: a linear SVM learns from some samples and is evaluated on others.
+
+    Args:
+        transfer: network and samples.
+        train: (n,) indices to learn from.
+        held_out: (m,) indices to evaluate on.
+
+    Returns:
+        None for a network of one block.
+    """
+    blocks = last_of_blocks(transfer.raw.layers)
+    if len(blocks) < 2:
+        return None
+    outcomes = np.stack([probe_layer(transfer, layer, train, held_out) for layer in blocks.values()])
+    return find_zones([*blocks], outcomes.astype(np.int8))
+
+
+def probe_layer(transfer: Transfer, layer: str, train: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """(m,) bool: which held-out samples a linear SVM on one layer gets right."""
+    features, labels = transfer.raw.select(layer), transfer.labels
+    learnt, others = (np.asarray(features[part].values) for part in (train, held_out))
+    C = 10 / max(float(np.square(learnt, dtype=np.float64).sum(axis=1).mean()), 1e-12)
+    head = make_head("svm", learnt.shape, C=C).fit(learnt, labels[train])
+    return np.asarray(head.predict(others) == labels[held_out])
 
 
 def find_zones(names: Sequence[str], outcomes: np.ndarray) -> Zones:

@@ -22,6 +22,7 @@ EFFORT = Effort(epochs=1, trials=1, steps=1)
         ("full network", "C 1"),
         ("linear probe", "C 1"),
         ("split", "learning rate 0.001"),
+        ("measured cut", "learning rate 0.001, freeze: ..0; reinit: head"),
         ("LP-FT", "learning rate 0.001"),
         ("LoRA", "learning rate 0.001"),
     ],
