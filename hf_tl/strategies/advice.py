@@ -25,11 +25,12 @@ class Alternative:
 
     Attributes:
         strategy: its name.
-        accuracy: expected of new samples; None where nothing was measured.
+        accuracy: expected of new samples; None where nothing is known.
         low: lower end of the 80 % interval.
         high: upper end.
-        seconds: that one fit takes here, measured; None where nothing was.
+        seconds: that one fit takes here, measured or expected; None where nothing is known.
         how: how it is known, in words.
+        measured: whether it was fitted here; else accuracy is what other tasks let expect.
     """
 
     strategy: str
@@ -38,6 +39,7 @@ class Alternative:
     high: float | None
     seconds: float | None
     how: str
+    measured: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +92,7 @@ class Advice:
             said = f"Take {name}: the best that was measured, and nothing cheaper is within {delta} of it"
         else:
             said = f"Take {name}: the cheapest strategy within {delta} of the best, {self.decision.best}"
-        unknown = [one.strategy for one in self.alternatives if one.accuracy is None]
+        unknown = [one.strategy for one in self.alternatives if not one.measured]
         return f"{said}; not measured: {', '.join(unknown)}" if unknown else said
 
     def table(self) -> str:
@@ -101,12 +103,12 @@ class Advice:
         """The header and the rows of `table`."""
         rows = []
         for one in self.alternatives:
-            known = one.accuracy is not None
+            known, about = one.accuracy is not None, "" if one.measured else "about "
             rows.append(
                 [
                     one.strategy,
-                    f"{one.accuracy:.3f} ({one.low:.3f} .. {one.high:.3f})" if known else "-",
-                    "-" if one.seconds is None else in_time(one.seconds),
+                    f"{about}{one.accuracy:.3f} ({one.low:.3f} .. {one.high:.3f})" if known else "-",
+                    "-" if one.seconds is None else f"{about}{in_time(one.seconds)}",
                     f"{self.decision.risk[one.strategy]:.2f}" if one.strategy in self.decision.risk else "-",
                     one.how,
                 ]

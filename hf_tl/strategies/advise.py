@@ -14,12 +14,14 @@ from hf_tl.errors import InputError
 from hf_tl.probes.learning_curve import LearningCurve
 from hf_tl.strategies.advice import Advice, Alternative, costs_to_settle
 from hf_tl.strategies.compare import settle
+from hf_tl.strategies.comparison import FROZEN
 from hf_tl.strategies.decision import Decision, bootstrap, decide, samples_to_settle
 from hf_tl.strategies.draws import draw, find_groups, usable_samples
 from hf_tl.strategies.feature_extraction import FeatureExtraction
 from hf_tl.strategies.ledger import Ledger
 from hf_tl.strategies.mistakes import find_mistakes
-from hf_tl.strategies.pilots import Pilots, in_epochs
+from hf_tl.strategies.pilots import RUNGS, Pilots, in_epochs
+from hf_tl.strategies.prior import expect
 from hf_tl.strategies.reporting import Reporting
 from hf_tl.strategies.search import require_backend
 from hf_tl.strategies.strategy import Effort, Strategy, find_strategies, in_seconds
@@ -148,8 +150,7 @@ def _advice(
     alternatives = []
     for one in sorted(strategies, key=lambda one: costs.get(one.name, np.inf)):
         if one.name not in outcomes:
-            why = pilots.skipped.get(one.name, "")
-            alternatives.append(Alternative(one.name, None, None, None, None, f"not measured: {why}"))
+            alternatives.append(_unmeasured(one, transfer, pilots, accuracy))
             continue
         low, high = np.quantile(accuracy[one.name], [0.1, 0.9])
         frozen, pilot = isinstance(one, FeatureExtraction), pilots.done[one.name]
@@ -180,6 +181,20 @@ def _advice(
         if not rival
         else find_mistakes(transfer, pilots.done[chosen.name].run, pilots.done[rival].run, evaluated=pilots.held_out),
     )
+
+
+def _unmeasured(
+    strategy: Strategy, transfer: Transfer, pilots: Pilots, accuracy: dict[str, np.ndarray]
+) -> Alternative:
+    """What is expected of a strategy for which there was no time: by what it was worth elsewhere."""
+    frozen = [accuracy[one].mean() for one in FROZEN if one in accuracy]
+    shots = (len(pilots.drawn.train) + len(pilots.drawn.validation)) / len(transfer.classes)
+    prior = expect(strategy.name, frozen=float(max(frozen)), shots=shots) if frozen else None
+    seconds, how = pilots.expected(strategy, RUNGS[0]), f"not measured: {pilots.skipped.get(strategy.name, '')}"
+    if prior is None:
+        return Alternative(strategy.name, None, None, None, seconds or None, how, measured=False)
+    how = f"from {prior.n_tasks} other tasks; {how}"
+    return Alternative(strategy.name, prior.accuracy, prior.low, prior.high, seconds, how, measured=False)
 
 
 def _evidence(

