@@ -86,7 +86,7 @@ class Acceleration:
 
 
 def measure_acceleration(
-    model: nn.Module, batch: Batch, *, train: bool, bf16: bool = True, channels_last: bool | None = None
+    model: nn.Module, batch: Batch, *, train: bool, bf16: bool | None = None, channels_last: bool | None = None
 ) -> Acceleration:
     """What is fastest: float32 with channels first, unless another way takes less than 90 % of the time.
 
@@ -97,15 +97,15 @@ def measure_acceleration(
         model: on the device that it is to run on.
         batch: of a few samples, on that device; to train, with labels where the network takes them.
         train: whether steps go backward too.
-        bf16: whether bfloat16 is tried: under `torch.autocast` to train, else in a copy of that precision.
+        bf16: the precision, bfloat16 under `torch.autocast` to train, else in a copy; None to try both.
         channels_last: the layout; None to try both where there are convolutions.
     """
     convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
     layouts = [channels_last] if channels_last is not None else [False, True] if convolutions else [False]
-    ways = [(layout, precision) for precision in ([False, True] if bf16 else [False]) for layout in layouts]
+    ways = [(layout, precision) for precision in ([False, True] if bf16 is None else [bf16]) for layout in layouts]
     times: dict[Way, list[float]] = {way: [] for way in ways}
     begun = time.perf_counter()
-    lower = model if train or not bf16 else copy.deepcopy(model).to(torch.bfloat16)
+    lower = model if train or bf16 is False else copy.deepcopy(model).to(torch.bfloat16)
     models = {False: (model, batch), True: (lower, batch if train else _as_bfloat16(batch))}
     with _undone(model, train=train), torch.set_grad_enabled(train):
         lower.train(train)
@@ -117,7 +117,7 @@ def measure_acceleration(
                     _step(stepped, inputs, autocast=train and way[1])  # warms up
                     times[way].append(_step(stepped, inputs, autocast=train and way[1]))
                 except RuntimeError:  # an operator that there is not in bfloat16
-                    if not way[1]:
+                    if way[1] == ways[0][1]:
                         raise
                     del times[way]
             if time.perf_counter() - begun > SECONDS:

@@ -141,9 +141,9 @@ def accelerate_training(
         train_dataset: of the Trainer.
         data_collator: of the Trainer.
     """
-    asked = arguments.mixed_precision != "no"
+    asked = None if arguments.mixed_precision == "no" else arguments.mixed_precision == "bf16"
     if is_sharded(arguments) or len({parameter.device for parameter in model.parameters()}) > 1:
-        return Acceleration(channels_last=False, bf16=arguments.mixed_precision == "bf16")
+        return Acceleration(channels_last=False, bf16=asked is True)
     found: list[Acceleration | None] = [None]
     kept = Path(str(arguments.output_dir)) / "acceleration.json"
     if arguments.process_index == 0:
@@ -153,7 +153,7 @@ def accelerate_training(
             inputs = _first_batch(model, arguments, train_dataset, data_collator)
             if next(model.parameters()).device != arguments.device:
                 model.to(arguments.device)  # as Trainer does
-            measure_acceleration(model, inputs, train=True, bf16=not asked).save(kept)
+            measure_acceleration(model, inputs, train=True, bf16=asked).save(kept)
         found = [Acceleration.load(kept)]
     if arguments.world_size > 1:
         from accelerate.utils import broadcast_object_list
