@@ -173,7 +173,7 @@ def costs_to_settle(n_samples: float, *, evaluated: int, available: int, seconds
     if n_samples > available:
         return (
             f"about {n_samples:,.0f} evaluated samples would settle it, and there are {available:,}: more "
-            f"labels would, no more computing"
+            f"labels would help, more computing would not"
         )
     fits = max(2, -(-int(n_samples) // evaluated))
     return (

@@ -218,6 +218,15 @@ def _evidence(
     curve = survey.curve
     if survey.zones is not None:
         said.append(survey.zones.verdict)
+    cut, split = pilots.done.get("measured cut"), pilots.done.get("split")
+    if cut is not None and split is not None and cut.seen == split.seen:
+        policy, here, there = cut.run.setting.partition(", ")[2], outcomes["measured cut"], outcomes["split"]
+        gains, losses = int((here > there).sum()), int((here < there).sum())
+        said.append(
+            f"{policy!r}, where the blocks say to cut, against the first three quarters frozen, "
+            f"{in_epochs(cut.epochs)} of each: right on {gains} samples that those get wrong, wrong on {losses} that "
+            f"they get right"
+        )
     if curve is not None:
         low, high = 100 * curve.accuracy["last layer"].mean(axis=1)[[-2, -1]]
         said.append(

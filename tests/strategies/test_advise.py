@@ -165,6 +165,19 @@ def test_where_no_epoch_fits_a_quarter_of_the_samples_is_learnt_from(timm_folder
             assert own.tolist() == [max(1, round(n / 4)) for n in there]
 
 
+def test_the_measured_cut_is_paired_with_the_usual_one(timm_folder, tmp_path):
+    several = (Guess("measured cut", 0.6), Guess("split", 0.3), GOOD, TWIN)  # the first two end on the same rung
+    advice = advise(str(timm_folder), many(), strategies=several, out=tmp_path, **MANY)
+    cut, split = (next(run for run in advice.runs if run.strategy == name) for name in ("measured cut", "split"))
+    held_out = np.setdiff1d(np.arange(120), [*cut.train, *cut.validation])
+    here, there = (run.right(many().train.labels[held_out]) for run in (cut, split))
+    said = [line for line in advice.evidence if "where the blocks say to cut" in line]
+    assert len(said) == 1
+    gains, losses = int((here & ~there).sum()), int((there & ~here).sum())
+    assert gains > losses
+    assert said[0].endswith(f"right on {gains} samples that those get wrong, wrong on {losses} that they get right")
+
+
 def test_what_there_was_no_time_for_is_said(timm_folder, tmp_path):
     advice = advise(str(timm_folder), many(), strategies=("last layer",), out=tmp_path, image_size=32, budget=0.01)
     assert advice.curve is advice.zones is advice.portrait.similarity is None
