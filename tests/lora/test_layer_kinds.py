@@ -80,7 +80,7 @@ def test_dora_of_a_row_of_zeros_is_no_nan(name):
         optimizer.step()
         optimizer.zero_grad()
     trained = model(x)
-    moved = (trained - base).abs().movedim(1, 0).flatten(1).amax(1) > 0.01
+    moved = (trained - base).abs().movedim(1, 0).flatten(1).amax(1) > 1e-6
     assert moved.tolist() == [True, True, name == "embedding", True, True]  # whose B is not 0 at the start
     merge_adapter(model)
     assert torch.allclose(model(x), trained, atol=1e-5)
