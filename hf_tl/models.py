@@ -124,6 +124,8 @@ def load_network(
     """
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size must be at least 1 pixel, got {image_size}")
+    if channels_last not in (True, False, "auto"):
+        raise InputError(f"channels_last should be True, False or 'auto', got {channels_last!r}")
     files = _find_files(name, revision)
     untrained: frozenset[str] = frozenset()
     if problem == "regression" and classes is not None:

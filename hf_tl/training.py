@@ -140,6 +140,9 @@ def accelerate_training(
         arguments: of the Trainer; `bf16` is set where that was chosen.
         train_dataset: of the Trainer.
         data_collator: of the Trainer.
+
+    Raises:
+        InputError: no samples.
     """
     asked = None if arguments.mixed_precision == "no" else arguments.mixed_precision == "bf16"
     if is_sharded(arguments) or len({parameter.device for parameter in model.parameters()}) > 1:
@@ -171,6 +174,8 @@ def _first_batch(
     from transformers import default_data_collator
 
     items = list(islice(iter(dataset), min(SAMPLES, arguments.per_device_train_batch_size)))
+    if not items:
+        raise InputError("train_dataset has no samples, on whose steps precision and layout would be chosen")
     if arguments.remove_unused_columns:
         taken = {*inspect.signature(model.forward).parameters, "label", "label_ids"}
         items = [{name: value for name, value in item.items() if name in taken} for item in items]

@@ -202,6 +202,14 @@ def test_a_precision_that_was_asked_for_stays_and_a_resumed_training_goes_on_as_
     assert accelerate_training(network.model, arguments, *data).channels_last
 
 
+def test_what_cannot_be_chosen_is_refused(training, timm_folder):
+    network, arguments, _, collator = training()
+    with pytest.raises(InputError, match="train_dataset has no samples"):
+        accelerate_training(network.model, arguments, [], collator)
+    with pytest.raises(InputError, match="channels_last should be True, False or 'auto', got 'yes'"):
+        load_network(str(timm_folder), channels_last="yes")
+
+
 def test_a_sharded_network_is_left_alone(monkeypatch, training):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     network, arguments, *data = training()
