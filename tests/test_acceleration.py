@@ -75,19 +75,16 @@ def test_a_measurement_leaves_no_trace(train, last):
     set_layout(model, channels_last=last)
     model.head.weight.grad = torch.ones_like(model.head.weight)
     kept = {name: value.clone() for name, value in model.state_dict().items()}
-    random = torch.random.get_rng_state()
     found = measure_acceleration(model, batch(), train=train)
     assert [way for way, _ in found.milliseconds] == WAYS
-    assert (*WAYS, True) == (*dict(found.milliseconds), all(ms > 0 for _, ms in found.milliseconds))
+    assert all(ms > 0 for _, ms in found.milliseconds)
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
     assert torch.equal(model.head.weight.grad, torch.ones(2, 4))
     assert model.body[0].weight.grad is None
     assert model.training
     assert not model.head.training
     assert model.body[0].weight.is_contiguous() != last
-    assert {*model.seen} == {*WAYS} if train else {way for way in WAYS if not way[1]}  # else a copy is in bfloat16
-    torch.rand(1)
-    assert not torch.equal(torch.random.get_rng_state(), random)  # batch() above draws; a measurement does not
+    assert {*model.seen} == {way for way in WAYS if train or not way[1]}  # to read, a copy is in bfloat16
 
 
 def test_random_numbers_go_on_as_without_a_measurement():
